@@ -1,0 +1,126 @@
+"""Every error this system raises on purpose.
+
+    RtrecError
+    ├── ConfigInvalid                a file or a setting is wrong
+    │   └── DefinitionInvalid        ... in features.yaml or samples.yaml, with its line
+    ├── ServerUnavailable            a server is away: retry with back-off
+    │   ├── KafkaUnavailable
+    │   ├── StoreUnavailable
+    │   ├── RegistryUnavailable
+    │   └── RayUnavailable
+    ├── RecordInvalid                a record breaks its contract
+    │   └── RecordTooLarge
+    ├── LeaseHeld                    another live owner has the partition
+    ├── LeaseLost                    the commit was fenced off: reload and start again
+    ├── UnknownView                  no such feature view
+    ├── ReplayRefused                the log would arrive behind the system's watermark
+    ├── ModelRejected                a model may not go online
+    └── EmbeddedFailure              a server of this machine does not start or stop
+        ├── AlreadyRunning
+        ├── NotRunning
+        └── DirectoryUnusable
+
+Each carries a sentence that says what happened and `mend`, a sentence that says what to do, and arrives whole on the
+other side of a Ray call.
+"""
+
+from __future__ import annotations
+
+
+class RtrecError(Exception):
+    """The root. `mend` says what the reader can do about it; it is empty when there is nothing to do but retry.
+
+    >>> import pickle
+    >>> error = pickle.loads(pickle.dumps(StoreUnavailable("no answer", mend="start it")))
+    >>> type(error).__name__, str(error), error.mend
+    ('StoreUnavailable', 'no answer', 'start it')
+    """
+
+    def __init__(self, message: str, *, mend: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.mend = mend
+
+    # Exceptions pickle by their positional arguments only; without this a keyword argument breaks the trip through Ray.
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.mend)
+
+    def line(self) -> str:
+        """One line for a terminal: the cause, then the mend."""
+        return f"{self.message} ({self.mend})" if self.mend else self.message
+
+
+def _rebuild(kind: type[RtrecError], message: str, mend: str) -> RtrecError:
+    return kind(message, mend=mend)
+
+
+class ConfigInvalid(RtrecError):
+    """A file or a setting is wrong; the message names the file, the line and the key."""
+
+
+class DefinitionInvalid(ConfigInvalid):
+    """A feature view or a label definition is wrong; the message names the line and the key."""
+
+
+class ServerUnavailable(RtrecError):
+    """A server does not answer; the caller retries with back-off."""
+
+
+class KafkaUnavailable(ServerUnavailable):
+    """The brokers are away, or did not acknowledge in time."""
+
+
+class StoreUnavailable(ServerUnavailable):
+    """PostgreSQL is away, or ended the session."""
+
+
+class RegistryUnavailable(ServerUnavailable):
+    """MLflow is away."""
+
+
+class RayUnavailable(ServerUnavailable):
+    """No Ray cluster answers at the address."""
+
+
+class RecordInvalid(RtrecError):
+    """A record breaks its contract; the message names the field."""
+
+
+class RecordTooLarge(RecordInvalid):
+    """A record is larger than the topic takes."""
+
+
+class LeaseHeld(RtrecError):
+    """Another live owner holds the lease of this partition."""
+
+
+class LeaseLost(RtrecError):
+    """Somebody took the lease over: nothing was committed, and state must be loaded anew."""
+
+
+class UnknownView(RtrecError):
+    """No feature view has this name; the message lists those that exist."""
+
+
+class ReplayRefused(RtrecError):
+    """The log's first event lies behind the watermark of the running system."""
+
+
+class ModelRejected(RtrecError):
+    """A model version may not go online."""
+
+
+class EmbeddedFailure(RtrecError):
+    """A server of this machine does not start or stop; the message names its log."""
+
+
+class AlreadyRunning(EmbeddedFailure):
+    """A system already runs on this data directory."""
+
+
+class NotRunning(EmbeddedFailure):
+    """No system runs on this data directory."""
+
+
+class DirectoryUnusable(EmbeddedFailure):
+    """The data directory cannot be written, or its disk is full."""

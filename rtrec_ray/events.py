@@ -1,0 +1,143 @@
+"""The records on the topics: their names, their fields as rows and as columns.
+
+Rows (msgspec structs) are what one record is checked against at the edge; columns (Polars schemas) are what everything
+behind the codec works on. Unknown fields of a record are kept in the history and otherwise ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+import polars as pl
+
+BEHAVIOR: Final = "behavior"
+INFERENCE: Final = "inference-log"
+PROFILE: Final = "profile"
+ITEM: Final = "item"
+DEAD_LETTER: Final = "dead-letter"
+
+EventType = Literal["impression", "click", "view", "favorite", "cart", "consult", "comment", "search", "retract"]
+ItemType = Literal["product", "article", "video", "ad"]
+
+
+class BehaviorEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something a user saw or did. `ts` and `dwell_ms` in ms, `ts` UTC."""
+
+    event_id: str
+    event_type: EventType
+    ts: int
+    user_id: int
+    item_id: int | None = None
+    item_type: ItemType | None = None
+    category_id: int | None = None
+    page_id: int | None = None
+    request_id: str | None = None
+    position: int | None = None
+    dwell_ms: int | None = None
+    query: str | None = None
+    arm: str | None = None
+    retracts: dict[str, Any] | None = None
+
+
+class RankedItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One shown item of an answer, with its own features. `propensity`: probability in (0, 1] of being shown there."""
+
+    item_id: int
+    position: int
+    score: float
+    propensity: float | None = None
+    features: dict[str, Any] | None = None
+
+
+class InferenceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What serving knew when it answered a request. `as_of`: view → partition → committed offset behind the values."""
+
+    request_id: str
+    user_id: int
+    ts: int
+    model_version: str
+    features: dict[str, Any]
+    page_id: int | None = None
+    arm: str | None = None
+    items: list[RankedItem] | None = None
+    as_of: dict[str, dict[str, int]] | None = None
+
+
+class ProfileVersion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A user's profile from `ts` (ms UTC) on."""
+
+    user_id: int
+    ts: int
+    country: str | None = None
+    gender: str | None = None
+    city: str | None = None
+    age_band: str | None = None
+
+
+class CatalogItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An item of the catalogue from `ts` (ms UTC) on."""
+
+    item_id: int
+    ts: int
+    item_type: ItemType | None = None
+    category_id: int | None = None
+    title: str | None = None
+
+
+BEHAVIOR_SCHEMA: Final = pl.Schema(
+    {
+        "event_id": pl.String,
+        "event_type": pl.String,
+        "ts": pl.Int64,
+        "user_id": pl.Int64,
+        "item_id": pl.Int64,
+        "item_type": pl.String,
+        "category_id": pl.Int64,
+        "page_id": pl.Int64,
+        "request_id": pl.String,
+        "position": pl.Int64,
+        "dwell_ms": pl.Int64,
+        "query": pl.String,
+        "arm": pl.String,
+        "retracts": pl.String,  # the original event as JSON text
+    }
+)
+
+INFERENCE_SCHEMA: Final = pl.Schema(
+    {
+        "request_id": pl.String,
+        "user_id": pl.Int64,
+        "ts": pl.Int64,
+        "page_id": pl.Int64,
+        "model_version": pl.String,
+        "arm": pl.String,
+        "features": pl.String,  # JSON object as text: its names are the model's business, not the pipeline's
+        "items": pl.String,  # JSON array of ranked items as text
+        "as_of": pl.String,  # JSON object as text
+    }
+)
+
+PROFILE_SCHEMA: Final = pl.Schema(
+    {
+        "user_id": pl.Int64,
+        "ts": pl.Int64,
+        "country": pl.String,
+        "gender": pl.String,
+        "city": pl.String,
+        "age_band": pl.String,
+    }
+)
+
+ITEM_SCHEMA: Final = pl.Schema(
+    {
+        "item_id": pl.Int64,
+        "ts": pl.Int64,
+        "item_type": pl.String,
+        "category_id": pl.Int64,
+        "title": pl.String,
+    }
+)
+
+SCHEMAS: Final = {BEHAVIOR: BEHAVIOR_SCHEMA, INFERENCE: INFERENCE_SCHEMA, PROFILE: PROFILE_SCHEMA, ITEM: ITEM_SCHEMA}
+STRUCTS: Final = {BEHAVIOR: BehaviorEvent, INFERENCE: InferenceRecord, PROFILE: ProfileVersion, ITEM: CatalogItem}
