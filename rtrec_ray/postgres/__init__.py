@@ -1,0 +1,1 @@
+"""PostgreSQL: connections, migrations, COPY from columns, leases and the commit counter."""

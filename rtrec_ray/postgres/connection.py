@@ -1,0 +1,112 @@
+"""Connections to PostgreSQL, and the one place where its errors are translated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import Empty, LifoQueue
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
+
+from rtrec_ray.errors import StoreUnavailable
+
+__all__ = ["Connection", "Cursor", "Pool", "PostgresOptions", "connect", "transaction", "translated"]
+
+_AWAY = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.errors.AdminShutdown)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostgresOptions:
+    """Where PostgreSQL is. `dsn` goes as it is to psycopg2.connect (libpq's words: sslmode, passfile, ...)."""
+
+    dsn: str
+    connect_timeout_s: int = 5
+    statement_timeout_ms: int = 60_000
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn psycopg2's words for "the server is away" into StoreUnavailable."""
+    try:
+        yield
+    except _AWAY as error:
+        raise StoreUnavailable(
+            f"PostgreSQL does not answer: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}",
+            mend="`rtrec status` shows its address; the caller tries again",
+        ) from error
+
+
+def connect(options: PostgresOptions, *, application: str = "rtrec", pipeline: bool = False) -> Connection:
+    """Open a connection. `pipeline`: the session of a lease's owner, ended by the server when it hangs in a transaction.
+
+    Raises StoreUnavailable.
+    """
+    # A stopped owner must not hold the lease's row; other sessions may sit on an exported snapshot, so only owners get this.
+    hang = " -c idle_in_transaction_session_timeout=5s" if pipeline else ""
+    with translated():
+        return psycopg2.connect(
+            options.dsn,
+            connect_timeout=options.connect_timeout_s,
+            application_name=application,
+            options=f"-c statement_timeout={options.statement_timeout_ms} -c timezone=UTC{hang}",
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+        )
+
+
+@contextmanager
+def transaction(connection: Connection) -> Iterator[Cursor]:
+    """One transaction: committed at the end of the block, rolled back when it raises. Raises StoreUnavailable."""
+    with translated(), connection, connection.cursor() as cursor:
+        yield cursor
+
+
+class Pool:
+    """At most `size` connections shared by the threads of a process; a broken one is thrown away, not handed on."""
+
+    def __init__(self, options: PostgresOptions, *, size: int = 4, application: str = "rtrec") -> None:
+        self._options = options
+        self._application = application
+        self._free: LifoQueue[Connection | None] = LifoQueue()
+        for _ in range(size):
+            self._free.put(None)
+        self._size = size
+
+    @contextmanager
+    def transaction(self, *, wait_s: float = 5.0) -> Iterator[Cursor]:
+        """A transaction on a connection of the pool. Raises StoreUnavailable when none is free within `wait_s`."""
+        try:
+            connection = self._free.get(timeout=wait_s)
+        except Empty:
+            raise StoreUnavailable(f"all {self._size} connections to PostgreSQL are busy") from None
+        try:
+            if connection is None or connection.closed:
+                connection = connect(self._options, application=self._application)
+            with transaction(connection) as cursor:
+                yield cursor
+        except BaseException:
+            connection = _discard(connection)
+            raise
+        finally:
+            self._free.put(connection)
+
+    def close(self) -> None:
+        """Close what is free now; connections in use are closed by their threads' end."""
+        for _ in range(self._size):
+            try:
+                connection = self._free.get_nowait()
+            except Empty:
+                return
+            _discard(connection)
+            self._free.put(None)
+
+
+def _discard(connection: Any) -> None:
+    if connection is not None and not connection.closed:
+        connection.close()

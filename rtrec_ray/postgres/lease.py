@@ -1,0 +1,69 @@
+"""One owner per (task, partition): a lease row with an epoch.
+
+A commit's first statement renews the lease where the epoch still matches, so an owner that was killed, stopped or doubled
+can neither lose nor double anything (fencing tokens: Kleppmann, "How to do distributed locking", 2016). A takeover reads the
+row without a lock and ends the old owner's backend first, because a stopped owner may be holding the row's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rtrec_ray.errors import LeaseHeld, LeaseLost
+from rtrec_ray.postgres.connection import Connection, Cursor, transaction
+from rtrec_ray.postgres.statements import load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right to write for one partition of a task, as long as the row's epoch is this one. `ttl_ms` in wall time."""
+
+    task: str
+    partition: int
+    epoch: int
+    ttl_ms: int
+
+
+def take(connection: Connection, *, task: str, partition: int, owner: str, ttl_ms: int) -> Lease:
+    """Take the lease of a partition whose owner's time is over or whose session is gone.
+
+    Raises LeaseHeld while another owner lives, StoreUnavailable.
+    """
+    sql = load(__package__, "core.sql")
+    key = {"task": task, "partition": partition}
+    with transaction(connection) as cursor:
+        cursor.execute(sql["ensure_lease"], key)
+    with transaction(connection) as cursor:
+        cursor.execute(sql["read_lease"], key)
+        epoch, holder, pid, backend_start, live = cursor.fetchone() or (0, None, None, None, False)
+        if live:
+            raise LeaseHeld(f"{task}[{partition}] belongs to {holder}")
+        cursor.execute(sql["end_backend"], {"pid": pid, "backend_start": backend_start})
+        cursor.execute(sql["take_lease"], {**key, "owner": owner, "ttl_ms": ttl_ms, "epoch": epoch})
+        row = cursor.fetchone()
+    if row is None:
+        raise LeaseHeld(f"{task}[{partition}] was taken by another owner at the same moment")
+    return Lease(task=task, partition=partition, epoch=int(row[0]), ttl_ms=ttl_ms)
+
+
+def fence(cursor: Cursor, leases: Iterable[Lease]) -> None:
+    """Renew the leases: the first statements of a commit. Raises LeaseLost when one has a newer epoch."""
+    for lease in leases:
+        _on_row(cursor, "fence_lease", lease)
+        if cursor.rowcount != 1:
+            raise LeaseLost(f"{lease.task}[{lease.partition}] epoch {lease.epoch} was taken over")
+
+
+def release(connection: Connection, leases: Iterable[Lease]) -> None:
+    """Give the leases back, so that the next owner need not wait for their end."""
+    with transaction(connection) as cursor:
+        for lease in leases:
+            _on_row(cursor, "release_lease", lease)
+
+
+def _on_row(cursor: Cursor, statement: str, lease: Lease) -> None:
+    cursor.execute(
+        load(__package__, "core.sql")[statement],
+        {"task": lease.task, "partition": lease.partition, "epoch": lease.epoch, "ttl_ms": lease.ttl_ms},
+    )
