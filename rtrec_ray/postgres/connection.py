@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, LifoQueue
-from typing import Any
 
 import psycopg2
 import psycopg2.extensions
-from psycopg2.extensions import connection as Connection
-from psycopg2.extensions import cursor as Cursor
+from psycopg2.extensions import connection as Connection  # noqa: N812 - they are classes with lower-case names
+from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
 from rtrec_ray.errors import StoreUnavailable
 
@@ -42,11 +41,11 @@ def translated() -> Iterator[None]:
 
 
 def connect(options: PostgresOptions, *, application: str = "rtrec", pipeline: bool = False) -> Connection:
-    """Open a connection. `pipeline`: the session of a lease's owner, ended by the server when it hangs in a transaction.
+    """Open a connection. `pipeline`: the session of a lease's owner, ended when it hangs in a transaction.
 
     Raises StoreUnavailable.
     """
-    # A stopped owner must not hold the lease's row; other sessions may sit on an exported snapshot, so only owners get this.
+    # A stopped owner must not hold the lease's row; other sessions may sit on an exported snapshot: only owners get this.
     hang = " -c idle_in_transaction_session_timeout=5s" if pipeline else ""
     with translated():
         return psycopg2.connect(
@@ -91,7 +90,8 @@ class Pool:
             with transaction(connection) as cursor:
                 yield cursor
         except BaseException:
-            connection = _discard(connection)
+            _discard(connection)
+            connection = None
             raise
         finally:
             self._free.put(connection)
@@ -107,6 +107,6 @@ class Pool:
             self._free.put(None)
 
 
-def _discard(connection: Any) -> None:
+def _discard(connection: Connection | None) -> None:
     if connection is not None and not connection.closed:
         connection.close()

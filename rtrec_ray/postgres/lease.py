@@ -1,8 +1,9 @@
 """One owner per (task, partition): a lease row with an epoch.
 
-A commit's first statement renews the lease where the epoch still matches, so an owner that was killed, stopped or doubled
-can neither lose nor double anything (fencing tokens: Kleppmann, "How to do distributed locking", 2016). A takeover reads the
-row without a lock and ends the old owner's backend first, because a stopped owner may be holding the row's lock.
+A commit's first statement renews the lease where the epoch still matches, so an owner that was killed, stopped or
+doubled can neither lose nor double anything (fencing tokens: Kleppmann, "How to do distributed locking", 2016). A
+takeover reads the row without a lock and ends the old owner's backend first, because a stopped owner may be holding the
+row's lock.
 """
 
 from __future__ import annotations

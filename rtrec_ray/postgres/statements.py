@@ -10,9 +10,9 @@ _HEAD = re.compile(r"^-- name: (\w+)[^\n]*\n", re.MULTILINE)
 
 
 def parse(text: str) -> dict[str, str]:
-    """Split a file into its named statements.
+    r"""Split a file into its named statements.
 
-    >>> parse("-- name: one\\nSELECT 1;\\n\\n-- name: two (why)\\nSELECT 2;\\n")
+    >>> parse("-- name: one\nSELECT 1;\n\n-- name: two (why)\nSELECT 2;\n")
     {'one': 'SELECT 1;', 'two': 'SELECT 2;'}
     """
     parts = _HEAD.split(text)
