@@ -1,7 +1,8 @@
 """The one place that reads the machine's time.
 
 The configured clock runs from an origin at a speed, so that a week of a log passes in minutes for the pipeline, serving
-and training alike. Leases, heartbeats, idleness and back-off use wall time: a slow disk does not become fast with the log.
+and training alike. Leases, heartbeats, idleness and back-off use wall time: a slow disk does not become fast with the
+log.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How far event time has come (Akidau et al., "The Dataflow Model", VLDB 2015, section 2.3).
 
-A source's watermark is the largest event time it brought, less the bound on disorder; an operator's is the minimum over its
-sources. A source at its log's end for a while is idle and left out; one that lags, or whose broker is away, is stalled and
-makes the others wait. When all are idle the watermark goes on with the clock, so that the last windows of a quiet system
-close.
+A source's watermark is the largest event time it brought, less the bound on disorder; an operator's is the minimum
+over its sources. A source at its log's end for a while is idle and left out; one that lags, or whose broker is away,
+is stalled and makes the others wait. When all are idle the watermark goes on with the clock, so that the last windows
+of a quiet system close.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ class WatermarkOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One partition of one topic. `at_end_since_ms`: since when (wall) each look found the position at the log's end."""
+    """One partition of one topic. `at_end_since_ms`: since when (wall) each look found the position at the log's
+    end.
+    """
 
     max_ts_ms: int | None = None
     at_end_since_ms: int | None = None

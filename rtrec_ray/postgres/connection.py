@@ -45,7 +45,8 @@ def connect(options: PostgresOptions, *, application: str = "rtrec", pipeline: b
 
     Raises StoreUnavailable.
     """
-    # A stopped owner must not hold the lease's row; other sessions may sit on an exported snapshot: only owners get this.
+    # A stopped owner must not hold the lease's row; other sessions may sit on an exported snapshot: only owners get
+    # this.
     hang = " -c idle_in_transaction_session_timeout=5s" if pipeline else ""
     with translated():
         return psycopg2.connect(
