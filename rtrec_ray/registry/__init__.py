@@ -1,0 +1,1 @@
+"""The model center: every model version with what made it, over MLflow."""
