@@ -1,0 +1,49 @@
+# Two commands are enough: `make demo` shows the whole loop, `make test` proves it. Both set up what they need.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint up down bench soak lock
+
+help: ## Show the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: $(READY) ## Fetch everything into .venv, the jars of Kafka included; later runs need no network
+
+$(READY): requirements.lock pyproject.toml rtrec_ray/embedded/kafka-jars.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	$(BIN)/python -m rtrec_ray.embedded.fetch
+	touch $(READY)
+
+demo: $(READY) ## Run the whole loop on a real click log; leaves out/demo/report.html
+	$(BIN)/rtrec demo
+
+test: $(READY) ## Run every test but the soak tests, against real servers that the suite starts
+	$(BIN)/python -m pytest -m "not soak" --durations=15
+
+lint: $(READY) ## Check style, types and the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+up: $(READY) ## Start the system and keep it running until Ctrl-C
+	$(BIN)/rtrec up
+
+down: $(READY) ## Stop a running system
+	$(BIN)/rtrec down
+
+bench: $(READY) ## Run the benchmarks; each prints one JSON line
+	$(BIN)/python -m benchmarks
+
+soak: $(READY) ## Run the long fault tests
+	$(BIN)/python -m pytest -m soak
+
+lock: ## Pin the dependencies anew, with hashes, for Python 3.11 and 3.12
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --extra dev pyproject.toml -o requirements.lock
