@@ -1,0 +1,1 @@
+"""Kafka: the port, its three adapters, the codec between bytes and columns, dead letters."""
