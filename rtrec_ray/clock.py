@@ -25,7 +25,10 @@ def monotonic_s() -> float:
 class Clock(Protocol):
     """What tells the time of events."""
 
-    speed: float
+    @property
+    def speed(self) -> float:
+        """Event ms per ms of machine time."""
+        ...
 
     def now_ms(self) -> int:
         """The time of an event that happens now, ms UTC."""

@@ -1,0 +1,142 @@
+"""Listeners: readers of the event log that are called, or ask, in order and miss nothing.
+
+A listener starts after an offset, now, or where a durable cursor stands; a new cursor stands before the first event.
+Delivery is at least once: what was handed out but not acknowledged comes again after a restart.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from rtrec_ray.clock import monotonic_s
+from rtrec_ray.errors import StoreUnavailable
+from rtrec_ray.notification.backoff import Backoff
+from rtrec_ray.notification.base import Event, EventFilter, NotificationStore
+
+log = logging.getLogger(__name__)
+
+NOW: Final = "now"
+
+
+class Listener:
+    """A place in the event log.
+
+    `start`: an offset (events after it), `NOW` (events after the last one there is), or the name of a durable cursor
+    (events it has not acknowledged). `wanted`: which events are handed out; None is all.
+
+    >>> from rtrec_ray.notification import MemoryNotificationStore, NewEvent
+    >>> store = MemoryNotificationStore()
+    >>> listener = Listener(store, start="gate", wanted=EventFilter(key="model"))
+    >>> _ = store.send(NewEvent(key="model", value="7"))
+    >>> for event in listener.poll(timeout_s=1.0):
+    ...     print(event.value)
+    ...     listener.ack(event.offset)
+    7
+    """
+
+    def __init__(self, store: NotificationStore, *, start: int | str, wanted: EventFilter | None = None) -> None:
+        self._store = store
+        self._wanted = wanted or EventFilter()
+        self._cursor = start if isinstance(start, str) and start != NOW else None
+        self._closed = threading.Event()
+        self._backoff = Backoff()
+        # A cursor is read at the first poll, so that a listener can be made while the store is away; "now" cannot wait.
+        self._position: int | None = None
+        if isinstance(start, int):
+            self._position = start
+        elif start == NOW:
+            self._position = store.end_offset()
+
+    def poll(self, timeout_s: float) -> Iterator[Event]:
+        """The events that are there, waiting up to `timeout_s` (wall time) for the first one.
+
+        What the caller leaves in the iterator comes with the next poll. Nothing comes while the store is away.
+        """
+        deadline = monotonic_s() + timeout_s
+        failures = 0
+        while not self._closed.is_set():
+            left_s = max(0.0, deadline - monotonic_s())
+            try:
+                step = self._store.step(self._wanted, after_offset=self._here(), timeout_s=left_s)
+            except StoreUnavailable:
+                failures += 1
+                self._closed.wait(min(left_s, self._backoff.wait_s(failures)))
+            else:
+                failures = 0
+                for event in step.events:
+                    self._position = event.offset
+                    yield event
+                self._position = step.position
+                if step.events:
+                    return
+            if monotonic_s() >= deadline:
+                return
+
+    def ack(self, offset: int) -> None:
+        """Everything up to `offset` is done: a durable cursor will not hand it out again. Raises StoreUnavailable.
+
+        A listener without a cursor keeps its place by itself, so there it does nothing.
+        """
+        if self._cursor is not None:
+            self._store.ack(self._cursor, offset)
+
+    def close(self) -> None:
+        """End a poll that waits, at the latest when its store next answers."""
+        self._closed.set()
+
+    def _here(self) -> int:
+        if self._position is None:
+            assert self._cursor is not None
+            self._position = self._store.cursor(self._cursor)
+        return self._position
+
+
+class Subscription:
+    """A thread that calls `callback` with each wanted event in order, and acknowledges it when the call returns.
+
+    A callback that raises is called again with the same event, after a back-off, until it returns or the subscription
+    is closed: later events wait, since skipping one would lose it. `failure`: the last error of a stuck event.
+    """
+
+    def __init__(self, listener: Listener, callback: Callable[[Event], object], *, name: str = "events") -> None:
+        self._listener = listener
+        self._callback = callback
+        self._closed = threading.Event()
+        self._backoff = Backoff()
+        self.failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name=f"{name}-listener", daemon=True)
+        self._thread.start()
+
+    def close(self, *, timeout_s: float = 5.0) -> None:
+        """Stop calling back; waits up to `timeout_s` for a callback that runs."""
+        self._closed.set()
+        self._listener.close()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            for event in self._listener.poll(timeout_s=0.5):
+                self._until_done(event, self._callback)
+                self._until_done(event, self._acknowledge)
+                if self._closed.is_set():
+                    return
+
+    def _acknowledge(self, event: Event) -> None:
+        self._listener.ack(event.offset)
+
+    def _until_done(self, event: Event, action: Callable[[Event], object]) -> None:
+        failures = 0
+        while not self._closed.is_set():
+            try:
+                action(event)
+            except Exception as error:
+                failures += 1
+                self.failure = error
+                log.exception("event_callback_failed", extra={"offset": event.offset, "key": event.key})
+                self._closed.wait(self._backoff.wait_s(failures))
+            else:
+                self.failure = None
+                return
