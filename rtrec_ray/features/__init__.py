@@ -1,1 +1,1 @@
-"""Feature views: definitions, columns in, values out. Reading them is the stores' part."""
+"""Feature views as values: what they are, how their tiles are computed from columns and merged into the value read."""

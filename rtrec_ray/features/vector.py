@@ -1,76 +1,108 @@
-"""Raw features of a request to the columns of a model: the one place where it happens.
+"""The one place where raw feature dicts become model columns, so that training and serving cannot differ.
 
-Training reads logged features and serving reads fresh ones; both come through here, so that they cannot differ.
+A raw feature is what serving logged: text, a number or a list of ids under a name. A missing feature, None, a value of
+another kind and a number that is not finite are all the same to a model: absent, with a value of its own ("", 0.0, -1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MISSING_ID", "ModelInput", "assemble"]
+Kind = Literal["category", "number", "ids"]
+Columns = dict[str, npt.NDArray[Any]]
 
-InputKind = Literal["category", "number", "ids"]
-
-MISSING_ID = -1
+NO_CATEGORY: Final = ""
+NO_NUMBER: Final = 0.0
+NO_ID: Final = -1
+# float32 overflows to inf beyond 3.4e38, and one inf spoils a whole batch of gradients.
+_FLOAT32_MAX: Final = 3e38
+_INT64: Final = np.iinfo(np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInput:
-    """One raw column that a model takes.
-
-    category: text, "" where missing. number: float32, 0 where missing. ids: int64 of `length`, newest first, -1 where
-    missing.
-    """
+    """One column a model takes. `length` is the number of ids in a row of kind "ids" and 1 for the other kinds."""
 
     name: str
-    kind: InputKind
+    kind: Kind
     length: int = 1
 
 
-def assemble(inputs: Sequence[ModelInput], rows: Sequence[Mapping[str, Any]]) -> dict[str, npt.NDArray[Any]]:
-    """The columns of `rows` by input name: category (n,) of str, number (n,) float32, ids (n, length) int64.
+def assemble(inputs: Iterable[ModelInput], rows: Sequence[Mapping[str, Any]]) -> Columns:
+    """The columns of `inputs` for n rows: category (n,) str; number (n,) float32; ids (n, length) int64, padded by -1.
 
-    A value that does not fit its kind counts as missing: a log must not stop training, nor a request fail.
-
-    >>> columns = assemble([ModelInput(name="city", kind="category"), ModelInput(name="last", kind="ids", length=2)],
-    ...                    [{"city": "Beijing", "last": [7]}, {}])
+    >>> columns = assemble(
+    ...     [ModelInput(name="city", kind="category"), ModelInput(name="last", kind="ids", length=3)],
+    ...     [{"city": "Delhi", "last": [7, 8]}, {}],
+    ... )
     >>> columns["city"].tolist(), columns["last"].tolist()
-    (['Beijing', ''], [[7, -1], [-1, -1]])
+    (['Delhi', ''], [[7, 8, -1], [-1, -1, -1]])
     """
-    return {wanted.name: _COLUMN[wanted.kind](wanted, [row.get(wanted.name) for row in rows]) for wanted in inputs}
+    return {each.name: _column(each, [row.get(each.name) for row in rows]) for each in inputs}
 
 
-def _category(_: ModelInput, values: list[Any]) -> npt.NDArray[Any]:
-    # An integral float and the integer are the same category: JSON writers differ in this.
-    texts = [
-        str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) if value is not None else ""
-        for value in values
-    ]
-    return np.array(texts, dtype=object)
+def assemble_candidates(
+    inputs: Iterable[ModelInput], request: Mapping[str, Any], items: Sequence[Mapping[str, Any]]
+) -> Columns:
+    """The same as assembling `{**request, **item}` for each of n items, but the request's own values are read once.
+
+    >>> columns = assemble_candidates([ModelInput(name="city", kind="category")], {"city": "Delhi"}, [{}, {}])
+    >>> columns["city"].tolist()
+    ['Delhi', 'Delhi']
+    """
+    of_items = {name for item in items for name in item}
+    columns: Columns = {}
+    for each in inputs:
+        own = request.get(each.name)
+        if each.name in of_items:
+            columns[each.name] = _column(each, [item.get(each.name, own) for item in items])
+        else:
+            columns[each.name] = np.repeat(_column(each, [own]), len(items), axis=0)
+    return columns
 
 
-def _number(_: ModelInput, values: list[Any]) -> npt.NDArray[Any]:
-    numbers = [float(value) if isinstance(value, int | float) else 0.0 for value in values]
-    column = np.array(numbers, dtype=np.float32)
-    return np.nan_to_num(column, nan=0.0, posinf=0.0, neginf=0.0)
+def _column(column: ModelInput, values: Sequence[Any]) -> npt.NDArray[Any]:
+    if column.kind == "category":
+        return np.array([_category(value) for value in values], dtype=np.str_)
+    if column.kind == "number":
+        return np.array([_number(value) for value in values], dtype=np.float32)
+    return _ids(values, length=column.length)
 
 
-def _ids(wanted: ModelInput, values: list[Any]) -> npt.NDArray[Any]:
-    column = np.full((len(values), wanted.length), MISSING_ID, dtype=np.int64)
+def _category(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    # JSON may turn 7 into 7.0 on its way through a foreign writer; both are the category "7".
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else NO_CATEGORY
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, (int, float)):
+        return NO_NUMBER
+    if abs(value) <= _FLOAT32_MAX:
+        return value
+    # NaN fails every comparison and so lands here, beside the infinite and the merely huge.
+    return NO_NUMBER if math.isnan(value) or value in (math.inf, -math.inf) else math.copysign(_FLOAT32_MAX, value)
+
+
+def _ids(values: Sequence[Any], *, length: int) -> npt.NDArray[np.int64]:
+    out = np.full((len(values), length), NO_ID, dtype=np.int64)
     for row, value in enumerate(values):
-        if isinstance(value, list | tuple):
-            ids = [entry for entry in value[: wanted.length] if isinstance(entry, int) and entry >= 0]
-            column[row, : len(ids)] = ids
-    return column
+        if isinstance(value, (list, tuple)):
+            ids = [each for each in value if _is_id(each)][:length]
+            out[row, : len(ids)] = ids
+    return out
 
 
-_COLUMN: dict[InputKind, Callable[[ModelInput, list[Any]], npt.NDArray[Any]]] = {
-    "category": _category,
-    "number": _number,
-    "ids": _ids,
-}
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and _INT64.min <= value <= _INT64.max

@@ -1,0 +1,144 @@
+"""From the values of the views to the raw features of a request, which serving logs and models take.
+
+Pure and total: a view without data, an unknown user and a missing view all give features, with counts of 0 and empty
+lists, so that a degraded answer still has a full vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from rtrec_ray.events import CatalogItem, ProfileVersion
+from rtrec_ray.features.keys import (
+    CATEGORY_TOP_ITEMS_10M,
+    SEGMENT_PAGE_TOP_ADS,
+    TOP_VIEWED_30M,
+    USER_BROWSE_1M,
+    USER_BROWSE_5M,
+    ViewKey,
+    city_segment_key,
+    segment_key,
+)
+from rtrec_ray.features.vector import ModelInput
+
+Value = Mapping[str, Any]
+Values = Mapping[ViewKey, Value | None]
+
+LAST_ITEMS: Final = 10
+LAST_PAGES: Final = 5
+LAST_PRODUCTS: Final = 5
+_COUNTS: Final = ("view", "click", "favorite", "cart", "consult", "comment", "search", "dwell_ms")
+_PROFILE: Final = ("country", "gender", "city", "age_band")
+
+REQUEST_INPUTS: Final = (
+    *(ModelInput(name=f"user_5m_{name}", kind="number") for name in _COUNTS),
+    ModelInput(name="user_last_items", kind="ids", length=LAST_ITEMS),
+    ModelInput(name="user_1m_pages", kind="ids", length=LAST_PAGES),
+    ModelInput(name="user_1m_items", kind="ids", length=LAST_PRODUCTS),
+    *(ModelInput(name=name, kind="category") for name in _PROFILE),
+)
+ITEM_INPUTS: Final = (
+    ModelInput(name="item_category", kind="category"),
+    ModelInput(name="item_type", kind="category"),
+    ModelInput(name="item_category_clicks_10m", kind="number"),
+    ModelInput(name="item_type_views_30m", kind="number"),
+    ModelInput(name="item_segment_clicks_10m", kind="number"),
+    ModelInput(name="item_city_segment_clicks_10m", kind="number"),
+    ModelInput(name="item_recently_viewed", kind="number"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trends:
+    """Counts of the top lists a request read, by item id; what is not on a list counts 0."""
+
+    by_category: Mapping[str, Mapping[int, int]]
+    by_type: Mapping[str, Mapping[int, int]]
+    segment: Mapping[int, int]
+    city_segment: Mapping[int, int]
+
+
+def request_asks(*, user_id: int, profile: ProfileVersion | None, page_id: int | None) -> list[ViewKey]:
+    """What to read for the user and the segment of one request.
+
+    >>> [ask.view for ask in request_asks(user_id=1, profile=None, page_id=None)]
+    ['user_browse_5m', 'user_browse_1m']
+    """
+    segments = (segment_key(profile, page_id=page_id), city_segment_key(profile, page_id=page_id))
+    return [
+        ViewKey(view=USER_BROWSE_5M, key=str(user_id)),
+        ViewKey(view=USER_BROWSE_1M, key=str(user_id)),
+        *(ViewKey(view=SEGMENT_PAGE_TOP_ADS, key=key) for key in segments if key is not None),
+    ]
+
+
+def item_asks(items: Iterable[CatalogItem]) -> list[ViewKey]:
+    """The top lists on which the items may stand: those of their categories and of their types.
+
+    >>> [(ask.view, ask.key) for ask in item_asks([CatalogItem(item_id=1, ts=0, item_type="ad", category_id=3)])]
+    [('category_top_items_10m', '3'), ('top_viewed_30m', 'ad')]
+    """
+    known = list(items)
+    categories = sorted({item.category_id for item in known if item.category_id is not None})
+    types = sorted({item.item_type for item in known if item.item_type is not None})
+    return [
+        *(ViewKey(view=CATEGORY_TOP_ITEMS_10M, key=str(category)) for category in categories),
+        *(ViewKey(view=TOP_VIEWED_30M, key=kind) for kind in types),
+    ]
+
+
+def request_features(values: Values, profile: ProfileVersion | None, *, user_id: int) -> dict[str, Any]:
+    """The raw features that all items of a request share: what the user did of late, and who the user is.
+
+    >>> request_features({}, None, user_id=1)["user_5m_view"]
+    0
+    """
+    recent = values.get(ViewKey(view=USER_BROWSE_5M, key=str(user_id))) or {}
+    minute = values.get(ViewKey(view=USER_BROWSE_1M, key=str(user_id))) or {}
+    return {
+        **{f"user_5m_{name}": recent.get(name, 0) for name in _COUNTS},
+        "user_last_items": list(recent.get("last_items", ()))[:LAST_ITEMS],
+        "user_1m_pages": list(minute.get("pages", ()))[:LAST_PAGES],
+        "user_1m_items": list(minute.get("items", ()))[:LAST_PRODUCTS],
+        **{name: (getattr(profile, name) or "") if profile is not None else "" for name in _PROFILE},
+    }
+
+
+def trends(values: Values, profile: ProfileVersion | None, *, page_id: int | None) -> Trends:
+    """The counts by item of every top list among the values read; made once per request."""
+    return Trends(
+        by_category={ask.key: _counts(value) for ask, value in values.items() if ask.view == CATEGORY_TOP_ITEMS_10M},
+        by_type={ask.key: _counts(value) for ask, value in values.items() if ask.view == TOP_VIEWED_30M},
+        segment=_segment_counts(values, segment_key(profile, page_id=page_id)),
+        city_segment=_segment_counts(values, city_segment_key(profile, page_id=page_id)),
+    )
+
+
+def item_features(item: CatalogItem, trend: Trends, *, recent_items: Sequence[int]) -> dict[str, Any]:
+    """The raw features of one item of a request. `recent_items`: the user's `last_items`.
+
+    >>> none = Trends(by_category={}, by_type={}, segment={}, city_segment={})
+    >>> item_features(CatalogItem(item_id=5, ts=0, category_id=3), none, recent_items=[5])["item_recently_viewed"]
+    1
+    """
+    category = "" if item.category_id is None else str(item.category_id)
+    kind = item.item_type or ""
+    return {
+        "item_category": category,
+        "item_type": kind,
+        "item_category_clicks_10m": trend.by_category.get(category, {}).get(item.item_id, 0),
+        "item_type_views_30m": trend.by_type.get(kind, {}).get(item.item_id, 0),
+        "item_segment_clicks_10m": trend.segment.get(item.item_id, 0),
+        "item_city_segment_clicks_10m": trend.city_segment.get(item.item_id, 0),
+        "item_recently_viewed": int(item.item_id in recent_items),
+    }
+
+
+def _segment_counts(values: Values, key: str | None) -> Mapping[int, int]:
+    return {} if key is None else _counts(values.get(ViewKey(view=SEGMENT_PAGE_TOP_ADS, key=key)))
+
+
+def _counts(value: Value | None) -> dict[int, int]:
+    return {} if value is None else {item: count for item, count in value.get("top", ())}
