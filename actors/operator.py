@@ -1,0 +1,55 @@
+"""What a task does with one partition's records between two commits: the port that every stage fills."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rtrec_ray.kafka.base import RecordBatch
+from rtrec_ray.postgres.connection import Cursor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOutcome:
+    """What became of a batch. `max_ts_ms`: the largest event time among the accepted records, None when there were
+    none.
+
+    `counts`: outcome → records, with `in` for all that came.
+    """
+
+    max_ts_ms: int | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+class Operator(Protocol):
+    """One partition of one task. It keeps nothing that `restore` cannot rebuild: a failed commit throws it away."""
+
+    topics: tuple[str, ...]
+    """Read in this partition; the watermark is the minimum over them, but for those of `preload`."""
+    preload: tuple[str, ...]
+    """Of these topics, drained to the log's end before a record of the others is taken."""
+
+    def restore(self, cursor: Cursor, *, committed: Mapping[str, int]) -> Mapping[str, int]:
+        """Load the committed state; `committed`: topic → first offset not yet applied. Answers where to read from."""
+        ...
+
+    def apply(self, batch: RecordBatch) -> BatchOutcome:
+        """Take records of one topic, in offset order. Those below `committed` only rebuild state and are not counted."""
+        ...
+
+    def advance(self, *, watermark_ms: int) -> Mapping[str, int]:
+        """Event time has come to `watermark_ms` (never less than before). Answers counts."""
+        ...
+
+    def pending_rows(self) -> int:
+        """Rows waiting for a commit: beyond a bound the task commits early."""
+        ...
+
+    def write(self, cursor: Cursor) -> Mapping[str, int]:
+        """Write the outputs since the last commit in the open transaction. Answers counts."""
+        ...
+
+    def committed(self) -> None:
+        """The transaction is durable: forget what it wrote."""
+        ...

@@ -1,0 +1,267 @@
+"""The one loop of every stage: take records, compute, commit outputs and positions together, again.
+
+A session begins with leases and committed state and ends with the first thing that goes wrong; the next one starts from
+what was committed. So there is one way to begin, after a start, a crash, a takeover, a lost connection or an unknown
+commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from actors.operator import BatchOutcome, Operator
+from rtrec_ray.clock import Clock, monotonic_s, wall_ms
+from rtrec_ray.errors import LeaseHeld, LeaseLost, ServerUnavailable
+from rtrec_ray.eventtime.watermark import Watermark, WatermarkOptions
+from rtrec_ray.kafka.base import Consumer, RecordBatch, TopicPartition
+from rtrec_ray.postgres import lease
+from rtrec_ray.postgres.connection import Connection, Cursor, transaction
+from rtrec_ray.stores.progress import Committed, read_committed, write_committed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """One actor's share of a task. Times in wall time; `max_pending_rows` bounds what waits for a commit."""
+
+    task: str
+    partitions: tuple[int, ...]
+    owner: str
+    commit_every_s: float = 0.5
+    poll_s: float = 0.1
+    look_every_s: float = 1.0
+    lease_ttl_ms: int = 10_000
+    max_poll_records: int = 20_000
+    max_pending_rows: int = 200_000
+    max_backoff_s: float = 5.0
+    watermark: WatermarkOptions = field(default_factory=WatermarkOptions)
+
+
+@dataclass(slots=True, kw_only=True)
+class Part:
+    """One owned partition between two commits. `position`: topic → next offset to read; `applied`: ... to commit."""
+
+    operator: Operator
+    lease: lease.Lease
+    watermark: Watermark
+    position: dict[str, int]
+    applied: dict[str, int]
+    counts: Counter[str] = field(default_factory=Counter)
+    lag: int = 0
+    dirty: bool = False
+
+    def take(self, batch: RecordBatch) -> None:
+        """Apply a batch. Records below `applied` were committed before: they only rebuild the operator's state."""
+        outcome = self.operator.apply(batch)
+        self.position[batch.topic] = batch.next_offset
+        if batch.next_offset > self.applied.get(batch.topic, 0):
+            self.applied[batch.topic] = batch.next_offset
+            self.dirty = True
+        self._observe(batch.topic, outcome)
+
+    def advance(self, *, now_ms: int) -> None:
+        """Let event time come to where the watermark stands."""
+        before = self.watermark.value_ms
+        mark = self.watermark.advance(wall_ms=wall_ms(), now_ms=now_ms)
+        if mark is not None and not self.rebuilding():
+            self.counts.update(self.operator.advance(watermark_ms=mark))
+            self.dirty = self.dirty or mark != before
+
+    def rebuilding(self) -> bool:
+        """Whether records that were applied before are still being read again."""
+        return any(self.position[topic] < offset for topic, offset in self.applied.items())
+
+    def look(self, ends: Mapping[TopicPartition, int], partition: int) -> None:
+        """Compare the positions with the log's ends."""
+        self.lag = 0
+        for topic, position in self.position.items():
+            end = ends.get(TopicPartition(topic=topic, partition=partition), position)
+            self.lag += max(0, end - position)
+            if topic not in self.operator.preload:
+                self.watermark.looked(topic, at_end=position >= end, wall_ms=wall_ms())
+
+    def _observe(self, topic: str, outcome: BatchOutcome) -> None:
+        self.counts.update(outcome.counts)
+        if topic not in self.operator.preload:
+            self.watermark.arrived(topic, max_ts_ms=outcome.max_ts_ms)
+
+
+class TaskLoop:
+    """Sessions of one actor, one after another, until it is told to stop."""
+
+    def __init__(
+        self,
+        options: TaskOptions,
+        *,
+        make_operator: Callable[[int], Operator],
+        connect_consumer: Callable[[], Consumer],
+        connect_store: Callable[[], Connection],
+        clock: Clock,
+    ) -> None:
+        self._options = options
+        self._make_operator = make_operator
+        self._connect_consumer = connect_consumer
+        self._connect_store = connect_store
+        self._clock = clock
+        self.trouble = ""
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set. A server that is away or a lease that is held is waited for, with back-off."""
+        wait_s = 0.1
+        while not stop.is_set():
+            started = monotonic_s()
+            try:
+                self._session(stop)
+            except (LeaseHeld, LeaseLost, ServerUnavailable) as error:
+                self.trouble = error.line()
+                log.warning("session_ended", extra={"task": self._options.task, "cause": error.line()})
+                long_lived = monotonic_s() - started > self._options.max_backoff_s
+                wait_s = 0.1 if long_lived else min(2 * wait_s, self._options.max_backoff_s)
+                stop.wait(wait_s)
+
+    def _session(self, stop: threading.Event) -> None:
+        connection = self._connect_store()
+        try:
+            consumer = self._connect_consumer()
+            try:
+                session = Session(self._options, connection=connection, consumer=consumer, clock=self._clock)
+                session.begin(self._make_operator)
+                self.trouble = ""
+                session.serve(stop)
+                session.end()
+            finally:
+                consumer.close()
+        finally:
+            connection.close()
+
+
+class Session:
+    """From the taking of the leases to the first fault."""
+
+    def __init__(self, options: TaskOptions, *, connection: Connection, consumer: Consumer, clock: Clock) -> None:
+        self._options = options
+        self._connection = connection
+        self._consumer = consumer
+        self._clock = clock
+        self._parts: dict[int, Part] = {}
+        self._last_commit = monotonic_s()
+        self._last_look = 0.0
+
+    def begin(self, make_operator: Callable[[int], Operator]) -> None:
+        """Take the leases, load the state, read the topics that come first. Raises LeaseHeld, ServerUnavailable."""
+        for partition in self._options.partitions:
+            self._parts[partition] = self._open(partition, make_operator(partition))
+        self._drain_preloads()
+        self._consumer.assign(self._positions(lambda part, topic: True))
+
+    def serve(self, stop: threading.Event) -> None:
+        """Rounds of take, compute, commit."""
+        while not stop.is_set():
+            self._round()
+            if self._commit_is_due():
+                self.commit()
+
+    def end(self) -> None:
+        """Commit what there is and give the leases back."""
+        self.commit()
+        lease.release(self._connection, [part.lease for part in self._parts.values()])
+
+    def commit(self) -> None:
+        """One transaction: fence, outputs, positions. Raises LeaseLost, StoreUnavailable: then nothing here counts."""
+        changed = {p: part for p, part in self._parts.items() if part.dirty or part.operator.pending_rows()}
+        with transaction(self._connection) as cursor:
+            lease.fence(cursor, [part.lease for part in self._parts.values()])
+            for partition, part in changed.items():
+                part.counts.update(part.operator.write(cursor))
+                self._write_progress(cursor, partition, part)
+        for part in changed.values():
+            part.operator.committed()
+            part.counts.clear()
+            part.dirty = False
+        self._last_commit = monotonic_s()
+
+    def _open(self, partition: int, operator: Operator) -> Part:
+        task, options = self._options.task, self._options
+        held = lease.take(
+            self._connection, task=task, partition=partition, owner=options.owner, ttl_ms=options.lease_ttl_ms
+        )
+        with transaction(self._connection) as cursor:
+            at = read_committed(cursor, task=task, partition=partition)
+            applied = {topic: at.next_offset.get(topic, 0) for topic in operator.topics}
+            position = {**applied, **operator.restore(cursor, committed=applied)}
+        return Part(
+            operator=operator,
+            lease=held,
+            watermark=Watermark(
+                [topic for topic in operator.topics if topic not in operator.preload],
+                options=options.watermark,
+                value_ms=at.watermark_ms,
+                max_ts_ms=at.max_ts_ms,
+            ),
+            position=position,
+            applied=applied,
+        )
+
+    def _drain_preloads(self) -> None:
+        positions = self._positions(lambda part, topic: topic in part.operator.preload)
+        if not positions:
+            return
+        self._consumer.assign(positions)
+        ends = self._consumer.end_offsets(list(positions))
+        while self._behind(ends):
+            self._take(self._poll())
+            if self._commit_is_due():
+                self.commit()
+
+    def _behind(self, ends: Mapping[TopicPartition, int]) -> bool:
+        return any(self._parts[tp.partition].position[tp.topic] < end for tp, end in ends.items())
+
+    def _round(self) -> None:
+        self._take(self._poll())
+        now = monotonic_s()
+        if now - self._last_look >= self._options.look_every_s:
+            self._last_look = now
+            ends = self._consumer.end_offsets(list(self._positions(lambda part, topic: True)))
+            for partition, part in self._parts.items():
+                part.look(ends, partition)
+        now_ms = self._clock.now_ms()
+        for part in self._parts.values():
+            part.advance(now_ms=now_ms)
+
+    def _poll(self) -> Sequence[RecordBatch]:
+        return self._consumer.poll(max_records=self._options.max_poll_records, timeout_s=self._options.poll_s)
+
+    def _take(self, batches: Sequence[RecordBatch]) -> None:
+        for batch in batches:
+            self._parts[batch.partition].take(batch)
+
+    def _commit_is_due(self) -> bool:
+        waited = monotonic_s() - self._last_commit
+        pending = sum(part.operator.pending_rows() for part in self._parts.values())
+        if pending >= self._options.max_pending_rows:
+            return True
+        if pending or any(part.dirty for part in self._parts.values()):
+            return waited >= self._options.commit_every_s
+        return waited * 1000 >= self._options.lease_ttl_ms / 3  # only to renew the leases
+
+    def _write_progress(self, cursor: Cursor, partition: int, part: Part) -> None:
+        times = {topic: part.watermark.max_ts_ms(topic) for topic in part.applied if topic not in part.operator.preload}
+        at = Committed(
+            next_offset=part.applied,
+            max_ts_ms={topic: ts for topic, ts in times.items() if ts is not None},
+            watermark_ms=part.watermark.value_ms,
+        )
+        write_committed(cursor, task=self._options.task, partition=partition, at=at, lag=part.lag, counts=part.counts)
+
+    def _positions(self, wanted: Callable[[Part, str], bool]) -> dict[TopicPartition, int]:
+        return {
+            TopicPartition(topic=topic, partition=partition): offset
+            for partition, part in self._parts.items()
+            for topic, offset in part.position.items()
+            if wanted(part, topic)
+        }
