@@ -1,1 +1,1 @@
-
+"""The configuration files, and the one class that reads them."""

@@ -1,0 +1,195 @@
+"""All settings of the system, composed once from a file and the environment; only rtrec_ray.app and the commands read
+them.
+
+A value of the file may name a variable of the environment, `${KAFKA_PASSWORD}`: secrets are never in files. Any
+setting can be given as `RTREC_SECTION__NAME=value`, which goes before the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from rtrec_ray.errors import ConfigInvalid
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaServer:
+    """`bootstrap`: none starts an embedded broker. `client`: librdkafka's settings (TLS, SASL), passed through."""
+
+    bootstrap: str | None = None
+    library: str = "confluent"
+    client: dict[str, str] = field(default_factory=dict)
+    replication: int = 1
+    suffix: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostgresServer:
+    """`dsn`: in libpq's words (sslmode, sslrootcert, passfile, ...); none starts an embedded server."""
+
+    dsn: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlflowServer:
+    """`url`: none starts an embedded server. MLflow's own variables (MLFLOW_TRACKING_TOKEN, ...) hold its secrets."""
+
+    url: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayServer:
+    """`address`: of an existing cluster (`auto` inside a Ray job); none starts an embedded head with `num_cpus`."""
+
+    address: str | None = None
+    # Logical CPUs. Actors, Serve, Train and Data at one each would wait for each other for ever on a small machine.
+    num_cpus: int = 16
+    object_store_mb: int = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Http:
+    """Where `POST /v1/recommend` answers. Any host but loopback requires RTREC_HTTP_TOKEN."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Servers:
+    """The servers: an address uses an existing one."""
+
+    kafka: KafkaServer = field(default_factory=KafkaServer)
+    postgres: PostgresServer = field(default_factory=PostgresServer)
+    mlflow: MlflowServer = field(default_factory=MlflowServer)
+    ray: RayServer = field(default_factory=RayServer)
+    http: Http = field(default_factory=Http)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockSettings:
+    """The clock of events. `origin_event_ms`: its time (ms UTC) when the system first starts; none is the real time."""
+
+    origin_event_ms: int | None = None
+    speed: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """The actors between Kafka and the stores. `disorder_ms`, `skew_ms` in event time; the rest in wall time."""
+
+    partitions: int = 4
+    feature_actors: int = 1
+    sample_actors: int = 1
+    history_actors: int = 1
+    disorder_ms: int = 5_000
+    skew_ms: int = 60_000
+    idle_after_ms: int = 10_000
+    feature_commit_s: float = 0.3
+    sample_commit_s: float = 0.5
+    history_commit_s: float = 10.0
+    lease_ttl_ms: int = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """Where behaviour is kept as Parquet: a directory or a URI (s3://, hdfs://); none is below the data directory."""
+
+    uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definitions:
+    """Files that are changed while it runs; none is the one that comes with the program."""
+
+    features: str | None = None
+    samples: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incremental:
+    """The incremental run. `publish_every_s` in wall time: a full version, to be validated, about that often."""
+
+    publish_every_s: float = 60.0
+    rows_per_s: int = 0
+
+
+class Settings(BaseSettings):
+    """Every section, frozen. An unknown key is an error."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="RTREC_", env_nested_delimiter="__", env_ignore_empty=True
+    )
+
+    servers: Servers = Servers()
+    clock: ClockSettings = ClockSettings()
+    pipeline: Pipeline = Pipeline()
+    history: History = History()
+    definitions: Definitions = Definitions()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment goes before the file, and nothing else is read."""
+        return env_settings, init_settings
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read a file, `configs/local.yaml` when none is named. Raises ConfigInvalid that names the file and the key."""
+    name = str(path) if path else "configs/local.yaml"
+    text = _read(path)
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigInvalid(f"{name} is not YAML: {error}", mend="mend the line it names") from error
+    if not isinstance(tree, dict):
+        raise ConfigInvalid(f"{name} holds no sections", mend="see configs/local.yaml")
+    try:
+        return Settings(**_expand(tree, os.environ, name))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigInvalid(f"{name}: {key}: {first['msg']}", mend="configs/local.yaml shows every key") from error
+
+
+def _read(path: Path | None) -> str:
+    if path is None:
+        return (resources.files(__package__) / "local.yaml").read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigInvalid(f"{path} cannot be read: {error.strerror}", mend="give --config a file") from error
+
+
+def _expand(node: Any, variables: Mapping[str, str], name: str) -> Any:
+    if isinstance(node, dict):
+        return {key: _expand(value, variables, name) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_expand(value, variables, name) for value in node]
+    return _VARIABLE.sub(lambda found: _variable(found[1], variables, name), node) if isinstance(node, str) else node
+
+
+def _variable(variable: str, variables: Mapping[str, str], name: str) -> str:
+    if variable not in variables:
+        raise ConfigInvalid(f"{name} names ${{{variable}}}, which is not set", mend=f"export {variable}=...")
+    return variables[variable]
