@@ -1,0 +1,53 @@
+"""Ports of the loopback interface that nobody uses."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+from collections.abc import Collection
+
+LOOPBACK = "127.0.0.1"
+
+# Below the range from which Linux takes ports of outgoing connections (32768 and up), above those of known services:
+# a port that is free now will still be free when the server that gets it has started.
+_RANGE = (20_000, 32_000)
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this loopback port now.
+
+    >>> with socket.create_server((LOOPBACK, 0)) as server:
+    ...     is_free(server.getsockname()[1])
+    False
+    """
+    with contextlib.closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def answers(port: int) -> bool:
+    """Whether something accepts connections on this loopback port."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def pick(preferred: int = 0, *, taken: Collection[int] = ()) -> int:
+    """The preferred port when it is free and not promised to another server, or else a random free one.
+
+    >>> port = pick()
+    >>> pick(port) == port, pick(port, taken=[port]) == port
+    (True, False)
+    """
+    if preferred and preferred not in taken and is_free(preferred):
+        return preferred
+    while True:
+        port = random.SystemRandom().randrange(*_RANGE)
+        if port not in taken and is_free(port):
+            return port

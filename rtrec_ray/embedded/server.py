@@ -1,0 +1,116 @@
+"""What all embedded servers share: one process, one directory, one log; start, stop, kill, start again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Event
+
+import psutil
+
+from rtrec_ray import clock
+from rtrec_ray.embedded import process
+from rtrec_ray.errors import EmbeddedFailure
+
+_POLL_S = 0.05
+
+
+class Server(ABC):
+    """One server as a child process. `start` after `stop` or `kill` uses the same ports and the same data."""
+
+    name: str
+    """Stage name, as in `rtrec status`."""
+
+    stop_signal = signal.SIGTERM
+
+    def __init__(self, directory: Path, *, start_timeout_s: float) -> None:
+        self.directory = directory
+        self.log = directory / f"{self.name}.log"
+        self._start_timeout_s = start_timeout_s
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until clients can use it; EmbeddedFailure names the log and quotes its end."""
+        if self.alive():
+            return
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self._prepare()
+            self._spawn()
+            self._wait()
+            self._complete()
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self, *, timeout_s: float = 20.0) -> None:
+        """Ask the server to end in order and wait; what is left of it after the timeout is killed."""
+        processes = self.processes()
+        main, rest = processes[:1], processes[1:]
+        process.end(main, first=self.stop_signal, timeout_s=timeout_s)
+        process.end(rest, timeout_s=5.0)
+        self._collect()
+
+    def kill(self) -> None:
+        """End it like a power cut, with SIGKILL to all of its processes."""
+        process.kill(self.processes())
+        self._collect()
+
+    def alive(self) -> bool:
+        """Whether its main process runs."""
+        return self._child is not None and self._child.poll() is None
+
+    def processes(self) -> list[psutil.Process]:
+        """Its processes, the main one first; none when it does not run."""
+        return process.tree(process.identify(self._child.pid).find()) if self._child and self.alive() else []
+
+    def main_process(self) -> process.ProcessId | None:
+        """The identity of its main process, for the state file."""
+        return process.identify(self._child.pid) if self._child and self.alive() else None
+
+    def failure(self, reason: str, *, mend: str = "") -> EmbeddedFailure:
+        """An error that names this server's log and quotes its end."""
+        return process.failure(self.name, reason, log=self.log, mend=mend)
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Make its files before the process starts."""
+
+    @abstractmethod
+    def _command(self) -> Sequence[str]:
+        """Program and arguments."""
+
+    @abstractmethod
+    def _ready(self) -> bool:
+        """Whether clients can use it; called repeatedly, must not raise while it starts."""
+
+    def _complete(self) -> None:
+        """Make what lives inside the server once it answers."""
+        return
+
+    def _environment(self) -> Mapping[str, str]:
+        return {}
+
+    def _spawn(self) -> None:
+        command = process.Command(
+            arguments=self._command(), directory=self.directory, log=self.log, environment=self._environment()
+        )
+        self._child = process.spawn(command)
+
+    def _wait(self) -> None:
+        deadline = clock.monotonic_s() + self._start_timeout_s
+        pause = Event()
+        while not self._ready():
+            if not self.alive():
+                raise self.failure("ended while starting")
+            if clock.monotonic_s() > deadline:
+                raise self.failure(f"was not ready within {self._start_timeout_s:g} s")
+            pause.wait(_POLL_S)
+
+    def _collect(self) -> None:
+        if self._child is not None:
+            self._child.wait(timeout=5.0)
+            self._child = None
