@@ -35,7 +35,7 @@ class Operator(Protocol):
         ...
 
     def apply(self, batch: RecordBatch) -> BatchOutcome:
-        """Take records of one topic, in offset order. Those below `committed` only rebuild state and are not counted."""
+        """Take records of one topic, in offset order. Those below `committed` only rebuild state: no counts."""
         ...
 
     def advance(self, *, watermark_ms: int) -> Mapping[str, int]:
