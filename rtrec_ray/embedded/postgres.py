@@ -60,7 +60,8 @@ class PostgresServer(Server):
     def dsn(self, database: str = DATABASE) -> str:
         """Connection string for psycopg2.connect as it is, by the user who started the server."""
         passfile = str(self.passfile).replace("\\", "\\\\").replace("'", "\\'")
-        return f"host={ports.LOOPBACK} port={self.port} dbname={database} user={USER} passfile='{passfile}' sslmode=disable"
+        address = f"host={ports.LOOPBACK} port={self.port} dbname={database}"
+        return f"{address} user={USER} passfile='{passfile}' sslmode=disable"
 
     def create_database(self, name: str, *, template: str = "template0") -> None:
         """Create a database unless it is there."""
@@ -120,7 +121,7 @@ class PostgresServer(Server):
         fresh.rename(self._data)
 
     def _clear_stale_lock(self) -> None:
-        # After a crash the number in the lock file may belong to any process by now, and PostgreSQL would refuse to start.
+        # After a crash the number in the lock file may be any process's by now, and PostgreSQL would refuse to start.
         lock = self._data / "postmaster.pid"
         if not lock.exists():
             return

@@ -1,4 +1,4 @@
-"""Server processes: start, wait until ready, stop. Everything is stopped by process id and creation time, never by name."""
+"""Server processes: start, find, stop. All are stopped by process id and creation time, never by name."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Command:
 
 
 def spawn(command: Command) -> subprocess.Popen[bytes]:
-    """Start a server in a session of its own, so that a Ctrl-C in the terminal reaches only us, and we stop it in order."""
+    """Start a server in a session of its own: a Ctrl-C in the terminal reaches only us, and we stop it in order."""
     command.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **command.environment, MARK: str(command.directory)}
     with command.log.open("ab") as log:

@@ -2,10 +2,10 @@
 
     python -I -S unprivileged.py DIRECTORY PROGRAM ARGUMENT...
 
-First choice: a user namespace in which root appears as another user; DIRECTORY and every folder above it stay as they are.
-Where the kernel or a container forbids that: another user id that keeps the one capability of passing closed folders, and
-DIRECTORY is handed to that user. This file is a script of its own, since a user namespace may be entered only by a process
-with a single thread, and since it must start fast.
+First choice: a user namespace in which root appears as another user; DIRECTORY and every folder above it stay as they
+are. Where the kernel or a container forbids that: another user id that keeps the one capability of passing closed
+folders, and DIRECTORY is handed to that user. This file is a script of its own, since a user namespace may be entered
+only by a process with a single thread, and since it must start fast.
 """
 
 from __future__ import annotations
