@@ -112,6 +112,17 @@ class RecordBatch:
         """When each record was written: (n,) ms of wall time UTC."""
         return np.fromiter(map(self.stamp, range(len(self.values))), dtype=np.int64, count=len(self.values))
 
+    def take(self, indexes: npt.NDArray[np.int64]) -> RecordBatch:
+        """The same batch with only the records at these indexes. indexes: (k,) ascending."""
+        return RecordBatch(
+            topic=self.topic,
+            partition=self.partition,
+            offsets=self.offsets[indexes],
+            values=[self.values[index] for index in indexes],
+            next_offset=self.next_offset,
+            stamp=lambda index: self.stamp(int(indexes[index])),
+        )
+
     def since(self, offset: int) -> RecordBatch:
         """The same batch without the records below `offset`."""
         skip = int(np.searchsorted(self.offsets, offset))
