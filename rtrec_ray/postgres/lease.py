@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from rtrec_ray.errors import LeaseHeld, LeaseLost
 from rtrec_ray.postgres.connection import Connection, Cursor, transaction
@@ -32,12 +33,9 @@ def take(connection: Connection, *, task: str, partition: int, owner: str, ttl_m
     Raises LeaseHeld while another owner lives, StoreUnavailable.
     """
     sql = load(__package__, "core.sql")
-    key = {"task": task, "partition": partition}
+    key: dict[str, object] = {"task": task, "partition": partition}
     with transaction(connection) as cursor:
-        cursor.execute(sql["ensure_lease"], key)
-    with transaction(connection) as cursor:
-        cursor.execute(sql["read_lease"], key)
-        epoch, holder, pid, backend_start, live = cursor.fetchone() or (0, None, None, None, False)
+        epoch, holder, pid, backend_start, live = _read(cursor, key)
         if live:
             raise LeaseHeld(f"{task}[{partition}] belongs to {holder}")
         cursor.execute(sql["end_backend"], {"pid": pid, "backend_start": backend_start})
@@ -61,6 +59,18 @@ def release(connection: Connection, leases: Iterable[Lease]) -> None:
     with transaction(connection) as cursor:
         for lease in leases:
             _on_row(cursor, "release_lease", lease)
+
+
+def _read(cursor: Cursor, key: dict[str, object]) -> tuple[Any, ...]:
+    sql = load(__package__, "core.sql")
+    cursor.execute(sql["read_lease"], key)
+    row = cursor.fetchone()
+    if row is None:  # made only then: even ON CONFLICT DO NOTHING waits for the lock of a stopped owner
+        cursor.execute(sql["ensure_lease"], key)
+        cursor.execute(sql["read_lease"], key)
+        row = cursor.fetchone()
+    assert row is not None
+    return row
 
 
 def _on_row(cursor: Cursor, statement: str, lease: Lease) -> None:
