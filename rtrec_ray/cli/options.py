@@ -1,0 +1,60 @@
+"""What every command shares: where the system is, and how an answer is printed."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+
+DATA_DIR = Path("~/.local/share/rtrec")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """The options that every command takes. `config`: none is configs/local.yaml."""
+
+    config: Path | None
+    data_dir: Path
+    json: bool
+    debug: bool
+
+    def answer(self, value: Mapping[str, Any], text: Callable[[], None]) -> None:
+        """Print the answer: one JSON object, or what `text` prints for people."""
+        if self.json:
+            click.echo(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY))
+        else:
+            text()
+
+
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the shared options to a command; it gets them as its first argument."""
+
+    @functools.wraps(function)
+    def call(config: Path | None, data_dir: Path, *, as_json: bool, debug: bool, **arguments: Any) -> Any:
+        logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(name)s %(message)s")
+        where = Where(config=config, data_dir=data_dir.expanduser().absolute(), json=as_json, debug=debug)
+        return function(where, **arguments)
+
+    for option in (
+        click.option("--debug", is_flag=True, help="Show tracebacks and the log."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."),
+        click.option(
+            "--data-dir",
+            type=click.Path(path_type=Path, file_okay=False),
+            default=DATA_DIR,
+            envvar="RTREC_DATA_DIR",
+            show_default=True,
+            help="Where the embedded servers keep their data; how commands find them.",
+        ),
+        click.option(
+            "--config", type=click.Path(path_type=Path, dir_okay=False), envvar="RTREC_CONFIG", help="Settings file."
+        ),
+    ):
+        call = option(call)
+    return call

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+
+from configs.settings import load_settings
+from rtrec_ray.errors import ConfigInvalid
+
+CLUSTER = Path(__file__).parents[2] / "configs" / "cluster.yaml"
+
+
+def write(tmp_path, text):
+    path = tmp_path / "rtrec.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_default_file_says_what_the_code_says(tmp_path, monkeypatch):
+    assert load_settings() == load_settings(write(tmp_path, ""))
+
+
+def test_the_environment_goes_before_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("RTREC_SERVERS__HTTP__PORT", "8123")
+    path = write(tmp_path, "servers: {http: {port: 8001, replicas: 2}}")
+    assert (load_settings(path).servers.http.port, load_settings(path).servers.http.replicas) == (8123, 2)
+
+
+def test_a_secret_is_named_in_the_file_and_read_from_the_environment(monkeypatch):
+    for name in ("KAFKA_BOOTSTRAP", "KAFKA_USER", "POSTGRES_DSN", "MLFLOW_TRACKING_URI", "RTREC_HISTORY_URI"):
+        monkeypatch.setenv(name, name.lower())
+    monkeypatch.setenv("KAFKA_PASSWORD", "hunter2")
+    assert load_settings(CLUSTER).servers.kafka.client["sasl.password"] == "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("pipeline: {partitons: 3}", "pipeline.partitons"),
+        ("pipelines: {}", "pipelines"),
+        ("clock: {speed: fast}", "clock.speed"),
+        ("servers: {postgres: {dsn: '${NOT_SET}'}}", "export NOT_SET="),
+        ("- 1", "no sections"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(tmp_path, text, said):
+    with pytest.raises(ConfigInvalid) as caught:
+        load_settings(write(tmp_path, text))
+    assert said in caught.value.line()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigInvalid, match=r"nothing\.yaml cannot be read"):
+        load_settings(tmp_path / "nothing.yaml")
