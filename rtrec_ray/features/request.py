@@ -141,4 +141,4 @@ def _segment_counts(values: Values, key: str | None) -> Mapping[int, int]:
 
 
 def _counts(value: Value | None) -> dict[int, int]:
-    return {} if value is None else {item: count for item, count in value.get("top", ())}
+    return {} if value is None else dict(value.get("top", ()))

@@ -1,0 +1,132 @@
+"""Partial aggregates of tiles and how they add up: each takes partials in any order and gives one value.
+
+A partial is plain JSON, so that a row of a table is the state and nothing else has to be kept:
+
+    Total     n                                  count, sum
+    Mean      [sum, n]
+    Counts    [value, n, value, n, ...]          count_by, top_k
+    Newest    [ms after the tile's start, event_id, value, ...]      last_n, distinct
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class Aggregate(Protocol):
+    """The sum of partials so far."""
+
+    def add(self, partial: Any, *, tile_start_ms: int) -> None:
+        """Take one tile's partial."""
+        ...
+
+    def value(self) -> Any:
+        """What all partials taken so far come to."""
+        ...
+
+
+class Total:
+    """A count or a sum.
+
+    >>> total = Total(); total.add(2, tile_start_ms=0); total.add(3, tile_start_ms=10); total.value()
+    5
+    """
+
+    def __init__(self) -> None:
+        self._total = 0
+
+    def add(self, partial: int, *, tile_start_ms: int) -> None:
+        """Take a number."""
+        self._total += partial
+
+    def value(self) -> int:
+        """The total; 0 before anything was taken."""
+        return self._total
+
+
+class Mean:
+    """An arithmetic mean.
+
+    >>> mean = Mean(); mean.add([6, 2], tile_start_ms=0); mean.add([3, 1], tile_start_ms=10); mean.value()
+    3.0
+    """
+
+    def __init__(self) -> None:
+        self._sum = 0
+        self._count = 0
+
+    def add(self, partial: Sequence[int], *, tile_start_ms: int) -> None:
+        """Take [sum, n]."""
+        self._sum += partial[0]
+        self._count += partial[1]
+
+    def value(self) -> float | None:
+        """The mean; None of nothing."""
+        return self._sum / self._count if self._count else None
+
+
+class Counts:
+    """How often each value came.
+
+    >>> counts = Counts(); counts.add(["ad", 1, "video", 2], tile_start_ms=0); counts.value()
+    {'ad': 1, 'video': 2}
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[Any, int] = {}
+
+    def add(self, partial: Sequence[Any], *, tile_start_ms: int) -> None:
+        """Take [value, n, value, n, ...]."""
+        counts, pairs = self._counts, iter(partial)
+        for value, n in zip(pairs, pairs, strict=True):
+            counts[value] = counts.get(value, 0) + n
+
+    def value(self) -> dict[Any, int]:
+        """Value → count, in ascending order of the values; those that came to nothing are left out."""
+        return {value: self._counts[value] for value in sorted(self._counts) if self._counts[value] > 0}
+
+
+class Top(Counts):
+    """The `limit` most frequent values; equal counts by ascending value, text by code point.
+
+    >>> top = Top(limit=2); top.add([7, 1, 5, 1, 9, 3], tile_start_ms=0); top.value()
+    [[9, 3], [5, 1]]
+    """
+
+    def __init__(self, *, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def value(self) -> list[list[Any]]:  # type: ignore[override]
+        """[[value, count], ...], the most frequent first."""
+        ranked = ((-n, value) for value, n in self._counts.items() if n > 0)
+        return [[value, -n] for n, value in heapq.nsmallest(self._limit, ranked)]
+
+
+class Newest:
+    """Values by time, the newest first; equal times by descending event_id. `limit` None keeps all.
+
+    >>> newest = Newest(limit=2, repeats=False)
+    >>> newest.add([5, "a", 10, 7, "b", 11], tile_start_ms=0); newest.add([1, "c", 10], tile_start_ms=100)
+    >>> newest.value()
+    [10, 11]
+    """
+
+    def __init__(self, *, limit: int | None, repeats: bool) -> None:
+        self._limit = limit
+        self._repeats = repeats
+        self._entries: list[tuple[int, str, Any]] = []
+
+    def add(self, partial: Sequence[Any], *, tile_start_ms: int) -> None:
+        """Take [ms after the tile's start, event_id, value, ...]."""
+        parts = iter(partial)
+        entries = zip(parts, parts, parts, strict=True)
+        self._entries += [(tile_start_ms + ms, event, value) for ms, event, value in entries]
+
+    def value(self) -> list[Any]:
+        """The values, newest first."""
+        ordered = [value for _, _, value in sorted(self._entries, reverse=True)]
+        kept = ordered if self._repeats else list(dict.fromkeys(ordered))
+        return kept[: self._limit]

@@ -1,0 +1,117 @@
+"""From events to tile rows, on columns: one row per key and tile with the partial of each aggregation as JSON text.
+
+The same function serves the stream, a look into the history and a test. Rows of the same key and tile add up, so it
+does not matter into which batches the events are cut, nor in which order they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import reduce
+from operator import and_
+from typing import Final
+
+import polars as pl
+
+from rtrec_ray.events import BEHAVIOR_SCHEMA
+from rtrec_ray.features.definition import ALL, PROFILE_FIELDS, Aggregation, Condition, FeatureView
+
+TILE_SCHEMA: Final = pl.Schema({"key": pl.String, "tile_start_ms": pl.Int64, "state": pl.String})
+PROFILED_SCHEMA: Final = pl.Schema([*BEHAVIOR_SCHEMA.items(), *((name, pl.String()) for name in PROFILE_FIELDS)])
+# PostgreSQL's B-tree takes no longer entries; only free text of a profile can get there.
+MAX_KEY_BYTES: Final = 1_000
+_COUNTED: Final = ("count_by", "top_k")
+_TILE: Final = ("key", "tile_start_ms")
+
+
+def meets(conditions: Iterable[Condition]) -> pl.Expr:
+    """Whether an event meets all conditions; never null."""
+    return reduce(and_, (_meets(condition) for condition in conditions), pl.lit(True))
+
+
+def concerns(view: FeatureView) -> pl.Expr:
+    """Whether an event counts in the view for some key, whatever the user's profile says."""
+    forms = [meets(Condition(field=name) for name in form if name not in PROFILE_FIELDS) for form in view.keys]
+    return meets(view.source) & pl.any_horizontal(forms)
+
+
+def compute(view: FeatureView, events: pl.DataFrame, *, tile_ms: int) -> pl.DataFrame:
+    """The tile rows (TILE_SCHEMA) of events with PROFILED_SCHEMA's columns; the profile's may miss if no key has one.
+
+    `state` is a JSON list with the partial of each aggregation, in the view's order (eventtime/aggregate.py).
+    """
+    chosen = events.lazy().filter(concerns(view)).with_columns(tile_start_ms=pl.col("ts") // tile_ms * tile_ms)
+    tiles = [_tiles_of_form(view, chosen, form=form) for form in view.keys]
+    return pl.concat(tiles).collect()
+
+
+def _tiles_of_form(view: FeatureView, chosen: pl.LazyFrame, *, form: tuple[str, ...]) -> pl.LazyFrame:
+    keyed = chosen.with_columns(key=_key(form)).filter(pl.col("key").is_not_null())
+    columns = {each.name: f"partial_{index}" for index, each in enumerate(view.aggregations)}
+    simple = [_simple(each).alias(columns[each.name]) for each in view.aggregations if each.kind not in _COUNTED]
+    tiles = keyed.group_by(_TILE).agg(simple)
+    for each in view.aggregations:
+        if each.kind in _COUNTED:
+            tiles = tiles.join(_counted(keyed, each, name=columns[each.name]), on=_TILE, how="left")
+    partials = [
+        pl.col(columns[each.name]).fill_null("[]") if each.kind in _COUNTED else pl.col(columns[each.name])
+        for each in view.aggregations
+    ]
+    state = pl.concat_str(pl.lit("["), pl.concat_str(partials, separator=","), pl.lit("]"))
+    key = pl.col("key").cast(pl.String)
+    short = key.str.len_bytes() <= MAX_KEY_BYTES
+    return tiles.select(key=key, tile_start_ms="tile_start_ms", state=state).filter(short)
+
+
+def _meets(condition: Condition) -> pl.Expr:
+    column = pl.col(condition.field)
+    if not condition.values:
+        return column.is_not_null()
+    if len(condition.values) == 1:
+        return column.eq_missing(pl.lit(condition.values[0], dtype=BEHAVIOR_SCHEMA[condition.field]))
+    return column.is_in(list(condition.values)).fill_null(False)
+
+
+def _field(each: Aggregation) -> str:
+    if each.field is None:
+        raise ValueError(f"{each.kind} of no field")
+    return each.field
+
+
+def _key(form: tuple[str, ...]) -> pl.Expr:
+    if not form:
+        return pl.lit(ALL)
+    # A single number groups several times faster as it is than as text.
+    if len(form) == 1 and form[0] not in PROFILE_FIELDS:
+        return pl.col(form[0])
+    # concat_str is null as soon as one part is. PostgreSQL keeps no NUL in a text.
+    return pl.concat_str([pl.col(name) for name in form], separator="|").str.replace_all("\0", "\ufffd", literal=True)
+
+
+def _simple(each: Aggregation) -> pl.Expr:
+    """The partial as text, by an aggregation over the events of one key and tile."""
+    met = meets(each.where)
+    if each.kind == "count":
+        return met.sum().cast(pl.String)
+    if each.kind in ("sum", "mean"):
+        # A foreign duration may be anything up to 2^63: two of them must not wrap around.
+        total = pl.col(_field(each)).filter(met).cast(pl.Int128).sum().cast(pl.String)
+        return total if each.kind == "sum" else pl.format("[{},{}]", total, pl.col(_field(each)).filter(met).count())
+    taken = met & pl.col(_field(each)).is_not_null()
+    entry = pl.format("{},{},{}", pl.col("ts") - pl.col("tile_start_ms"), _json("event_id"), _json(_field(each)))
+    return pl.format("[{}]", entry.filter(taken).str.join(","))
+
+
+def _counted(keyed: pl.LazyFrame, each: Aggregation, *, name: str) -> pl.LazyFrame:
+    taken = keyed.filter(meets(each.where), pl.col(_field(each)).is_not_null())
+    pairs = taken.group_by(*_TILE, pl.col(_field(each)).alias("value")).agg(n=pl.len())
+    pair = pl.format("{},{}", _json("value", of=_field(each)), pl.col("n"))
+    return pairs.group_by(_TILE).agg(pl.format("[{}]", pair.str.join(",")).alias(name))
+
+
+def _json(column: str, *, of: str | None = None) -> pl.Expr:
+    """The column as JSON text: numbers as they are, text quoted and escaped."""
+    if BEHAVIOR_SCHEMA[of or column] != pl.String:
+        return pl.col(column).cast(pl.String)
+    # json_encode knows every escape; what is wrapped around the one field is cut off again: {"":"..."}
+    return pl.struct(pl.col(column).alias("")).struct.json_encode().str.slice(4).str.strip_suffix("}")

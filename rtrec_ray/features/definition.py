@@ -1,0 +1,108 @@
+"""What a feature view is: a value. Which events, whose, over how long, added up how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final, Literal
+
+import msgspec
+
+from rtrec_ray.errors import UnknownView
+from rtrec_ray.eventtime.window import Window
+
+Kind = Literal["count", "sum", "mean", "count_by", "top_k", "last_n", "distinct"]
+
+ALL: Final = "all"
+PROFILE_FIELDS: Final = ("country", "gender", "city", "age_band")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """`field` is one of `values`; without values: `field` is present. A missing field meets no condition."""
+
+    field: str
+    values: tuple[str | int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregation:
+    """One named part of a view's value. `field` is None for "count" alone; `limit` None keeps everything."""
+
+    name: str
+    kind: Kind
+    field: str | None = None
+    where: tuple[Condition, ...] = ()
+    limit: int | None = None
+    repeats: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureView:
+    """A feature view. `keys`: the forms of its key, each the fields joined by "|"; an empty form is the key "all".
+
+    An event belongs to a key when it meets `source` and has every field of the form. `cached`: its values are kept as
+    a list for serving, rebuilt on a timer.
+    """
+
+    name: str
+    version: int
+    keys: tuple[tuple[str, ...], ...]
+    window_ms: int
+    source: tuple[Condition, ...]
+    aggregations: tuple[Aggregation, ...]
+    cached: bool = False
+
+    @property
+    def needs_profile(self) -> bool:
+        """Whether a form of the key has a field of the user's profile."""
+        return any(name in PROFILE_FIELDS for form in self.keys for name in form)
+
+    def text(self) -> str:
+        """The definition as JSON, equal for equal definitions."""
+        return msgspec.json.encode(self, order="sorted").decode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Definitions:
+    """All feature views of a system, with the times they share, ms of event time.
+
+    `horizon_ms`: an event that much behind the watermark still corrects; `retention_ms`: tiles are kept that long
+    behind it.
+    """
+
+    tile_ms: int
+    horizon_ms: int
+    retention_ms: int
+    views: tuple[FeatureView, ...] = field(default=())
+
+    @cached_property
+    def by_name(self) -> Mapping[str, FeatureView]:
+        """View name → view."""
+        return {view.name: view for view in self.views}
+
+    def view(self, name: str) -> FeatureView:
+        """The view of that name. Raises UnknownView.
+
+        >>> Definitions(tile_ms=1, horizon_ms=1, retention_ms=1).view("user_browse_5m")
+        Traceback (most recent call last):
+        rtrec_ray.errors.UnknownView: there is no feature view "user_browse_5m"; there are none at all
+        """
+        found = self.by_name.get(name)
+        if found is None:
+            known = ", ".join(sorted(self.by_name))
+            raise UnknownView(
+                f'there is no feature view "{name}"; ' + (f"there are {known}" if known else "there are none at all"),
+                mend="define it in features.yaml, or ask for one of these" if known else "define it in features.yaml",
+            )
+        return found
+
+    def window(self, view: FeatureView) -> Window:
+        """The window of a view over the tiles."""
+        return Window(length_ms=view.window_ms, tile_ms=self.tile_ms)
+
+    @property
+    def longest_window_ms(self) -> int:
+        """The longest window of all views; 0 without views."""
+        return max((view.window_ms for view in self.views), default=0)
