@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, LifoQueue
 
@@ -99,11 +99,11 @@ class Pool:
 
     def close(self) -> None:
         """Close what is free now; connections in use are closed by their threads' end."""
-        for _ in range(self._size):
-            try:
-                connection = self._free.get_nowait()
-            except Empty:
-                return
+        taken = []
+        with suppress(Empty):
+            while True:
+                taken.append(self._free.get_nowait())
+        for connection in taken:  # put back after all were taken: the queue's last in is its first out
             _discard(connection)
             self._free.put(None)
 
