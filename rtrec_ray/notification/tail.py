@@ -71,13 +71,17 @@ class Tail:
             return self._events[first : first + limit]
 
     def close(self) -> None:
-        """End the thread and its connection."""
+        """End the thread and its connection. Closing twice is harmless."""
+        if self._closed.is_set():
+            return
         self._closed.set()
         self._wake_up.send(b"!")
         with self._changed:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(self._postgres.connect_timeout_s + 5.0)
+        self._wake_up.close()
+        self._woken.close()
 
     def _grown_past(self, offset: int) -> bool:
         return self._start is not None and self._end > offset
