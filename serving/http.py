@@ -1,0 +1,249 @@
+"""The routes, thin: bytes in, one call, bytes out."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ValidationError
+
+from rtrec_ray.clock import Clock, monotonic_s
+from rtrec_ray.errors import RecordInvalid, RtrecError, ServerUnavailable, UnknownView
+from rtrec_ray.features.keys import ViewKey
+from serving import openapi
+from serving.auth import RequireToken
+from serving.calls import BoundedCalls, CallTimedOut
+from serving.collect import EventIntake, Judged
+from serving.feedback import InferenceLog
+from serving.lists import FeatureReader, ListsReader
+from serving.metrics import ServingMetrics
+from serving.options import ServingOptions
+from serving.recommend import Recommender
+from serving.reload import ModelHolder
+from serving.schema import (
+    EventsAnswer,
+    Faults,
+    FieldFault,
+    Problem,
+    RecommendRequest,
+    faults_of,
+)
+
+JSON: Final = "application/json"
+# How much of a body that is too large is still read, so that its sender gets the answer and not a broken connection.
+_DRAINED: Final = 4
+_DIGITS: Final = 15  # of a time in ms: until the year 33658
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """Everything the routes call. `version_of` answers a view's version, or raises UnknownView."""
+
+    options: ServingOptions
+    clock: Clock
+    recommender: Recommender
+    intake: EventIntake
+    store: FeatureReader
+    version_of: Callable[[str], int]
+    inference_log: InferenceLog
+    models: ModelHolder
+    lists: ListsReader
+    metrics: ServingMetrics
+    read_calls: BoundedCalls
+    event_calls: BoundedCalls
+    token: str | None = None
+
+
+Answer = Callable[[Service, Request], Awaitable[Response]]
+
+
+class BodyTooLarge(Exception):
+    """A body is over the limit."""
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application. It starts and stops nothing."""
+    app = FastAPI(title="rtrec-ray", description="Real-time recommendations.", version="1")
+    if service.token:
+        app.add_middleware(RequireToken, token=service.token)
+    _add(app, service, "POST", "/v1/recommend", recommend, **openapi.recommend())
+    _add(app, service, "POST", "/v1/events", post_events, **openapi.events())
+    _add(app, service, "GET", "/v1/features/{view}", get_features, **openapi.features())
+    _add(app, service, "GET", "/healthz", healthz)
+    _add(app, service, "GET", "/readyz", readyz)
+    _add(app, service, "GET", "/metrics", metrics)
+    return app
+
+
+async def recommend(service: Service, request: Request) -> Response:
+    """Recommend items to a user on a page."""
+    body = await read_body(request, limit=service.options.body_limit_bytes)
+    try:
+        ask = RecommendRequest.model_validate_json(body)
+    except ValidationError as error:
+        return _refused(faults_of(error))
+    if faults := beyond(ask, service.options):
+        return _refused(faults)
+    answer, record = await service.recommender.answer(ask)
+    service.inference_log.offer(record)
+    return Response(answer.model_dump_json(), media_type=JSON)
+
+
+async def post_events(service: Service, request: Request) -> Response:
+    """Write behaviour events to the log; answered when all replicas have them."""
+    body = await read_body(request, limit=service.options.body_limit_bytes)
+    try:
+        judged: Judged = await service.event_calls.run(partial(service.intake.take, body))
+    except RecordInvalid as error:
+        return _refused([FieldFault(field="body", reason=error.message)])
+    except (ServerUnavailable, CallTimedOut) as error:
+        return _away(error)
+    service.metrics.events.labels("accepted").inc(len(judged.values))
+    service.metrics.events.labels("refused").inc(len(judged.faults))
+    answer = EventsAnswer(accepted=len(judged.values), errors=judged.faults)
+    return Response(answer.model_dump_json(), 422 if judged.faults else 202, media_type=JSON)
+
+
+async def get_features(service: Service, request: Request) -> Response:
+    """Values of a feature view, now or as of a time. Give `key` once or more, and `as_of_ms` in ms UTC."""
+    view, keys = request.path_params["view"], request.query_params.getlist("key")
+    as_of_text = request.query_params.get("as_of_ms")
+    if faults := _faults_of_read(keys, as_of_text, most=service.options.most_keys):
+        return _refused(faults)
+    as_of_ms = None if as_of_text is None else int(as_of_text)
+    now_ms = service.clock.now_ms()
+    asks = [ViewKey(view=view, key=key) for key in dict.fromkeys(keys)]
+    try:
+        version = service.version_of(view)
+        values = await service.read_calls.run(partial(service.store.get, asks, as_of_ms=as_of_ms, now_ms=now_ms))
+    except UnknownView as error:
+        return _problem(404, error)
+    except (ServerUnavailable, CallTimedOut) as error:
+        return _away(error)
+    answer = {
+        "view": view,
+        "as_of_ms": now_ms if as_of_ms is None else as_of_ms,
+        "version": version,
+        "values": {ask.key: values.get(ask) for ask in asks},
+    }
+    return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)
+
+
+async def healthz(service: Service, request: Request) -> Response:
+    """Whether the process lives."""
+    return Response(b'{"status":"ok"}', media_type=JSON)
+
+
+async def readyz(service: Service, request: Request) -> Response:
+    """Whether answers are whole: 503 names what is missing. Requests are answered, degraded, in any case."""
+    missing = not_ready(service)
+    state = {"ready": not missing, "missing": missing, "model_version": service.models.version()}
+    return Response(orjson.dumps(state), 503 if missing else 200, media_type=JSON)
+
+
+async def metrics(service: Service, request: Request) -> Response:
+    """Counters of this replica, in Prometheus' text format."""
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def not_ready(service: Service) -> list[str]:
+    """What an answer of this moment would lack."""
+    age_s = service.lists.age_s()
+    reasons = {
+        "lists_not_read": age_s is None,
+        # Readings slow down tenfold at worst (lists.py); a minute without one means that the store is away.
+        "store_unavailable": age_s is not None and age_s > 60.0 * service.options.lists_refresh_s + 2.0,
+        "store_hangs": service.recommender.store_calls.stuck() > 0,
+        "no_model": service.models.current() is None,
+    }
+    return [reason for reason, holds in reasons.items() if holds]
+
+
+def beyond(ask: RecommendRequest, options: ServingOptions) -> list[FieldFault]:
+    """Which fields of a well-formed request ask for too much."""
+    faults = []
+    if ask.k is not None and ask.k > options.most_items:
+        faults.append(FieldFault(field="k", reason=f"is greater than {options.most_items}"))
+    if ask.candidates is not None and len(ask.candidates) > options.most_candidates:
+        faults.append(FieldFault(field="candidates", reason=f"has more than {options.most_candidates} items"))
+    return faults
+
+
+async def read_body(request: Request, *, limit: int) -> bytes:
+    """The body, of at most `limit` bytes, counted as it comes. Raises BodyTooLarge."""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limit:
+            chunks.append(chunk)
+        elif size > _DRAINED * limit:
+            break
+    if size > limit:
+        raise BodyTooLarge
+    return b"".join(chunks)
+
+
+def _add(app: FastAPI, service: Service, method: str, path: str, answer: Answer, **documented: Any) -> None:
+    # The answer's model is documentation: FastAPI would validate each answer against it once more.
+    app.add_api_route(
+        path,
+        _counted(service, path, answer),
+        methods=[method],
+        name=answer.__name__,
+        description=answer.__doc__,
+        response_class=Response,
+        **documented,
+    )
+
+
+def _counted(service: Service, route: str, answer: Answer) -> Callable[[Request], Awaitable[Response]]:
+    """The route with its latency and status counted, and a body over the limit answered."""
+    latency = service.metrics.latency.labels(route)
+
+    async def handle(request: Request) -> Response:
+        began_s = monotonic_s()
+        try:
+            response = await answer(service, request)
+        except BodyTooLarge:
+            limit = service.options.body_limit_bytes
+            response = _json(413, Problem(detail=f"the body is over the limit of {limit} bytes"))
+        latency.observe(monotonic_s() - began_s)
+        service.metrics.requests.labels(route, response.status_code).inc()
+        return response
+
+    return handle
+
+
+def _faults_of_read(keys: list[str], as_of_ms: str | None, *, most: int) -> list[FieldFault]:
+    faults = []
+    if not 1 <= len(keys) <= most:
+        faults.append(FieldFault(field="key", reason=f"is given {len(keys)} times, not 1 to {most}"))
+    if any("\0" in key or len(key) > 1_000 for key in keys):
+        faults.append(FieldFault(field="key", reason="contains U+0000 or is longer than 1000 characters"))
+    if as_of_ms is not None and not (as_of_ms.isascii() and as_of_ms.isdigit() and len(as_of_ms) <= _DIGITS):
+        faults.append(FieldFault(field="as_of_ms", reason="is not a time in ms since 1970"))
+    return faults
+
+
+def _json(status: int, body: BaseModel, **headers: str) -> Response:
+    return Response(body.model_dump_json(), status, headers or None, JSON)
+
+
+def _refused(faults: list[FieldFault]) -> Response:
+    return _json(422, Faults(detail="the request breaks its contract", errors=faults))
+
+
+def _problem(status: int, error: RtrecError) -> Response:
+    return _json(status, Problem(detail=error.message, mend=error.mend))
+
+
+def _away(error: Exception) -> Response:
+    mend = error.mend if isinstance(error, RtrecError) else ""
+    body: Any = Problem(detail=str(error), mend=mend or "try again in a second")
+    return _json(503, body, **{"Retry-After": "1"})

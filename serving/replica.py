@@ -1,0 +1,166 @@
+"""One replica: the parts of serving put together over what it talks to, their threads started and ended."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from fastapi import FastAPI
+
+from rtrec_ray.clock import Clock
+from rtrec_ray.errors import StoreUnavailable
+from rtrec_ray.kafka.base import Producer
+from rtrec_ray.notification import MODEL, NOW, EventFilter, Listener, NotificationStore
+from serving.calls import BoundedCalls
+from serving.collect import EventIntake
+from serving.feedback import InferenceLog
+from serving.http import Service, create_app
+from serving.lists import FeatureReader, ListsReader
+from serving.metrics import ServingMetrics
+from serving.options import ServingOptions
+from serving.rank import Scorer
+from serving.recommend import Recommender
+from serving.reload import ModelHolder, Reloader
+from serving.user import UserReader
+
+log = logging.getLogger(__name__)
+
+_POLL_S: Final = 1.0
+# Callers wait for Kafka's acknowledgement; more of them at once only wait in the broker instead.
+_EVENT_THREADS: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backends:
+    """What a replica talks to. The functions are called in threads and may raise that their server is away.
+
+    `version_of`: a view's version, or UnknownView. `newest_event_ms`: event time up to which features are computed.
+    `champion`: the version that should serve; `load` brings it into memory.
+    """
+
+    store: FeatureReader
+    version_of: Callable[[str], int]
+    newest_event_ms: Callable[[], int | None]
+    connect_producer: Callable[[], Producer]
+    champion: Callable[[], str | None]
+    load: Callable[[str], Scorer]
+    events: NotificationStore
+
+
+class Replica:
+    """A running replica. `app` answers HTTP; `close` ends its threads and sends what the inference log still holds."""
+
+    def __init__(
+        self,
+        backends: Backends,
+        *,
+        options: ServingOptions,
+        clock: Clock,
+        skew_ms: int = 60_000,
+        token: str | None = None,
+        name: str = "serving",
+    ) -> None:
+        self._backends = backends
+        self._options = options
+        self._name = name
+        self._closed = threading.Event()
+        self.metrics = ServingMetrics()
+        self.models = ModelHolder()
+        self.lists = ListsReader(
+            backends.store,
+            clock=clock,
+            newest_event_ms=backends.newest_event_ms,
+            metrics=self.metrics,
+            popular=options.recalled_items,
+        )
+        self.inference_log = InferenceLog(
+            connect=backends.connect_producer, capacity=options.log_queue, metrics=self.metrics
+        )
+        self.intake = EventIntake(
+            connect=backends.connect_producer, clock=clock, skew_ms=skew_ms, timeout_s=options.events_deadline_s
+        )
+        self.reloader = Reloader(
+            self.models,
+            champion=backends.champion,
+            load=backends.load,
+            send=backends.events.send,
+            metrics=self.metrics,
+            sender=name,
+        )
+        self.service = self._service(clock, token)
+        self.app: FastAPI = create_app(self.service)
+
+    def start(self) -> None:
+        """Read the lists once if the store is there, then keep lists and model fresh in threads."""
+        try:
+            self.lists.refresh(catalogue_s=self._options.catalogue_refresh_s)
+        except StoreUnavailable as error:
+            log.warning("serving_starts_without_store", extra={"reason": error.message})
+        self.lists.start(lists_s=self._options.lists_refresh_s, catalogue_s=self._options.catalogue_refresh_s)
+        self.reloader.start(poll_s=self._options.champion_poll_s)
+        threading.Thread(target=self._listen, name="model-events", daemon=True).start()
+
+    def close(self) -> None:
+        """End everything that was started."""
+        self._closed.set()
+        self.lists.close()
+        self.reloader.close()
+        self.inference_log.close()
+        self.intake.close()
+        recommender = self.service.recommender
+        for calls in (
+            recommender.store_calls,
+            recommender.model_calls,
+            self.service.read_calls,
+            self.service.event_calls,
+        ):
+            calls.close()
+        self._backends.events.close()
+
+    def _service(self, clock: Clock, token: str | None) -> Service:
+        options, store = self._options, self._backends.store
+        recommender = Recommender(
+            options=options,
+            clock=clock,
+            users=UserReader(store, clock=clock, profile_s=options.profile_refresh_s),
+            lists=self.lists,
+            models=self.models,
+            metrics=self.metrics,
+            store_calls=BoundedCalls(name="store", threads=options.store_threads, deadline_s=options.store_deadline_s),
+            model_calls=BoundedCalls(name="model", threads=options.model_threads, deadline_s=options.model_deadline_s),
+        )
+        for calls in (recommender.store_calls, recommender.model_calls):
+            self.metrics.watch(f"rtrec_{calls.name}_threads_stuck", "Threads in an overdue call.", calls.stuck)
+        return Service(
+            options=options,
+            clock=clock,
+            recommender=recommender,
+            intake=self.intake,
+            store=store,
+            version_of=self._backends.version_of,
+            inference_log=self.inference_log,
+            models=self.models,
+            lists=self.lists,
+            metrics=self.metrics,
+            read_calls=BoundedCalls(name="reads", threads=2, deadline_s=options.read_deadline_s),
+            # The producer's own deadline comes first, with the better reason.
+            event_calls=BoundedCalls(name="events", threads=_EVENT_THREADS, deadline_s=options.events_deadline_s + 2.0),
+            token=token,
+        )
+
+    def _listen(self) -> None:
+        """Wake the reloader at each event about a model; what was missed while the store was away, a look finds."""
+        while not self._closed.is_set():
+            try:
+                listener = Listener(self._backends.events, start=NOW, wanted=EventFilter(key=MODEL))
+            except StoreUnavailable:
+                self._closed.wait(_POLL_S)
+                continue
+            self.reloader.wake()
+            while not self._closed.is_set():
+                for event in listener.poll(timeout_s=_POLL_S):
+                    if event.sender != self._name:
+                        self.reloader.wake()

@@ -1,0 +1,75 @@
+"""What is read for one request: the user's profile and views, and the lists of the user's segment on the page."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final
+
+from rtrec_ray.clock import Clock, monotonic_s
+from rtrec_ray.events import ProfileVersion
+from rtrec_ray.features.keys import SEGMENT_PAGE_TOP_ADS, USER_BROWSE_5M, ViewKey
+from rtrec_ray.features.request import request_asks
+from serving.lists import FeatureReader, Values
+
+_MOST_PROFILES: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserRead:
+    """What the store knew. Empty when it did not answer."""
+
+    profile: ProfileVersion | None = None
+    values: Values = field(default_factory=dict)
+
+    def last_items(self, user_id: int) -> list[int]:
+        """The items the user viewed in the last five minutes, newest first."""
+        value = self.values.get(ViewKey(view=USER_BROWSE_5M, key=str(user_id)))
+        return [] if value is None else list(value["last_items"])
+
+    def segment_items(self) -> list[list[int]]:
+        """Per segment of the user on this page: the ads clicked most and those clicked last."""
+        lists = []
+        for ask, value in self.values.items():
+            if ask.view == SEGMENT_PAGE_TOP_ADS and value is not None:
+                lists += [[item for item, _ in value["top"]], list(value["last"])]
+        return lists
+
+
+class UserReader:
+    """Reads users in one round trip each; profiles change once a day and are kept for `profile_s` s of wall time."""
+
+    def __init__(self, store: FeatureReader, *, clock: Clock, profile_s: float) -> None:
+        self._store = store
+        self._clock = clock
+        self._profile_s = profile_s
+        self._profiles: OrderedDict[int, tuple[float, ProfileVersion | None]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, user_id: int, *, page_id: int | None) -> UserRead:
+        """Everything about the user. Raises StoreUnavailable."""
+        profile = self._profile(user_id)
+        asks = request_asks(user_id=user_id, profile=profile, page_id=page_id)
+        # cached: segments' top lists come from their cache; a user's own views are merged from tiles either way.
+        values = self._store.get(asks, as_of_ms=None, now_ms=self._clock.now_ms(), cached=True)
+        return UserRead(profile=profile, values=values)
+
+    def remembered(self, user_id: int) -> UserRead:
+        """What is known of the user without the store: a profile of late, however old."""
+        with self._lock:
+            kept = self._profiles.get(user_id)
+        return UserRead(profile=None if kept is None else kept[1])
+
+    def _profile(self, user_id: int) -> ProfileVersion | None:
+        with self._lock:
+            kept = self._profiles.get(user_id)
+        if kept is not None and kept[0] > monotonic_s():
+            return kept[1]
+        profile = self._store.profile([user_id]).get(user_id)
+        with self._lock:
+            self._profiles[user_id] = (monotonic_s() + self._profile_s, profile)
+            self._profiles.move_to_end(user_id)
+            if len(self._profiles) > _MOST_PROFILES:
+                self._profiles.popitem(last=False)
+        return profile
