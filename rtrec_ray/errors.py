@@ -13,6 +13,7 @@
     ├── LeaseHeld                    another live owner has the partition
     ├── LeaseLost                    the commit was fenced off: reload and start again
     ├── UnknownView                  no such feature view
+    ├── BeyondRetention              the tiles of that time are gone
     ├── ReplayRefused                the log would arrive behind the system's watermark
     ├── ModelRejected                a model may not go online
     └── EmbeddedFailure              a server of this machine does not start or stop
@@ -100,6 +101,10 @@ class LeaseLost(RtrecError):
 
 class UnknownView(RtrecError):
     """No feature view has this name; the message lists those that exist."""
+
+
+class BeyondRetention(RtrecError):
+    """A feature was asked for as of a time whose tiles are no longer kept."""
 
 
 class ReplayRefused(RtrecError):
