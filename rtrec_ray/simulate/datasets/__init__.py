@@ -1,0 +1,1 @@
+"""Real logs that come with the package."""
