@@ -108,6 +108,8 @@ class HistoryOperator:
     def committed(self) -> None:
         """The files are in the manifest and the letters acknowledged."""
         self._waiting = _Waiting()
+        # Counted from the commit, as the task counts, or an advance just before the next one would split its files.
+        self._flushed_s = monotonic_s()
 
     def _flush(self) -> None:
         waiting, self._flushed_s = self._waiting, monotonic_s()
