@@ -80,14 +80,10 @@ class Seen:
         """For each event, in order of arrival, whether it comes for the first time; from now on all are known."""
         minutes = ts_ms // MINUTE_MS * MINUTE_MS
         first = np.zeros(len(hashes), dtype=np.bool_)
-        for minute in np.unique(minutes).tolist():
-            rows = np.flatnonzero(minutes == minute)
-            unique, index = np.unique(hashes[rows], return_index=True)
-            fresh = ~self._known(minute, unique)
-            first[rows[index[fresh]]] = True
-            if fresh.any():
-                self._remember(minute, unique[fresh])
-                self._new.setdefault(minute, []).append(unique[fresh])
+        order = np.argsort(minutes, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(minutes[order])) + 1):
+            if len(rows):
+                first[rows] = self._first_of_minute(int(minutes[rows[0]]), hashes[rows])
         return first
 
     def new(self) -> list[tuple[int, bytes]]:
@@ -107,9 +103,20 @@ class Seen:
         """Drop the minutes that end at `before_ms` or earlier: their events are refused as too late."""
         for minute in [minute for minute in self._runs if minute + MINUTE_MS <= before_ms]:
             del self._runs[minute]
+            self._new.pop(minute, None)
 
     def __len__(self) -> int:
         return sum(len(run) for runs in self._runs.values() for run in runs)
+
+    def _first_of_minute(self, minute: int, hashes: Hashes) -> npt.NDArray[np.bool_]:
+        unique, index = np.unique(hashes, return_index=True)
+        fresh = ~self._known(minute, unique)
+        if fresh.any():
+            self._remember(minute, unique[fresh])
+            self._new.setdefault(minute, []).append(unique[fresh])
+        first = np.zeros(len(hashes), dtype=np.bool_)
+        first[index[fresh]] = True
+        return first
 
     def _known(self, minute: int, unique: Hashes) -> npt.NDArray[np.bool_]:
         known = np.zeros(len(unique), dtype=np.bool_)

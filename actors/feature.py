@@ -1,0 +1,156 @@
+"""The feature stage as a task: decode, take, append tiles; and the chores that one process does for all."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import polars as pl
+
+from actors.operator import BatchOutcome
+from rtrec_ray.clock import Clock
+from rtrec_ray.errors import ServerUnavailable
+from rtrec_ray.events import BEHAVIOR, BEHAVIOR_SCHEMA, ITEM, ITEM_SCHEMA, PROFILE, PROFILE_SCHEMA
+from rtrec_ray.eventtime.watermark import WatermarkOptions
+from rtrec_ray.features.definition import Definitions
+from rtrec_ray.features.profiles import newest_per_version
+from rtrec_ray.features.seen import Seen
+from rtrec_ray.features.stream import FeatureStream
+from rtrec_ray.kafka.base import RecordBatch
+from rtrec_ray.kafka.codec import LatestMs, decode
+from rtrec_ray.postgres.connection import Cursor
+from rtrec_ray.stores.features import FeatureKeeping, FeatureWriter, TaskOutput
+
+log = logging.getLogger(__name__)
+
+TASK = "features"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperOptions:
+    """`lists_every_s`, `expiry_every_s`: wall time between two rebuilds of the top lists, two looks for old tiles."""
+
+    lists_every_s: float = 1.0
+    expiry_every_s: float = 30.0
+
+
+class FeatureOperator:
+    """Operator of one partition of behaviour, with the profiles of its users and a share of the catalogue."""
+
+    topics = (BEHAVIOR, PROFILE, ITEM)
+    preload = (PROFILE, ITEM)
+
+    def __init__(
+        self,
+        partition: int,
+        *,
+        definitions: Definitions,
+        store: FeatureWriter,
+        latest_ms: LatestMs,
+        watermark: WatermarkOptions,
+    ) -> None:
+        self._partition = partition
+        self._definitions = definitions
+        self._store = store
+        self._latest_ms = latest_ms
+        self._disorder_ms = watermark.disorder_ms
+        self._profiles: list[pl.DataFrame] = []
+        self._items: list[pl.DataFrame] = []
+        self._forgotten_to_ms: int | None = None
+        self._stream = FeatureStream(
+            definitions, disorder_ms=self._disorder_ms, seen=Seen(), profiles=PROFILE_SCHEMA.to_frame()
+        )
+
+    def restore(self, cursor: Cursor, *, committed: Mapping[str, int]) -> Mapping[str, int]:
+        """Load what was counted and the profiles; read on where the last commit ended."""
+        self._store.apply(cursor)
+        state = self._store.load(cursor, partition=self._partition)
+        seen = Seen()
+        seen.load(state.seen)
+        self._stream = FeatureStream(
+            self._definitions,
+            disorder_ms=self._disorder_ms,
+            seen=seen,
+            profiles=state.profiles,
+            max_ts_ms=state.max_ts_ms,
+            watermark_ms=state.watermark_ms,
+        )
+        return committed
+
+    def apply(self, batch: RecordBatch) -> BatchOutcome:
+        """Take records of one topic."""
+        decoded = decode(batch, latest_ms=self._latest_ms)
+        dead = Counter(dead=len(decoded.dead))
+        if batch.topic == PROFILE:
+            profiles = decoded.frame.select(PROFILE_SCHEMA.names())
+            self._profiles.append(profiles)
+            return BatchOutcome(counts=dead + self._stream.take_profiles(profiles))
+        if batch.topic == ITEM:
+            self._items.append(decoded.frame.select(ITEM_SCHEMA.names()))
+            return BatchOutcome(counts=dead + Counter(item=decoded.frame.height))
+        events = decoded.frame.select(BEHAVIOR_SCHEMA.names())
+        counts = Counter({"in": len(batch)}) + dead + self._stream.take(events)
+        return BatchOutcome(max_ts_ms=events["ts"].max(), counts=counts)  # type: ignore[arg-type]  # Int64
+
+    def advance(self, *, watermark_ms: int) -> Mapping[str, int]:
+        """Event time has come to `watermark_ms`: nothing is written for it, reads merge what the window covers."""
+        self._stream.advance(watermark_ms=watermark_ms)
+        return {}
+
+    def pending_rows(self) -> int:
+        """Events, versions of profiles and items waiting for a commit."""
+        return self._stream.pending() + sum(frame.height for frame in [*self._profiles, *self._items])
+
+    def write(self, cursor: Cursor) -> Mapping[str, int]:
+        """Append the tiles of what came since the last commit."""
+        self._stream.forget()
+        to_ms = self._stream.forgettable_to_ms()
+        output = TaskOutput(
+            partition=self._partition,
+            max_ts_ms=self._stream.max_ts_ms,
+            watermark_ms=self._stream.watermark_ms,
+            tiles=self._stream.tiles(),
+            seen=self._stream.seen.new(),
+            seen_to_ms=None if to_ms == self._forgotten_to_ms else to_ms,
+            profiles=newest_per_version(pl.concat(self._profiles)) if self._profiles else None,
+            items=_newest_items(pl.concat(self._items)) if self._items else None,
+        )
+        rows = self._store.append(cursor, output)
+        self._forgotten_to_ms = to_ms
+        return {"rows_written": rows}
+
+    def committed(self) -> None:
+        """What `write` wrote is durable."""
+        self._stream.settle()
+        self._profiles, self._items = [], []
+
+
+class FeatureKeeper:
+    """Rebuilds the top lists for serving and drops old tiles, on timers. One process does it for all partitions."""
+
+    def __init__(self, store: FeatureKeeping, *, clock: Clock, options: KeeperOptions) -> None:
+        self._store = store
+        self._clock = clock
+        self._options = options
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set; while PostgreSQL is away, try again at the next round."""
+        rounds = max(1, round(self._options.expiry_every_s / self._options.lists_every_s))
+        number = 0
+        while not stop.wait(self._options.lists_every_s):
+            try:
+                self._store.rebuild_lists(now_ms=self._clock.now_ms())
+                if number % rounds == 0:
+                    dropped = self._store.drop_expired()
+                    log.info("tiles_expired", extra={"hours": dropped})
+            except ServerUnavailable as error:
+                log.warning("keeper_waits", extra={"cause": error.line()})
+            number += 1
+
+
+def _newest_items(items: pl.DataFrame) -> pl.DataFrame:
+    """One row per item, the newest version; of equally new ones the last that came."""
+    return items.sort("ts", maintain_order=True).unique(subset="item_id", keep="last", maintain_order=True)

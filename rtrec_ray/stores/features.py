@@ -1,0 +1,188 @@
+"""The feature store as a port, and what reading it means whichever adapter answers.
+
+A task writes in its own transaction and passes the cursor; everybody else only reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import polars as pl
+
+from rtrec_ray.errors import BeyondRetention
+from rtrec_ray.events import CatalogItem, ProfileVersion
+from rtrec_ray.eventtime.window import Span
+from rtrec_ray.features.definition import Definitions, FeatureView
+from rtrec_ray.features.keys import ViewKey
+from rtrec_ray.features.merge import Value
+from rtrec_ray.postgres.connection import Cursor
+
+HOUR_MS: Final = 3_600_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskState:
+    """What the commits of one source partition left. `seen`: (minute_ms, packed hashes); times in ms UTC."""
+
+    max_ts_ms: int | None
+    watermark_ms: int | None
+    seen: Sequence[tuple[int, bytes]]
+    profiles: pl.DataFrame  # PROFILE_SCHEMA
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOutput:
+    """What one commit adds for one source partition.
+
+    `tiles`: view name → rows (TILE_SCHEMA). `seen` up to the minute `seen_to_ms` is forgotten.
+    """
+
+    partition: int
+    max_ts_ms: int | None
+    watermark_ms: int | None
+    tiles: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    seen: Sequence[tuple[int, bytes]] = ()
+    seen_to_ms: int | None = None
+    profiles: pl.DataFrame | None = None
+    items: pl.DataFrame | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One value to read: of which view, under which key, out of which tiles."""
+
+    view: FeatureView
+    key: ViewKey
+    span: Span
+
+
+class Past(Protocol):
+    """Events older than the tiles, out of the history."""
+
+    def behavior(self, *, from_ms: int, to_ms: int) -> pl.DataFrame:
+        """Accepted events with ts in [from_ms, to_ms): BEHAVIOR_SCHEMA and `partition`, `offset` (Int64)."""
+        ...
+
+
+class FeatureReader(Protocol):
+    """Reads values, profiles and the catalogue. Safe to share between threads."""
+
+    definitions: Definitions
+
+    def get(
+        self, asks: Sequence[ViewKey], *, as_of_ms: int | None, now_ms: int, cached: bool = False
+    ) -> dict[ViewKey, Value | None]:
+        """The values, None for a key without data.
+
+        `as_of_ms` None is now, the open tile included; a time is floored to the tile, and one ahead of the watermark
+        neither waits nor fails. `cached`: lists of the `cached` views as of their last rebuild, for serving.
+        Raises UnknownView, BeyondRetention, StoreUnavailable.
+        """
+        ...
+
+    def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> dict[int, ProfileVersion]:
+        """Of each known user the newest profile with ts ≤ `as_of_ms`. Raises StoreUnavailable."""
+        ...
+
+    def items(self, item_ids: Iterable[int]) -> dict[int, CatalogItem]:
+        """Of each known item the newest version. Raises StoreUnavailable."""
+        ...
+
+    def catalogue(self) -> list[CatalogItem]:
+        """All items by ascending id. Raises StoreUnavailable."""
+        ...
+
+
+class FeatureWriter(Protocol):
+    """A task's side of the store, inside the task's transactions."""
+
+    def apply(self, cursor: Cursor) -> None:
+        """Enter the definitions. Raises DefinitionInvalid when a version that exists means something else."""
+        ...
+
+    def load(self, cursor: Cursor, *, partition: int) -> TaskState:
+        """What the commits so far left of a source partition."""
+        ...
+
+    def append(self, cursor: Cursor, output: TaskOutput) -> int:
+        """Add what a commit brings; answers the number of tile rows."""
+        ...
+
+
+class FeatureKeeping(Protocol):
+    """What has to be done now and then, by one process, in transactions of its own."""
+
+    def rebuild_lists(self, *, now_ms: int) -> int:
+        """Make the lists of the `cached` views anew; answers how many there are. Raises StoreUnavailable."""
+        ...
+
+    def drop_expired(self) -> int:
+        """Drop the hours of tiles that no window reaches; answers how many went. Raises StoreUnavailable."""
+        ...
+
+
+class FeatureStore(FeatureReader, FeatureWriter, FeatureKeeping, Protocol):
+    """All of it."""
+
+
+def plan(definitions: Definitions, keys: Iterable[ViewKey], *, as_of_ms: int | None, now_ms: int) -> list[Ask]:
+    """What to read for each distinct key. Raises UnknownView."""
+    asks = []
+    for key in dict.fromkeys(keys):
+        view = definitions.view(key.view)
+        window = definitions.window(view)
+        span = window.now(now_ms) if as_of_ms is None else window.at(as_of_ms)
+        asks.append(Ask(view=view, key=key, span=span))
+    return asks
+
+
+def require_kept(asks: Iterable[Ask], definitions: Definitions, *, watermark_ms: int | None) -> None:
+    """Refuse windows that begin before the tiles do. Raises BeyondRetention."""
+    if watermark_ms is None:
+        return
+    kept_from_ms = watermark_ms - definitions.retention_ms
+    for ask in asks:
+        if ask.span.from_ms < kept_from_ms:
+            raise BeyondRetention(
+                f"{ask.view.name} as of {ask.span.as_of_ms} needs tiles from {ask.span.from_ms} on; "
+                f"they are kept from {kept_from_ms} on",
+                mend="raise retention in features.yaml, or read that time from the history",
+            )
+
+
+def list_views(definitions: Definitions) -> list[dict[str, Any]]:
+    """The views for people and programs: name, version, the forms of the key, window, names of the values."""
+    return [
+        {
+            "name": view.name,
+            "version": view.version,
+            "keys": ["|".join(form) if form else "all" for form in view.keys],
+            "window_ms": view.window_ms,
+            "tile_ms": definitions.tile_ms,
+            "values": [each.name for each in view.aggregations],
+        }
+        for view in definitions.views
+    ]
+
+
+def read_view(
+    store: FeatureReader, view: str, keys: Sequence[str], *, as_of_ms: int | None, now_ms: int
+) -> dict[str, Any]:
+    """`rtrec features get` as JSON: {"view", "as_of_ms", "version", "values": {KEY: {...} or None}}.
+
+    `as_of_ms` of the answer is the time the values hold at: a time asked for is floored to the tile.
+    Raises UnknownView, BeyondRetention, StoreUnavailable.
+    """
+    found = store.definitions.view(view)
+    asks = [ViewKey(view=view, key=key) for key in keys]
+    values = store.get(asks, as_of_ms=as_of_ms, now_ms=now_ms)
+    window = store.definitions.window(found)
+    span = window.now(now_ms) if as_of_ms is None else window.at(as_of_ms)
+    return {
+        "view": view,
+        "as_of_ms": span.as_of_ms,
+        "version": found.version,
+        "values": {ask.key: values[ask] for ask in asks},
+    }

@@ -1,0 +1,145 @@
+"""The feature store in memory: for tests, and to try a definition without a server."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import polars as pl
+
+from rtrec_ray.errors import DefinitionInvalid
+from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, ProfileVersion
+from rtrec_ray.features.definition import Definitions, FeatureView
+from rtrec_ray.features.keys import ViewKey
+from rtrec_ray.features.merge import Value, merge
+from rtrec_ray.stores.features import HOUR_MS, Ask, TaskOutput, TaskState, plan, require_kept
+
+_Versioned = tuple[str, int]
+
+
+class MemoryFeatureTables:
+    """What the PostgreSQL adapter keeps in tables; shared by stores with different definitions."""
+
+    def __init__(self) -> None:
+        self.views: dict[_Versioned, str] = {}
+        self.tiles: dict[_Versioned, dict[str, list[tuple[int, str]]]] = defaultdict(lambda: defaultdict(list))
+        self.seen: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
+        self.partitions: dict[int, tuple[int | None, int | None]] = {}
+        self.profiles: dict[int, dict[tuple[int, int], ProfileVersion]] = defaultdict(dict)
+        self.items: dict[int, CatalogItem] = {}
+        self.lists: dict[_Versioned, dict[str, Value]] = {}
+
+
+class MemoryFeatureStore:
+    """FeatureStore over `tables`. A write takes effect at once: there is no transaction to roll back."""
+
+    def __init__(self, definitions: Definitions, *, tables: MemoryFeatureTables | None = None) -> None:
+        self.definitions: Final = definitions
+        self._tables = tables if tables is not None else MemoryFeatureTables()
+
+    def apply(self, cursor: object) -> None:
+        for view in self.definitions.views:
+            if self._tables.views.setdefault(_id(view), view.text()) != view.text():
+                raise DefinitionInvalid(
+                    f"{view.name} version {view.version} is already defined otherwise", mend="raise its version"
+                )
+
+    def load(self, cursor: object, *, partition: int) -> TaskState:
+        max_ts_ms, watermark_ms = self._tables.partitions.get(partition, (None, None))
+        return TaskState(
+            max_ts_ms=max_ts_ms,
+            watermark_ms=watermark_ms,
+            seen=list(self._tables.seen[partition]),
+            profiles=_profile_frame(self._tables.profiles[partition].values()),
+        )
+
+    def append(self, cursor: object, output: TaskOutput) -> int:
+        self._append_tiles(output)
+        kept = [row for row in self._tables.seen[output.partition] if not _forgotten(row[0], output.seen_to_ms)]
+        self._tables.seen[output.partition] = [*kept, *output.seen]
+        self._tables.partitions[output.partition] = (output.max_ts_ms, output.watermark_ms)
+        for row in _rows(output.profiles):
+            profile = ProfileVersion(**row)
+            self._tables.profiles[output.partition][(profile.user_id, profile.ts)] = profile
+        for row in _rows(output.items):
+            self._put_item(CatalogItem(**row))
+        return sum(frame.height for frame in output.tiles.values())
+
+    def get(
+        self, asks: Sequence[ViewKey], *, as_of_ms: int | None, now_ms: int, cached: bool = False
+    ) -> dict[ViewKey, Value | None]:
+        planned = plan(self.definitions, asks, as_of_ms=as_of_ms, now_ms=now_ms)
+        if as_of_ms is not None:
+            require_kept(planned, self.definitions, watermark_ms=self._watermark_ms())
+        return {ask.key: self._value(ask, cached=cached and as_of_ms is None) for ask in planned}
+
+    def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> dict[int, ProfileVersion]:
+        wanted = set(user_ids)
+        versions = [each for of_partition in self._tables.profiles.values() for each in of_partition.values()]
+        held = [each for each in versions if each.user_id in wanted and each.ts <= as_of_ms]
+        return {each.user_id: each for each in sorted(held, key=lambda each: each.ts)}
+
+    def items(self, item_ids: Iterable[int]) -> dict[int, CatalogItem]:
+        return {item_id: self._tables.items[item_id] for item_id in item_ids if item_id in self._tables.items}
+
+    def catalogue(self) -> list[CatalogItem]:
+        return [item for _, item in sorted(self._tables.items.items())]
+
+    def rebuild_lists(self, *, now_ms: int) -> int:
+        views = [view for view in self.definitions.views if view.cached]
+        for view in views:
+            asks = [ViewKey(view=view.name, key=key) for key in self._tables.tiles[_id(view)]]
+            values = self.get(asks, as_of_ms=None, now_ms=now_ms)
+            self._tables.lists[_id(view)] = {ask.key: value for ask, value in values.items() if value is not None}
+        return sum(len(self._tables.lists[_id(view)]) for view in views)
+
+    def drop_expired(self) -> int:
+        mark = self._watermark_ms()
+        if mark is None:
+            return 0
+        bound, dropped = (mark - self.definitions.retention_ms) // HOUR_MS * HOUR_MS, set()
+        for keys in self._tables.tiles.values():
+            for key, rows in list(keys.items()):
+                dropped |= {start // HOUR_MS for start, _ in rows if start < bound}
+                keys[key] = [row for row in rows if row[0] >= bound]
+        return len(dropped)
+
+    def _value(self, ask: Ask, *, cached: bool) -> Value | None:
+        lists = self._tables.lists.get(_id(ask.view))
+        if cached and ask.view.cached and lists is not None:
+            return lists.get(ask.key.key)
+        rows = self._tables.tiles[_id(ask.view)].get(ask.key.key, [])
+        return merge(ask.view, [row for row in rows if ask.span.from_ms <= row[0] < ask.span.to_ms])
+
+    def _append_tiles(self, output: TaskOutput) -> None:
+        for name, frame in output.tiles.items():
+            tiles = self._tables.tiles[_id(self.definitions.view(name))]
+            for key, start, state in frame.select("key", "tile_start_ms", "state").iter_rows():
+                tiles[key].append((start, state))
+
+    def _put_item(self, item: CatalogItem) -> None:
+        old = self._tables.items.get(item.item_id)
+        if old is None or item.ts >= old.ts:
+            self._tables.items[item.item_id] = item
+
+    def _watermark_ms(self) -> int | None:
+        return max((mark for _, mark in self._tables.partitions.values() if mark is not None), default=None)
+
+
+def _id(view: FeatureView) -> _Versioned:
+    return view.name, view.version
+
+
+def _forgotten(minute_ms: int, to_ms: int | None) -> bool:
+    return to_ms is not None and minute_ms <= to_ms
+
+
+def _rows(frame: pl.DataFrame | None) -> list[dict[str, Any]]:
+    return [] if frame is None else frame.to_dicts()
+
+
+def _profile_frame(profiles: Iterable[ProfileVersion]) -> pl.DataFrame:
+    columns = PROFILE_SCHEMA.names()
+    rows = [tuple(getattr(each, name) for name in columns) for each in profiles]
+    return pl.DataFrame(rows, schema=PROFILE_SCHEMA, orient="row")

@@ -1,0 +1,227 @@
+"""The feature store in PostgreSQL: tiles appended by COPY, added up by the reader, dropped by the hour."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final
+
+import msgspec
+import polars as pl
+from psycopg2 import errors, sql
+
+from rtrec_ray.errors import DefinitionInvalid
+from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, ProfileVersion
+from rtrec_ray.features.definition import Definitions, FeatureView
+from rtrec_ray.features.keys import ViewKey
+from rtrec_ray.features.merge import Value, merge
+from rtrec_ray.postgres.connection import Cursor
+from rtrec_ray.postgres.copy import copy_frame
+from rtrec_ray.postgres.statements import load
+from rtrec_ray.stores.features import HOUR_MS, Ask, TaskOutput, TaskState, plan, require_kept
+
+Transaction = Callable[[], AbstractContextManager[Cursor]]
+
+_FRESH_MS: Final = 10_000  # wall time; the rebuilder has missed several rounds by then
+_HOUR_TABLE: Final = re.compile(r"tiles_(m?)(\d+)")
+
+
+class PostgresFeatureStore:
+    """FeatureStore. `transaction` opens one for each read and each chore (a Pool's, as a rule)."""
+
+    def __init__(self, definitions: Definitions, *, transaction: Transaction) -> None:
+        self.definitions: Final = definitions
+        self._transaction = transaction
+        self._sql = load("rtrec_ray.stores.queries", "features.sql")
+        self._view_ids: dict[tuple[str, int], int] = {}
+
+    def apply(self, cursor: Cursor) -> None:
+        for view in self.definitions.views:
+            cursor.execute(
+                self._sql["add_view"], {"name": view.name, "version": view.version, "definition": view.text()}
+            )
+        cursor.execute(self._sql["list_views"])
+        known = {(name, version): text for _, name, version, text in cursor.fetchall()}
+        for view in self.definitions.views:
+            if known[(view.name, view.version)] != view.text():
+                raise DefinitionInvalid(
+                    f"{view.name} version {view.version} is already defined otherwise", mend="raise its version"
+                )
+
+    def load(self, cursor: Cursor, *, partition: int) -> TaskState:
+        key = {"partition": partition}
+        cursor.execute(self._sql["load_partition"], key)
+        row = cursor.fetchone()
+        cursor.execute(self._sql["load_seen"], key)
+        seen = [(minute, bytes(hashes)) for minute, hashes in cursor.fetchall()]
+        cursor.execute(self._sql["load_profiles"], key)
+        profiles = pl.DataFrame(cursor.fetchall(), schema=PROFILE_SCHEMA, orient="row")
+        return TaskState(
+            max_ts_ms=row[0] if row else None, watermark_ms=row[1] if row else None, seen=seen, profiles=profiles
+        )
+
+    def append(self, cursor: Cursor, output: TaskOutput) -> int:
+        written = self._append_tiles(cursor, output)
+        key = {"partition": output.partition}
+        if output.seen_to_ms is not None:
+            cursor.execute(self._sql["forget_seen"], {**key, "to_minute_ms": output.seen_to_ms})
+        if output.seen:
+            minutes, hashes = zip(*output.seen, strict=True)
+            cursor.execute(self._sql["add_seen"], {**key, "minutes": list(minutes), "hashes": list(hashes)})
+        if output.profiles is not None:
+            cursor.execute(self._sql["put_profiles"], {**key, **output.profiles.to_dict(as_series=False)})
+        if output.items is not None:
+            cursor.execute(self._sql["put_items"], output.items.to_dict(as_series=False))
+        times = {"max_ts_ms": output.max_ts_ms, "watermark_ms": output.watermark_ms}
+        cursor.execute(self._sql["put_partition"], {**key, **times})
+        return written
+
+    def get(
+        self, asks: Sequence[ViewKey], *, as_of_ms: int | None, now_ms: int, cached: bool = False
+    ) -> dict[ViewKey, Value | None]:
+        planned = plan(self.definitions, asks, as_of_ms=as_of_ms, now_ms=now_ms)
+        with self._transaction() as cursor:
+            of_lists = self._from_lists(cursor, planned) if cached and as_of_ms is None else {}
+            rest = [ask for ask in planned if ask.key not in of_lists]
+            rows, watermark_ms = self._read_tiles(cursor, rest)
+        if as_of_ms is not None:
+            require_kept(planned, self.definitions, watermark_ms=watermark_ms)
+        merged = {ask.key: merge(ask.view, rows[ask.key]) for ask in rest}
+        return {ask.key: of_lists[ask.key] if ask.key in of_lists else merged[ask.key] for ask in planned}
+
+    def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> dict[int, ProfileVersion]:
+        with self._transaction() as cursor:
+            cursor.execute(self._sql["get_profiles"], {"user_ids": list(user_ids), "as_of_ms": as_of_ms})
+            return {row[0]: _profile(row) for row in cursor.fetchall()}
+
+    def items(self, item_ids: Iterable[int]) -> dict[int, CatalogItem]:
+        with self._transaction() as cursor:
+            cursor.execute(self._sql["get_items"], {"item_ids": list(item_ids)})
+            return {row[0]: _item(row) for row in cursor.fetchall()}
+
+    def catalogue(self) -> list[CatalogItem]:
+        with self._transaction() as cursor:
+            cursor.execute(self._sql["list_items"])
+            return [_item(row) for row in cursor.fetchall()]
+
+    def rebuild_lists(self, *, now_ms: int) -> int:
+        return sum(self._rebuild(view, now_ms=now_ms) for view in self.definitions.views if view.cached)
+
+    def drop_expired(self) -> int:
+        with self._transaction() as cursor:
+            cursor.execute(self._sql["newest_watermark"])
+            (mark,) = cursor.fetchone() or (None,)
+            cursor.execute(self._sql["list_tile_partitions"])
+            names = [name for (name,) in cursor.fetchall()]
+        if mark is None:
+            return 0
+        last_hour = (mark - self.definitions.retention_ms) // HOUR_MS
+        return sum(self._drop(name) for name in names if _hour(name) < last_hour)
+
+    def _append_tiles(self, cursor: Cursor, output: TaskOutput) -> int:
+        if not any(frame.height for frame in output.tiles.values()):
+            return 0
+        frames = [
+            frame.with_columns(
+                view_id=pl.lit(self._view_id(cursor, self.definitions.view(name))), partition=pl.lit(output.partition)
+            )
+            for name, frame in output.tiles.items()
+        ]
+        rows = pl.concat(frames).sort("view_id", "key", "tile_start_ms")
+        hours = (rows["tile_start_ms"] // HOUR_MS).unique().sort().to_list()
+        cursor.execute(self._sql["ensure_tiles"], {"hours": hours})
+        return copy_frame(cursor, "features.tiles", rows)
+
+    def _read_tiles(
+        self, cursor: Cursor, asks: Sequence[Ask]
+    ) -> tuple[dict[ViewKey, list[tuple[int, str]]], int | None]:
+        """Rows (tile_start_ms, state) by key, and the newest watermark."""
+        cursor.execute(
+            self._sql["get_tiles"],
+            {
+                "asks": list(range(1, len(asks) + 1)),
+                "view_ids": [self._view_id(cursor, ask.view) for ask in asks],
+                "keys": [_text(ask.key.key) for ask in asks],
+                "from_ms": [ask.span.from_ms for ask in asks],
+                "to_ms": [ask.span.to_ms for ask in asks],
+                "lowest_ms": min((ask.span.from_ms for ask in asks), default=0),
+                "highest_ms": max((ask.span.to_ms for ask in asks), default=0),
+            },
+        )
+        rows: dict[ViewKey, list[tuple[int, str]]] = defaultdict(list)
+        watermark_ms = None
+        for number, start, state in cursor.fetchall():
+            if number == 0:
+                watermark_ms = start
+            else:
+                rows[asks[number - 1].key].append((start, state))
+        return rows, watermark_ms
+
+    def _from_lists(self, cursor: Cursor, asks: Iterable[Ask]) -> dict[ViewKey, Value | None]:
+        """Values of the `cached` views whose lists are fresh; the others are left to the tiles."""
+        wanted = [ask for ask in asks if ask.view.cached]
+        if not wanted:
+            return {}
+        ids = {self._view_id(cursor, ask.view): ask.view.name for ask in wanted}
+        params = {"view_ids": list(ids), "keys": [_text(ask.key.key) for ask in wanted], "fresh_ms": _FRESH_MS}
+        cursor.execute(self._sql["get_lists"], params)
+        rows = cursor.fetchall()
+        fresh = {ids[view_id] for view_id, _, _ in rows}
+        found = {(ids[view_id], key): value for view_id, key, value in rows if key is not None}
+        values = {ask.key: found.get((ask.key.view, _text(ask.key.key))) for ask in wanted if ask.key.view in fresh}
+        return {key: None if text is None else msgspec.json.decode(text) for key, text in values.items()}
+
+    def _rebuild(self, view: FeatureView, *, now_ms: int) -> int:
+        span = self.definitions.window(view).now(now_ms)
+        rows: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        with self._transaction() as cursor:
+            key = {"view_id": self._view_id(cursor, view)}
+            cursor.execute(self._sql["scan_view"], {**key, "from_ms": span.from_ms, "to_ms": span.to_ms})
+            for name, start, state in cursor.fetchall():
+                rows[name].append((start, state))
+            values = {name: json.dumps(merge(view, of_key)) for name, of_key in rows.items()}
+            cursor.execute(self._sql["put_lists"], {**key, "keys": list(values), "values": list(values.values())})
+            cursor.execute(self._sql["drop_lists"], {**key, "keys": list(values)})
+            cursor.execute(self._sql["put_round"], {**key, "as_of_ms": now_ms})
+        return len(values)
+
+    def _drop(self, name: str) -> int:
+        try:
+            with self._transaction() as cursor:
+                cursor.execute(self._sql["patience"])
+                cursor.execute(sql.SQL(self._sql["drop_partition"]).format(partition=sql.Identifier(name)))
+        except errors.LockNotAvailable:
+            return 0
+        return 1
+
+    def _view_id(self, cursor: Cursor, view: FeatureView) -> int:
+        """The id of a view's version; 0, which no tile has, as long as it was never applied."""
+        key = (view.name, view.version)
+        if key not in self._view_ids:
+            cursor.execute(self._sql["list_views"])
+            self._view_ids = {(name, version): view_id for view_id, name, version, _ in cursor.fetchall()}
+        return self._view_ids.get(key, 0)
+
+
+def _text(key: str) -> str:
+    """The key as PostgreSQL takes it: neither NUL nor half a surrogate pair, which no stored key has."""
+    return key.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
+def _hour(name: str) -> int:
+    match = _HOUR_TABLE.fullmatch(name)
+    if match is None:
+        raise ValueError(f"features.{name} is no partition by the hour")
+    return -int(match[2]) if match[1] else int(match[2])
+
+
+def _profile(row: tuple[Any, ...]) -> ProfileVersion:
+    return ProfileVersion(**dict(zip(PROFILE_SCHEMA.names(), row, strict=True)))
+
+
+def _item(row: tuple[Any, ...]) -> CatalogItem:
+    item_id, ts, item_type, category_id, title = row
+    return CatalogItem(item_id=item_id, ts=ts, item_type=item_type, category_id=category_id, title=title)

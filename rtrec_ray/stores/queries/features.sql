@@ -1,0 +1,108 @@
+-- name: add_view
+INSERT INTO features.views (name, version, definition)
+SELECT %(name)s, %(version)s, %(definition)s
+WHERE NOT EXISTS (SELECT 1 FROM features.views WHERE name = %(name)s AND version = %(version)s)
+ON CONFLICT DO NOTHING;
+
+-- name: list_views
+SELECT view_id, name, version, definition FROM features.views ORDER BY name, version;
+
+-- name: get_tiles (ask 0 is no ask: it tells from when on tiles are kept, in the same round trip)
+SELECT 0 AS ask, max(watermark_ms) AS tile_start_ms, NULL AS state FROM features.partitions
+UNION ALL
+SELECT a.ask, t.tile_start_ms, t.state
+FROM unnest(%(asks)s::int[], %(view_ids)s::int[], %(keys)s::text[], %(from_ms)s::bigint[], %(to_ms)s::bigint[])
+     AS a (ask, view_id, key, from_ms, to_ms)
+JOIN features.tiles t ON t.view_id = a.view_id AND t.key = a.key
+                     AND t.tile_start_ms >= a.from_ms AND t.tile_start_ms < a.to_ms
+WHERE t.tile_start_ms >= %(lowest_ms)s AND t.tile_start_ms < %(highest_ms)s;
+
+-- name: get_lists
+SELECT r.view_id, l.key, l.value
+FROM features.top_list_rounds r
+LEFT JOIN features.top_lists l ON l.view_id = r.view_id AND l.key = ANY (%(keys)s)
+WHERE r.view_id = ANY (%(view_ids)s) AND r.rebuilt_at > clock_timestamp() - %(fresh_ms)s * interval '1 ms';
+
+-- name: scan_view
+SELECT key, tile_start_ms, state FROM features.tiles
+WHERE view_id = %(view_id)s AND tile_start_ms >= %(from_ms)s AND tile_start_ms < %(to_ms)s
+ORDER BY key;
+
+-- name: put_lists (an unchanged list is not written again)
+INSERT INTO features.top_lists (view_id, key, value)
+SELECT %(view_id)s, * FROM unnest(%(keys)s::text[], %(values)s::text[])
+ON CONFLICT (view_id, key) DO UPDATE SET value = EXCLUDED.value
+WHERE features.top_lists.value IS DISTINCT FROM EXCLUDED.value;
+
+-- name: drop_lists
+DELETE FROM features.top_lists WHERE view_id = %(view_id)s AND NOT key = ANY (%(keys)s::text[]);
+
+-- name: put_round
+INSERT INTO features.top_list_rounds (view_id, as_of_ms, rebuilt_at)
+VALUES (%(view_id)s, %(as_of_ms)s, clock_timestamp())
+ON CONFLICT (view_id) DO UPDATE SET as_of_ms = EXCLUDED.as_of_ms, rebuilt_at = EXCLUDED.rebuilt_at;
+
+-- name: get_profiles (the newest version that held)
+SELECT DISTINCT ON (user_id) user_id, ts_ms, country, gender, city, age_band
+FROM features.profiles WHERE user_id = ANY (%(user_ids)s) AND ts_ms <= %(as_of_ms)s
+ORDER BY user_id, ts_ms DESC;
+
+-- name: get_items
+SELECT item_id, ts_ms, item_type, category_id, title FROM features.items WHERE item_id = ANY (%(item_ids)s);
+
+-- name: list_items
+SELECT item_id, ts_ms, item_type, category_id, title FROM features.items ORDER BY item_id;
+
+-- name: load_partition
+SELECT max_ts_ms, watermark_ms FROM features.partitions WHERE partition = %(partition)s;
+
+-- name: load_seen
+SELECT minute_ms, hashes FROM features.seen WHERE partition = %(partition)s ORDER BY minute_ms;
+
+-- name: load_profiles
+SELECT user_id, ts_ms, country, gender, city, age_band FROM features.profiles WHERE partition = %(partition)s;
+
+-- name: ensure_tiles
+SELECT features.ensure_tiles(%(hours)s);
+
+-- name: add_seen
+INSERT INTO features.seen (partition, minute_ms, hashes)
+SELECT %(partition)s, * FROM unnest(%(minutes)s::bigint[], %(hashes)s::bytea[]);
+
+-- name: forget_seen
+DELETE FROM features.seen WHERE partition = %(partition)s AND minute_ms <= %(to_minute_ms)s;
+
+-- name: put_partition
+INSERT INTO features.partitions (partition, max_ts_ms, watermark_ms)
+VALUES (%(partition)s, %(max_ts_ms)s, %(watermark_ms)s)
+ON CONFLICT (partition) DO UPDATE SET max_ts_ms = EXCLUDED.max_ts_ms, watermark_ms = EXCLUDED.watermark_ms;
+
+-- name: put_profiles
+INSERT INTO features.profiles (user_id, ts_ms, country, gender, city, age_band, partition)
+SELECT *, %(partition)s
+FROM unnest(%(user_id)s::bigint[], %(ts)s::bigint[], %(country)s::text[], %(gender)s::text[], %(city)s::text[],
+            %(age_band)s::text[])
+ON CONFLICT (user_id, ts_ms) DO UPDATE
+SET country = EXCLUDED.country, gender = EXCLUDED.gender, city = EXCLUDED.city, age_band = EXCLUDED.age_band,
+    partition = EXCLUDED.partition;
+
+-- name: put_items (an older version never replaces a newer one)
+INSERT INTO features.items (item_id, ts_ms, item_type, category_id, title)
+SELECT * FROM unnest(%(item_id)s::bigint[], %(ts)s::bigint[], %(item_type)s::text[], %(category_id)s::bigint[],
+                     %(title)s::text[])
+ON CONFLICT (item_id) DO UPDATE
+SET ts_ms = EXCLUDED.ts_ms, item_type = EXCLUDED.item_type, category_id = EXCLUDED.category_id, title = EXCLUDED.title
+WHERE EXCLUDED.ts_ms >= features.items.ts_ms;
+
+-- name: list_tile_partitions
+SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+WHERE i.inhparent = 'features.tiles'::regclass ORDER BY c.relname;
+
+-- name: newest_watermark
+SELECT max(watermark_ms) FROM features.partitions;
+
+-- name: patience (dropping a partition locks all readers out while it waits: better to try again later)
+SET LOCAL lock_timeout = '200ms';
+
+-- name: drop_partition
+DROP TABLE IF EXISTS features.{partition};
