@@ -31,3 +31,107 @@ SAMPLE_SCHEMA: Final = pl.Schema(
     }
 )
 """One revision of one sample, as readers of the ledger get it."""
+
+IMPRESSION_SCHEMA: Final = pl.Schema(
+    {
+        "request_id": pl.String,
+        "item_id": pl.Int64,
+        "user_id": pl.Int64,
+        "event_time_ms": pl.Int64,
+        "page_id": pl.Int64,
+        "position": pl.Int64,
+        "arm": pl.String,
+        "source_offset": pl.Int64,  # of the impression in its Kafka partition
+    }
+)
+"""An impression on its way to its outcome."""
+
+CLICK_SCHEMA: Final = pl.Schema({"request_id": pl.String, "item_id": pl.Int64, "click_ms": pl.Int64})
+"""The earliest click on a key."""
+
+OPEN_SCHEMA: Final = pl.Schema([*IMPRESSION_SCHEMA.items(), ("click_ms", pl.Int64()), ("emitted", pl.Boolean())])
+"""An impression whose wait is not over. `emitted`: its positive sample is written already."""
+
+HELD_SCHEMA: Final = pl.Schema([*CLICK_SCHEMA.items(), ("expires_ms", pl.Int64()), ("stored", pl.Boolean())])
+"""A click whose impression is not known, or has no outcome yet."""
+
+REQUEST_SCHEMA: Final = pl.Schema(
+    {
+        "event_day": pl.Date,
+        "request_id": pl.String,
+        "user_id": pl.Int64,
+        "event_time_ms": pl.Int64,
+        "page_id": pl.Int64,
+        "model_version": pl.String,
+        "arm": pl.String,
+        "features": pl.String,
+        "items": pl.String,
+        "as_of": pl.String,
+    }
+)
+"""What serving knew when it answered: written once per request. `event_day` of its own time: all samples of a request
+lie in one partition, so that the primary key alone finds a repeated impression, whatever day it comes on."""
+
+KNOWN_SCHEMA: Final = pl.Schema(
+    {"request_id": pl.String, "event_day": pl.Date, "event_time_ms": pl.Int64, "page_id": pl.Int64, "items": pl.String}
+)
+"""What a sample needs of its request."""
+
+RANKED_SCHEMA: Final = pl.Schema(
+    {
+        "request_id": pl.String,
+        "item_id": pl.Int64,
+        "ranked_position": pl.Int64,
+        "score": pl.Float64,
+        "propensity": pl.Float64,
+        "item_features": pl.String,
+    }
+)
+"""One item of an answer, with the features of its own as JSON text."""
+
+REVISION_SCHEMA: Final = pl.Schema(
+    {
+        "event_day": pl.Date,
+        "request_id": pl.String,
+        "item_id": pl.Int64,
+        "user_id": pl.Int64,
+        "event_time_ms": pl.Int64,
+        "page_id": pl.Int64,
+        "position": pl.Int64,
+        "arm": pl.String,
+        "label": pl.Int64,
+        "labels": pl.String,
+        "item_features": pl.String,
+        "propensity": pl.Float64,
+        "score": pl.Float64,
+        "source_offset": pl.Int64,
+    }
+)
+"""A first revision as it is written."""
+
+MISS_SCHEMA: Final = pl.Schema([*IMPRESSION_SCHEMA.items(), ("click_ms", pl.Int64())])
+"""An impression without a record of the inference log, with its earliest click."""
+
+OUTCOME_SCHEMA: Final = pl.Schema(
+    {
+        "request_id": pl.String,
+        "item_id": pl.Int64,
+        "event_day": pl.Date,
+        "revision": pl.Int64,
+        "label": pl.Int64,
+        "event_time_ms": pl.Int64,
+    }
+)
+"""The newest revision of a sample, as far as correcting it needs."""
+
+
+def empty(schema: pl.Schema) -> pl.DataFrame:
+    """A frame without rows."""
+    return pl.DataFrame(schema=schema)
+
+
+def gather(frames: list[pl.DataFrame], schema: pl.Schema) -> pl.DataFrame:
+    """The rows of `frames` one after another; the list is emptied."""
+    whole = pl.concat(frames) if frames else empty(schema)
+    frames.clear()
+    return whole

@@ -1,0 +1,127 @@
+"""The sample task: impressions, clicks and the inference log of one partition become labelled samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import polars as pl
+
+from actors.operator import BatchOutcome
+from rtrec_ray.events import BEHAVIOR, INFERENCE
+from rtrec_ray.kafka.base import RecordBatch
+from rtrec_ray.kafka.codec import LatestMs, decode_behavior, decode_inference
+from rtrec_ray.postgres.connection import Cursor
+from rtrec_ray.samples.definition import SampleDefinition
+from rtrec_ray.samples.keys import clicks_of, impressions_of, keyed, requests_of
+from rtrec_ray.samples.stitch import Stitcher
+from rtrec_ray.stores.samples_ledger import SampleLedger
+from rtrec_ray.stores.samples_postgres import PostgresSampleLedger
+
+
+class SampleOperator:
+    """Stitches one partition's samples. `latest_ms`: wall time of writing (ms) → the greatest event time allowed."""
+
+    topics: tuple[str, ...] = (BEHAVIOR, INFERENCE)
+    preload: tuple[str, ...] = ()
+
+    def __init__(self, definition: SampleDefinition, *, ledger: SampleLedger, latest_ms: LatestMs) -> None:
+        self._definition = definition
+        self._ledger = ledger
+        self._latest_ms = latest_ms
+        self._stitcher = Stitcher(definition)
+        self._applied: dict[str, int] = {}
+        self._read_to = 0
+        self._watermark_ms: int | None = None
+        self._waiting_rows = 0
+
+    def restore(self, cursor: Cursor, *, committed: Mapping[str, int]) -> Mapping[str, int]:
+        """See Operator: behaviour is read again from the oldest impression without an outcome."""
+        self._applied = {topic: committed.get(topic, 0) for topic in self.topics}
+        restored = self._ledger.restore(cursor, applied_to=self._applied[BEHAVIOR])
+        self._stitcher = Stitcher(self._definition, restored)
+        self._read_to = self._applied[BEHAVIOR]
+        return {BEHAVIOR: min(restored.replay_from, self._read_to), INFERENCE: self._applied[INFERENCE]}
+
+    def apply(self, batch: RecordBatch) -> BatchOutcome:
+        """See Operator."""
+        return self._on_behavior(batch) if batch.topic == BEHAVIOR else self._on_inference(batch)
+
+    def advance(self, *, watermark_ms: int) -> Mapping[str, int]:
+        """See Operator: what is due is written with the next commit."""
+        self._watermark_ms = watermark_ms
+        self._stitcher.advance(watermark_ms=watermark_ms)
+        return {}
+
+    def pending_rows(self) -> int:
+        """See Operator."""
+        return self._waiting_rows
+
+    def open_rows(self) -> int:
+        """Impressions in memory whose wait is not over: what grows while the inference log is stalled."""
+        return self._stitcher.open_rows
+
+    def write(self, cursor: Cursor) -> Mapping[str, int]:
+        """See Operator."""
+        settled = self._stitcher.settle(self._ledger.answer(cursor, self._stitcher.ask()))
+        counts = Counter(settled.counts)
+        existing = self._ledger.write(cursor, settled, read_to=self._read_to)
+        if not existing.is_empty():
+            amended = self._stitcher.amend(existing)
+            self._ledger.correct(cursor, amended.corrections)
+            counts.update(amended.counts)
+        return counts
+
+    def committed(self) -> None:
+        """See Operator."""
+        self._waiting_rows = 0
+
+    def _on_behavior(self, batch: RecordBatch) -> BatchOutcome:
+        decoded = decode_behavior(batch, latest_ms=self._latest_ms)
+        events, anew = decoded.frame, self._is_new(BEHAVIOR)
+        shown = events.filter(pl.col("event_type") == "impression")
+        clicked = events.filter((pl.col("event_type") == "click") & anew)
+        self._stitcher.on_impressions(impressions_of(shown.filter(keyed())))
+        self._stitcher.on_clicks(clicks_of(clicked.filter(keyed())))
+        self._stitcher.read_to(batch.next_offset)
+        self._read_to = max(self._read_to, batch.next_offset)
+        unkeyed = shown.filter(anew & ~keyed().fill_null(False)).height
+        counts = {
+            **self._count(batch, decoded.frame, dead=[letter.offset for letter in decoded.dead]),
+            "impression": unkeyed,
+            "unkeyed": unkeyed,
+            "deferred": events.filter((pl.col("event_type") == "retract") & anew).height,
+        }
+        return BatchOutcome(max_ts_ms=_latest(events), counts=counts)
+
+    def _on_inference(self, batch: RecordBatch) -> BatchOutcome:
+        decoded = decode_inference(batch, latest_ms=self._latest_ms)
+        self._stitcher.on_requests(requests_of(decoded.frame))
+        counts = self._count(batch, decoded.frame, dead=[letter.offset for letter in decoded.dead])
+        return BatchOutcome(max_ts_ms=_latest(decoded.frame), counts=counts)
+
+    def _count(self, batch: RecordBatch, frame: pl.DataFrame, *, dead: list[int]) -> dict[str, int]:
+        """Records that came for the first time: all, the refused ones, those behind the watermark."""
+        applied = self._applied.get(batch.topic, 0)
+        came = int((batch.offsets >= applied).sum())
+        self._waiting_rows += came
+        late = pl.col("ts") < (-(2**63) if self._watermark_ms is None else self._watermark_ms)
+        return {
+            "in": came,
+            "dead": sum(offset >= applied for offset in dead),
+            "late": frame.filter(late & self._is_new(batch.topic)).height,
+        }
+
+    def _is_new(self, topic: str) -> pl.Expr:
+        return pl.col("offset") >= self._applied.get(topic, 0)
+
+
+def _latest(frame: pl.DataFrame) -> int | None:
+    return frame["ts"].max()  # type: ignore[return-value]  # an Int64 column
+
+
+def sample_operator(definition: SampleDefinition, *, latest_ms: LatestMs) -> Callable[[int], SampleOperator]:
+    """Makes the operator of a partition, on PostgreSQL."""
+    return lambda partition: SampleOperator(
+        definition, ledger=PostgresSampleLedger(partition=partition), latest_ms=latest_ms
+    )

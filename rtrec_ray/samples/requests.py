@@ -1,0 +1,76 @@
+"""Records of the inference log that impressions may still ask for."""
+
+from __future__ import annotations
+
+import msgspec
+import polars as pl
+
+from rtrec_ray.samples.columns import KNOWN_SCHEMA, RANKED_SCHEMA, empty
+
+
+class RequestCache:
+    """The newest requests in memory. All of them are in the store as well, so forgetting one only costs a look-up."""
+
+    def __init__(self, *, keep_ms: int, most: int) -> None:
+        self._keep_ms = keep_ms
+        self._most = most
+        self._frame = empty(KNOWN_SCHEMA)
+
+    def admit(self, records: pl.DataFrame) -> pl.DataFrame:
+        """Take records (n, at least KNOWN_SCHEMA) in log order; answers those that were not known, the first of each.
+
+        The first record of a request wins, here as in the store.
+        """
+        if records.is_empty():
+            return records
+        first = records.unique("request_id", keep="first", maintain_order=True)
+        new = first.join(self._frame, on="request_id", how="anti", maintain_order="left")
+        self._frame = pl.concat([self._frame, new.select(KNOWN_SCHEMA.names())])
+        return new
+
+    def of(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """What is known of the requests of `rows`: (at most n, KNOWN_SCHEMA)."""
+        return self._frame.join(rows.select("request_id"), on="request_id", how="semi")
+
+    def forget(self, *, watermark_ms: int | None) -> None:
+        """Drop what is old by event time, then what is too much, oldest arrival first."""
+        if watermark_ms is not None:
+            self._frame = self._frame.filter(pl.col("event_time_ms") + self._keep_ms > watermark_ms)
+        self._frame = self._frame.tail(self._most)
+
+
+class _Ranked(msgspec.Struct, frozen=True):
+    item_id: int
+    position: int | None = None
+    score: float | None = None
+    propensity: float | None = None
+    features: msgspec.Raw | None = None
+
+
+_DECODER = msgspec.json.Decoder(list[list[_Ranked]])
+
+
+def ranked_items(known: pl.DataFrame) -> pl.DataFrame:
+    """The items of each answer, from their JSON: (n, KNOWN_SCHEMA) → (items, RANKED_SCHEMA), each item once.
+
+    >>> known = pl.DataFrame({"request_id": ["r"], "items": ['[{"item_id": 7, "position": 1, "score": 0.5}]']})
+    >>> ranked_items(known).rows()
+    [('r', 7, 1, 0.5, None, None)]
+    """
+    some = known.filter(pl.col("items").is_not_null())
+    if some.is_empty():
+        return empty(RANKED_SCHEMA)
+    lists = _DECODER.decode("[" + ",".join(some["items"].to_list()) + "]")
+    flat = [item for items in lists for item in items]
+    counts = pl.Series([len(items) for items in lists], dtype=pl.Int64)
+    return pl.DataFrame(
+        {
+            "request_id": some.select(pl.col("request_id").repeat_by(counts).explode())["request_id"].drop_nulls(),
+            "item_id": [item.item_id for item in flat],
+            "ranked_position": [item.position for item in flat],
+            "score": [item.score for item in flat],
+            "propensity": [item.propensity for item in flat],
+            "item_features": [None if item.features is None else bytes(item.features).decode() for item in flat],
+        },
+        schema=RANKED_SCHEMA,
+    ).unique(["request_id", "item_id"], keep="first")
