@@ -16,6 +16,8 @@
     ├── BeyondRetention              the tiles of that time are gone
     ├── ReplayRefused                the log would arrive behind the system's watermark
     ├── ModelRejected                a model may not go online
+    ├── TrainingImpossible           there is nothing to learn from
+    ├── TrainingFailed               a training run ended by an error
     └── EmbeddedFailure              a server of this machine does not start or stop
         ├── AlreadyRunning
         ├── NotRunning
@@ -113,6 +115,14 @@ class ReplayRefused(RtrecError):
 
 class ModelRejected(RtrecError):
     """A model version may not go online."""
+
+
+class TrainingImpossible(RtrecError):
+    """There are no samples, or none with a click."""
+
+
+class TrainingFailed(RtrecError):
+    """A training run ended by an error, after its restarts."""
 
 
 class EmbeddedFailure(RtrecError):

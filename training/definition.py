@@ -1,0 +1,129 @@
+"""The definition of a model: its inputs and hyper-parameters, as written in model.yaml and kept with each version."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from rtrec_ray.errors import ConfigInvalid
+from rtrec_ray.features.vector import ModelInput
+
+__all__ = [
+    "DcnOptions",
+    "InputColumn",
+    "LogisticOptions",
+    "ModelDefinition",
+    "definition_from_json",
+    "load_definition",
+]
+
+
+class InputColumn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One raw column and how the model takes it in.
+
+    `bins`: rows of the embedding table (category). `table`: the category whose table an ids column uses. `missing`: the
+    category that stands for an absent one.
+    """
+
+    name: str
+    kind: Literal["category", "number", "ids"]
+    bins: int = 0
+    length: int = 1
+    table: str = ""
+    missing: str = ""
+
+    @property
+    def input(self) -> ModelInput:
+        """The part of it that whoever feeds the model must know."""
+        return ModelInput(name=self.name, kind=self.kind, length=self.length)
+
+
+class LogisticOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """FTRL-proximal (McMahan et al., KDD 2013, algorithm 1): per-coordinate rate, strengths of L1 and L2."""
+
+    learning_rate: float = 0.05
+    beta: float = 1.0
+    l1: float = 0.0
+    l2: float = 1.0
+
+
+class DcnOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Deep & cross network, second version (Wang et al., WWW 2021): width of embeddings and layers, Adam's rate."""
+
+    dim: int = 8
+    cross_layers: int = 2
+    hidden: tuple[int, ...] = (64, 32)
+    learning_rate: float = 0.001
+    clip_norm: float = 1.0
+
+
+class ModelDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model before it has seen a sample. `batch_rows`: rows of one step over all workers."""
+
+    family: Literal["logistic", "dcn"]
+    inputs: tuple[InputColumn, ...]
+    seed: int = 17
+    logistic: LogisticOptions = LogisticOptions()
+    dcn: DcnOptions = DcnOptions()
+    batch_rows: int = 1024
+    epochs: int = 2
+
+    def of(self, kind: str) -> tuple[InputColumn, ...]:
+        """The inputs of one kind, in their order."""
+        return tuple(column for column in self.inputs if column.kind == kind)
+
+    @property
+    def model_inputs(self) -> tuple[ModelInput, ...]:
+        """What the model's signature takes."""
+        return tuple(column.input for column in self.inputs)
+
+    def named(self, others: str) -> str:
+        """Which definitions made a version: a digest of this one, beside `others` (of features and labels)."""
+        return f"model={sha256(self.to_json().encode()).hexdigest()[:12]} {others}".strip()
+
+    def to_json(self) -> str:
+        """As one line of JSON, to keep with a version."""
+        return msgspec.json.encode(self).decode()
+
+
+def definition_from_json(text: str) -> ModelDefinition:
+    """The definition kept with a version. Raises ConfigInvalid."""
+    return _checked(_decode(text.encode(), source="the model's card", yaml=False), source="the model's card")
+
+
+def load_definition(path: Path) -> ModelDefinition:
+    """Read model.yaml. Raises ConfigInvalid, which names the file and the key."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigInvalid(f"{path} cannot be read: {error.strerror}") from error
+    return _checked(_decode(text, source=str(path), yaml=True), source=str(path))
+
+
+def _decode(text: bytes, *, source: str, yaml: bool) -> ModelDefinition:
+    decode = msgspec.yaml.decode if yaml else msgspec.json.decode
+    try:
+        return decode(text, type=ModelDefinition)
+    except msgspec.MsgspecError as error:
+        raise ConfigInvalid(
+            f"{source}: {error}", mend="configs/model.yaml in the package shows the known keys"
+        ) from error
+
+
+def _checked(definition: ModelDefinition, *, source: str) -> ModelDefinition:
+    names = [column.name for column in definition.inputs]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConfigInvalid(f"{source}: input {repeated[0]} is given twice")
+    tables = {column.name for column in definition.of("category")}
+    for column in definition.inputs:
+        if column.kind == "category" and column.bins < 1:
+            raise ConfigInvalid(f"{source}: category {column.name} needs bins of at least 1, not {column.bins}")
+        if column.kind == "ids" and column.table not in tables:
+            raise ConfigInvalid(f"{source}: ids {column.name} needs a category as table, not {column.table!r}")
+    if not tables:
+        raise ConfigInvalid(f"{source}: a model needs at least one category")
+    return definition

@@ -1,0 +1,183 @@
+"""The gate between training and serving: examines each new version and lets it serve, or not.
+
+The event says that there is a version; the registry says what became of it. So an event that comes twice does nothing,
+and a version whose announcement was lost is found at the next start.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import polars as pl
+
+from rtrec_ray.errors import ModelRejected, ServerUnavailable
+from rtrec_ray.notification.backoff import Backoff
+from rtrec_ray.notification.base import (
+    MODEL,
+    MODEL_GENERATED,
+    MODEL_REJECTED,
+    MODEL_VALIDATED,
+    EventFilter,
+    NewEvent,
+    NotificationStore,
+)
+from rtrec_ray.notification.listener import Listener
+from rtrec_ray.registry.base import ModelCenter, ModelVersion
+from training.dataset import encode
+from training.heldout import HeldOutRows
+from training.options import Connections, GateOptions
+from training.served import ServedModel, load_served
+from training.validate import Exam, Verdict, judge
+
+__all__ = ["ValidationGate"]
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 1.0
+
+
+class ValidationGate:
+    """Runs in one actor. `run` returns after `stop`, which any thread may call."""
+
+    def __init__(self, options: GateOptions, connections: Connections) -> None:
+        self._options = options
+        self._connections = connections
+        self._stopped = threading.Event()
+        self._events: NotificationStore = connections.events()
+        self._center: ModelCenter | None = None
+        self._held_out: HeldOutRows | None = None
+        self._served: dict[str, ServedModel] = {}  # the champion, so that it is not loaded for each rival
+
+    def run(self) -> None:
+        """Judge versions in the order of their announcements until stopped."""
+        listener = Listener(
+            self._events, start=self._options.cursor, wanted=EventFilter(key=MODEL, type=MODEL_GENERATED)
+        )
+        try:
+            self._patiently(self._judge_unannounced)
+            while not self._stopped.is_set():
+                for event in listener.poll(_POLL_S):
+                    self._patiently(partial(self.judge, event.value))
+                    if self._stopped.is_set():
+                        break
+                    self._patiently(partial(listener.ack, event.offset))
+        finally:
+            listener.close()
+            self._events.close()
+
+    def stop(self) -> None:
+        """End `run` after the version it is at."""
+        self._stopped.set()
+
+    def judge(self, number: str) -> ModelVersion | None:
+        """Examine one version and say so by an event; answers it as it is then, None when there is no such version.
+
+        Raises StoreUnavailable, RegistryUnavailable.
+        """
+        version = self._reach_center().get(number)
+        if version is None:
+            log.warning("version_unknown", extra={"version": number})
+            return None
+        if version.status != "generated":
+            self._repeat_outcome(version)
+            return version
+        verdict = self._examine(version)
+        return self._decide(version, verdict)
+
+    def _examine(self, version: ModelVersion) -> Verdict:
+        center = self._reach_center()
+        champion = center.champion()
+        if champion is not None and version.draft.kind == "increment" and champion.root != version.root:
+            reason = f"its base {version.root} is no longer the champion's, {champion.root}"
+            return Verdict(reasons=(reason,), metrics={})
+        try:
+            return judge(self._sit_exam(version, champion), self._options)
+        except ModelRejected as error:
+            return Verdict(reasons=(error.message,), metrics={})
+
+    def _sit_exam(self, version: ModelVersion, champion: ModelVersion | None) -> Exam:
+        rows = self._rows()
+        candidate = self._load(version.version)
+        return Exam(
+            label=rows["label"].to_numpy(),
+            request=rows["request_id"].rank("dense").to_numpy(),
+            candidate=_scores(candidate, rows),
+            champion=None if champion is None else _scores(self._load_champion(champion.version), rows),
+            base_rate=candidate.card.base_rate,
+        )
+
+    def _decide(self, version: ModelVersion, verdict: Verdict) -> ModelVersion:
+        center = self._reach_center()
+        center.log_metrics(version.run_id, verdict.metrics, step=version.draft.to_seq)
+        if verdict.accepted:
+            decided = center.set_champion(version.version)
+        else:
+            decided = center.reject(version.version, reason="; ".join(verdict.reasons))
+        self._announce(decided, verdict.metrics)
+        log.info("version_judged", extra={"version": version.version, "reasons": list(verdict.reasons)})
+        return decided
+
+    def _announce(self, version: ModelVersion, metrics: dict[str, float]) -> None:
+        kind = MODEL_VALIDATED if version.status == "validated" else MODEL_REJECTED
+        context = {"kind": version.draft.kind, "base": version.root, "reason": version.reason, "metrics": metrics}
+        self._events.send(
+            NewEvent(key=MODEL, value=version.version, type=kind, sender=self._options.cursor, context=context)
+        )
+
+    def _repeat_outcome(self, version: ModelVersion) -> None:
+        """Send the outcome that a crash kept back after the registry had it."""
+        told = [
+            event.value
+            for kind in (MODEL_VALIDATED, MODEL_REJECTED)
+            for event in self._events.list(EventFilter(key=MODEL, type=kind))
+        ]
+        if version.version not in told:
+            self._announce(version, {})
+
+    def _judge_unannounced(self) -> None:
+        announced = {event.value for event in self._events.list(EventFilter(key=MODEL, type=MODEL_GENERATED))}
+        for version in reversed(self._reach_center().list()):
+            if version.status == "generated" and version.version not in announced:
+                self.judge(version.version)
+
+    def _rows(self) -> pl.DataFrame:
+        store = self._connections.samples()
+        if self._held_out is None:
+            self._held_out = HeldOutRows(store, percent=self._options.held_out_percent, max_rows=self._options.max_rows)
+        return self._held_out.upto(store.high_water())
+
+    def _reach_center(self) -> ModelCenter:
+        if self._center is None:
+            self._center = self._connections.center()
+        return self._center
+
+    def _load_champion(self, number: str) -> ServedModel:
+        if number not in self._served:
+            self._served = {number: self._load(number)}
+        return self._served[number]
+
+    def _load(self, number: str) -> ServedModel:
+        with TemporaryDirectory(prefix="rtrec-gate-") as folder:
+            return load_served(self._reach_center().download(number, Path(folder)))
+
+    def _patiently(self, action: Callable[[], object]) -> None:
+        failures, backoff = 0, Backoff()
+        while not self._stopped.is_set():
+            try:
+                action()
+            except ServerUnavailable as error:
+                failures += 1
+                log.warning("gate_waits_for_server", extra={"cause": error.message, "failures": failures})
+                self._stopped.wait(backoff.wait_s(failures))
+            else:
+                return
+
+
+def _scores(model: ServedModel, rows: pl.DataFrame) -> np.ndarray:
+    return model.score(encode(rows, model.card.inputs, held_out_percent=0).columns)

@@ -1,0 +1,153 @@
+"""One step of training and scoring, the same for the base and for increments, on one worker or several.
+
+An own step, because `fit` fails under MultiWorkerMirroredStrategy with Keras 3. Batches have one size: a short one is
+filled up with rows of weight zero, so that all workers step together and nothing is traced twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from training.definition import ModelDefinition
+from training.model import Recommender, build_model, build_optimizer, raw_specs
+
+__all__ = ["Learner", "StepResult", "pad"]
+
+Column = npt.NDArray[Any]
+State = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one step saw. `probability`: (n,) before the step. `finite`: the gradient was; if not, no step was made."""
+
+    probability: npt.NDArray[np.float64]
+    finite: bool
+
+
+def pad(column: Column, rows: int) -> Column:
+    """Fill up to `rows` with zeros, or with "" where the column is text."""
+    short = rows - len(column)
+    if short == 0:
+        return column
+    filler = np.full((short, *column.shape[1:]), "" if column.dtype.kind in "OU" else 0, dtype=column.dtype)
+    return np.concatenate([column, filler])
+
+
+class Learner:
+    """A model with its optimizer, under a distribution strategy (none: this process alone).
+
+    `share`: rows of each batch that this worker takes, batch_rows / workers.
+    """
+
+    def __init__(
+        self, definition: ModelDefinition, *, base_rate: float, strategy: tf.distribute.Strategy | None = None
+    ) -> None:
+        self.definition = definition
+        self.base_rate = base_rate
+        self._strategy = strategy or tf.distribute.get_strategy()
+        self.share = definition.batch_rows // self._strategy.num_replicas_in_sync
+        with self._strategy.scope():
+            self.model = build_model(definition, base_rate=base_rate)
+            self.optimizer = build_optimizer(definition, self.model)
+        self._step = self._traced_step()
+        self._score = self._traced_score()
+
+    def train(self, columns: Mapping[str, Column], label: Column, weight: Column) -> StepResult:
+        """Score up to `share` rows, then make one step on them. All workers must call it together.
+
+        label, weight: (n,); a row of weight 0 is scored only.
+        """
+        probability, finite = self._step(
+            self._tensors(columns), tf.constant(self._fill(label)), tf.constant(self._fill(weight))
+        )
+        return StepResult(probability=probability.numpy()[: len(label)].astype(np.float64), finite=bool(finite))
+
+    def score(self, columns: Mapping[str, Column]) -> npt.NDArray[np.float64]:
+        """Probabilities of a click, (n,), in batches of `share` rows."""
+        rows = len(next(iter(columns.values())))
+        parts = [
+            self._score(
+                self._tensors({name: column[start : start + self.share] for name, column in columns.items()})
+            ).numpy()[: rows - start]
+            for start in range(0, rows, self.share)
+        ]
+        return np.concatenate(parts).astype(np.float64) if parts else np.zeros(0)
+
+    def state(self) -> State:
+        """Every variable of model and optimizer by name, as plain arrays."""
+        return {name: np.asarray(variable) for name, variable in self._variables().items()}
+
+    def restore(self, state: Mapping[str, Column]) -> None:
+        """Take the variables of `state`. Raises ValueError when names or shapes differ."""
+        variables = self._variables()
+        if set(variables) != set(state):
+            raise ValueError(f"the state has other variables: {sorted(set(variables) ^ set(state))[:4]}")
+        for name, variable in variables.items():
+            variable.assign(state[name])
+
+    def _variables(self) -> dict[str, keras.Variable]:
+        named = {f"model/{index:02d}/{v.name}": v for index, v in enumerate(self.model.variables)}
+        return named | {f"optimizer/{index:02d}/{v.name}": v for index, v in enumerate(self.optimizer.variables)}
+
+    def _fill(self, values: Column) -> npt.NDArray[np.float32]:
+        return pad(np.asarray(values, dtype=np.float32), self.share)
+
+    def _tensors(self, columns: Mapping[str, Column]) -> dict[str, tf.Tensor]:
+        return {
+            name: tf.constant(pad(columns[name], self.share), spec.dtype)
+            for name, spec in raw_specs(self.definition).items()
+        }
+
+    def _traced_step(self) -> Any:
+        update = _update(self.definition, self.model, self.optimizer, self.definition.batch_rows)
+        vector = tf.TensorSpec((self.share,), tf.float32)
+
+        @tf.function(input_signature=[raw_specs(self.definition, rows=self.share), vector, vector])
+        def step(columns: Any, label: Any, weight: Any) -> Any:
+            probability, finite = self._strategy.run(update, args=(columns, label, weight))
+            # One replica a worker: its own value is the one of its rows.
+            return self._strategy.experimental_local_results(probability)[0], self._strategy.experimental_local_results(
+                finite
+            )[0]
+
+        return step
+
+    def _traced_score(self) -> Any:
+        @tf.function(input_signature=[raw_specs(self.definition, rows=self.share)])
+        def score(columns: Any) -> Any:
+            return tf.sigmoid(self.model(columns))
+
+        return score
+
+
+def _update(
+    definition: ModelDefinition, model: Recommender, optimizer: keras.optimizers.Optimizer, batch_rows: int
+) -> Any:
+    """The step of one replica; the optimizer sums gradients over replicas."""
+    # FTRL adds up examples; Adam wants a mean, over the full batch size, so that a short batch makes a small gradient.
+    scale = 1.0 if definition.family == "logistic" else 1.0 / batch_rows
+    clip = None if definition.family == "logistic" else definition.dcn.clip_norm
+
+    def update(columns: Any, label: Any, weight: Any) -> Any:
+        with tf.GradientTape() as tape:
+            logit = model(columns)
+            loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=label, logits=logit)
+            total = tf.reduce_sum(loss * weight) * scale
+        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(total, model.trainable_variables)]
+        norm = tf.linalg.global_norm(gradients)
+        finite = tf.math.is_finite(norm)
+        factor = 1.0 if clip is None else tf.minimum(1.0, clip / tf.maximum(norm, 1e-12))
+        # A gradient that is no number must not become a weight: such a step is left out, and counted by the caller.
+        safe = [tf.where(finite, gradient * factor, 0.0) for gradient in gradients]
+        optimizer.apply(safe, model.trainable_variables)
+        return tf.sigmoid(logit), finite
+
+    return update

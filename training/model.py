@@ -1,0 +1,187 @@
+"""The models: raw columns in, the log odds of a click out.
+
+Everything between a logged feature and a probability happens in here, so the exported model takes what serving has.
+Both families start at the base rate of clicks: with 5 clicks in 1,000 impressions a model that began at one half would
+spend its first samples on finding that out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from training.definition import InputColumn, ModelDefinition
+
+__all__ = ["Recommender", "build_model", "build_optimizer", "raw_specs"]
+
+Columns = Mapping[str, Any]
+
+_SPEC = {"category": tf.string, "number": tf.float32, "ids": tf.int64}
+
+
+def raw_specs(definition: ModelDefinition, *, rows: int | None = None) -> dict[str, tf.TensorSpec]:
+    """The signature of the raw columns: (rows,) text or float32, (rows, length) int64."""
+    return {
+        column.name: tf.TensorSpec(
+            (rows, column.length) if column.kind == "ids" else (rows,), _SPEC[column.kind], name=column.name
+        )
+        for column in definition.inputs
+    }
+
+
+class Lookup:
+    """Raw columns to rows of one shared embedding table.
+
+    All categories live in one table, each in a range of its own, so a batch needs one hash and one gather however many
+    fields it has: at 200 rows the calls cost more than the arithmetic.
+    """
+
+    def __init__(self, definition: ModelDefinition) -> None:
+        categories = definition.of("category")
+        bins = np.array([column.bins for column in categories], dtype=np.int64)
+        starts = np.concatenate(([0], np.cumsum(bins)[:-1])).astype(np.int64)
+        place = {column.name: index for index, column in enumerate(categories)}
+        self.rows = int(bins.sum())
+        self._categories = [column.name for column in categories]
+        self._missing = np.array([column.missing for column in categories], dtype=object)
+        self._bins, self._starts = bins, starts
+        self.lists: tuple[InputColumn, ...] = definition.of("ids")
+        owner = [place[column.table] for column in self.lists for _ in range(column.length)]
+        self._list_bins, self._list_starts = bins[owner], starts[owner]
+        self._numbers = [column.name for column in definition.of("number")]
+
+    def categories(self, columns: Columns) -> tf.Tensor:
+        """Table rows of the categories, (n, categories) int64."""
+        texts = tf.stack([columns[name] for name in self._categories], axis=1)
+        texts = tf.where(tf.equal(texts, ""), tf.constant(self._missing.tolist()), texts)
+        return tf.strings.to_hash_bucket_fast(texts, 2**40) % self._bins + self._starts
+
+    def ids(self, columns: Columns) -> tuple[tf.Tensor, tf.Tensor]:
+        """Table rows of all list entries, (n, entries) int64, and whether each is there, (n, entries) float32."""
+        entries = tf.concat([columns[column.name] for column in self.lists], axis=1)
+        # As text, as in the category whose table they share: the same item meets the same row.
+        rows = tf.strings.to_hash_bucket_fast(tf.strings.as_string(entries), 2**40) % self._list_bins
+        return rows + self._list_starts, tf.cast(entries >= 0, tf.float32)
+
+    def numbers(self, columns: Columns) -> tf.Tensor | None:
+        """The numbers on a log scale, (n, numbers) float32; None when the model takes none."""
+        if not self._numbers:
+            return None
+        values = tf.stack([columns[name] for name in self._numbers], axis=1)
+        return tf.sign(values) * tf.math.log1p(tf.abs(values))
+
+
+class Recommender(keras.Model):
+    """Log odds of a click: `prior` (those of the base rate) plus what the tower makes of the embedded row."""
+
+    def __init__(self, definition: ModelDefinition, *, base_rate: float) -> None:
+        super().__init__(name=definition.family)
+        self._lookup = Lookup(definition)
+        self._prior = math.log(base_rate / (1.0 - base_rate))
+        linear = definition.family == "logistic"
+        # FTRL computes a weight from its sums alone, so it must begin where its sums say it is: at zero.
+        initial = "zeros" if linear else keras.initializers.RandomUniform(-0.05, 0.05, seed=definition.seed)
+        self.table = keras.layers.Embedding(
+            self._lookup.rows, 1 if linear else definition.dcn.dim, embeddings_initializer=initial, name="table"
+        )
+        self.tower = Linear() if linear else DeepCross(definition)
+
+    def call(self, columns: Columns) -> tf.Tensor:
+        """Raw columns to log odds, (n,) float32."""
+        parts = [self.table(self._lookup.categories(columns)), *self._pooled(columns)]
+        embedded = tf.concat(parts, axis=1)
+        return self._prior + self.tower(embedded, self._lookup.numbers(columns))
+
+    def _pooled(self, columns: Columns) -> list[tf.Tensor]:
+        """The mean embedding of each list, (n, 1, dim) each; zero for an empty one."""
+        if not self._lookup.lists:
+            return []
+        rows, there = self._lookup.ids(columns)
+        entries = self.table(rows) * there[:, :, None]
+        lengths = [column.length for column in self._lookup.lists]
+        return [
+            tf.reduce_sum(part, axis=1, keepdims=True)
+            / tf.maximum(tf.reduce_sum(mask, axis=1, keepdims=True), 1.0)[:, :, None]
+            for part, mask in zip(tf.split(entries, lengths, axis=1), tf.split(there, lengths, axis=1), strict=True)
+        ]
+
+
+class Linear(keras.layers.Layer):
+    """The sum of the weights of what is there: embedded (n, fields, 1), numbers (n, k) → (n,)."""
+
+    def __init__(self) -> None:
+        super().__init__(name="linear")
+        self.out = keras.layers.Dense(1, kernel_initializer="zeros", name="numbers")
+
+    def call(self, embedded: tf.Tensor, numbers: tf.Tensor | None) -> tf.Tensor:
+        """Log odds above the prior."""
+        # Without numbers the bias still needs a column to sit beside.
+        given = tf.zeros_like(embedded[:, :1, 0]) if numbers is None else numbers
+        return tf.reduce_sum(embedded, axis=(1, 2)) + self.out(given)[:, 0]
+
+
+class DeepCross(keras.layers.Layer):
+    """Cross network beside a deep one, DCN-v2 (Wang et al., WWW 2021, section 3, parallel): (n, fields, dim) → (n,)."""
+
+    def __init__(self, definition: ModelDefinition) -> None:
+        super().__init__(name="deep_cross")
+        options, seed = definition.dcn, definition.seed
+        fields = len(definition.of("category")) + len(definition.of("ids"))
+        width = fields * options.dim + len(definition.of("number"))
+        # A seed each: layers of one shape and one seed would begin as copies of each other.
+        self.cross = [
+            keras.layers.Dense(width, kernel_initializer=_glorot(seed + 1 + index), name=f"cross_{index}")
+            for index in range(options.cross_layers)
+        ]
+        self.deep = [
+            keras.layers.Dense(
+                units, activation="relu", kernel_initializer=_glorot(seed + 101 + index), name=f"deep_{index}"
+            )
+            for index, units in enumerate(options.hidden)
+        ]
+        # Zero, so that the first answer is the base rate for everybody.
+        self.out = keras.layers.Dense(1, kernel_initializer="zeros", name="out")
+
+    def call(self, embedded: tf.Tensor, numbers: tf.Tensor | None) -> tf.Tensor:
+        """Log odds above the prior."""
+        flat = tf.reshape(embedded, (-1, embedded.shape[1] * embedded.shape[2]))
+        first = flat if numbers is None else tf.concat([flat, numbers], axis=1)
+        crossed = deep = first
+        for layer in self.cross:
+            crossed = first * layer(crossed) + crossed
+        for layer in self.deep:
+            deep = layer(deep)
+        return self.out(tf.concat([crossed, deep], axis=1))[:, 0]
+
+
+def _glorot(seed: int) -> keras.initializers.Initializer:
+    return keras.initializers.GlorotUniform(seed=seed)
+
+
+def build_model(definition: ModelDefinition, *, base_rate: float) -> Recommender:
+    """A model with its variables made. `base_rate`: share of clicks, in (0, 1)."""
+    model = Recommender(definition, base_rate=base_rate)
+    model({name: tf.zeros([1, *spec.shape[1:]], spec.dtype) for name, spec in raw_specs(definition).items()})
+    return model
+
+
+def build_optimizer(definition: ModelDefinition, model: Recommender) -> keras.optimizers.Optimizer:
+    """The family's optimizer, with its variables made."""
+    if definition.family == "logistic":
+        linear = definition.logistic
+        optimizer: keras.optimizers.Optimizer = keras.optimizers.Ftrl(
+            learning_rate=linear.learning_rate,
+            initial_accumulator_value=0.0,
+            beta=linear.beta,
+            l1_regularization_strength=linear.l1,
+            l2_regularization_strength=linear.l2 / 2.0,  # Keras adds 2 × l2 where the paper adds it once
+        )
+    else:
+        optimizer = keras.optimizers.Adam(learning_rate=definition.dcn.learning_rate)
+    optimizer.build(model.trainable_variables)
+    return optimizer

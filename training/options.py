@@ -1,0 +1,144 @@
+"""What a training run is told, and the servers it works with. All of it crosses to Ray's workers as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rtrec_ray.clock import REAL, Clock
+from rtrec_ray.notification.base import NotificationStore
+from rtrec_ray.notification.postgres import PostgresNotificationStore
+from rtrec_ray.postgres.connection import PostgresOptions
+from rtrec_ray.registry.base import ModelCenter
+from rtrec_ray.registry.mlflow import MlflowModelCenter, RegistryOptions
+from rtrec_ray.stores.samples import SampleStore
+from rtrec_ray.stores.samples_postgres import PostgresSampleStore
+from rtrec_ray.stores.training import PostgresTrainingBook, TrainingBook
+from training.definition import ModelDefinition
+from training.ledger import Bell, LedgerBell
+
+__all__ = ["BaseOptions", "Connections", "GateOptions", "IncrementalOptions", "RayOptions", "ServerConnections"]
+
+
+class Connections(Protocol):
+    """Where a run finds its samples, model versions and events; must pickle, and connects only when asked."""
+
+    clock: Clock
+
+    def samples(self) -> SampleStore:
+        """The sample store."""
+        ...
+
+    def bell(self) -> Bell:
+        """What rings when samples are added."""
+        ...
+
+    def center(self) -> ModelCenter:
+        """The model center. Raises RegistryUnavailable."""
+        ...
+
+    def events(self) -> NotificationStore:
+        """The event log."""
+        ...
+
+    def book(self) -> TrainingBook:
+        """The book of training runs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConnections:
+    """Connections to PostgreSQL and MLflow."""
+
+    postgres: PostgresOptions
+    registry: RegistryOptions
+    clock: Clock = REAL
+
+    def samples(self) -> SampleStore:
+        """See Connections."""
+        return PostgresSampleStore(self.postgres)
+
+    def bell(self) -> Bell:
+        """See Connections."""
+        return LedgerBell(self.postgres)
+
+    def center(self) -> ModelCenter:
+        """See Connections."""
+        return MlflowModelCenter(self.registry)
+
+    def events(self) -> NotificationStore:
+        """See Connections."""
+        return PostgresNotificationStore(self.postgres, clock=self.clock)
+
+    def book(self) -> TrainingBook:
+        """See Connections."""
+        return PostgresTrainingBook(self.postgres)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayOptions:
+    """How a Ray Train run is laid out. `storage`: URI or path where Ray Train keeps its state.
+
+    `cpus_per_worker`: logical CPUs of each. `max_failures`: restarts of the workers, -1 for ever.
+    """
+
+    storage: str
+    workers: int = 1
+    cpus_per_worker: float = 1.0
+    max_failures: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseOptions:
+    """A base model from all samples up to now. `held_out_percent` of requests, by hash, are never trained on.
+
+    `read_rows`: rows of the ledger per reading task. `job`: id of the order; the same job makes one version, also when
+    its worker is started again; empty: a new id. `definitions`: versions of features' and labels', for the lineage.
+    """
+
+    definition: ModelDefinition
+    ray: RayOptions
+    held_out_percent: int = 10
+    read_rows: int = 50_000
+    run: str = "base"
+    job: str = ""
+    definitions: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncrementalOptions:
+    """A run that follows the ledger. Periods in s of wall time.
+
+    `publish_every_s`: a full version; `look_every_s`: for new samples when no notice of them comes; `check_every_s`:
+    for a new base; `progress_every_s`: a point of progressive metrics; `window_rows`: rows behind AUC and calibration.
+    `batches_per_turn`: batches between two looks at everything else.
+    """
+
+    ray: RayOptions = field(default_factory=lambda: RayOptions(storage="", max_failures=-1))
+    held_out_percent: int = 10
+    publish_every_s: float = 60.0
+    look_every_s: float = 0.5
+    check_every_s: float = 3.0
+    progress_every_s: float = 2.0
+    window_rows: int = 20_000
+    batches_per_turn: int = 8
+    run: str = "incremental"
+    definitions: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateOptions:
+    """When a version may serve. Judged on the newest `max_rows` samples of held-out requests.
+
+    `confidence`: of the bootstrap intervals, over `resamples` resamples of whole requests. `calibration`: predicted
+    clicks over clicks must not lie outside it beyond doubt. `min_requests`: fewer held-out ones are no proof.
+    """
+
+    held_out_percent: int = 10
+    max_rows: int = 20_000
+    min_requests: int = 10
+    resamples: int = 1_000
+    confidence: float = 0.95
+    calibration: tuple[float, float] = (0.5, 2.0)
+    seed: int = 17
+    cursor: str = "validation-gate"
