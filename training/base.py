@@ -19,7 +19,6 @@ from ray.data.aggregate import Count, Max, Sum
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import LeaseLost, StoreUnavailable, TrainingImpossible
 from rtrec_ray.registry.base import Draft, ModelVersion
-from rtrec_ray.samples.columns import KEY
 from rtrec_ray.stores.training import Beat
 from training import launch
 from training.dataset import COLUMNS, SampleBatch, encode, held_out, seq_ranges
@@ -112,27 +111,17 @@ def _prepare(options: BaseOptions, connections: Connections, *, job: str, epoch:
 def _dataset(options: BaseOptions, connections: Connections, *, to_seq: int) -> Dataset:
     """The samples to train on as model columns, one block or more per range of the ledger."""
     ranges = seq_ranges(to_seq, rows=options.read_rows)
-    corrected = _corrections(connections, to_seq=to_seq)
     reader = LedgerReader(
         connections=connections,
         definition=options.definition,
         held_out_percent=options.held_out_percent,
-        corrected=corrected,
+        to_seq=to_seq,
     )
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     spans = ray.data.from_items(
         [{"after": after, "upto": upto} for after, upto in ranges], override_num_blocks=len(ranges)
     )
     return spans.map_batches(reader, batch_size=1, batch_format="numpy")
-
-
-def _corrections(connections: Connections, *, to_seq: int) -> pl.DataFrame:
-    """The newest revision of each sample that was ever corrected: few, so every reader can have them all."""
-    frames = connections.samples().scan(to_seq=to_seq, columns=[*KEY, "revision"])
-    later = [frame.filter(pl.col("revision") > 0) for frame in frames]
-    if not later:
-        return pl.DataFrame(schema={"request_id": pl.String, "item_id": pl.Int64, "newest": pl.Int64})
-    return pl.concat(later).group_by(KEY).agg(pl.col("revision").max().alias("newest"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,21 +131,17 @@ class LedgerReader:
     connections: Connections
     definition: ModelDefinition
     held_out_percent: int
-    corrected: pl.DataFrame
+    to_seq: int
 
     def __call__(self, spans: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Read each span (after, upto]. A revision that a later one replaced, and held-out requests, are left out."""
+        """Read each span (after, upto]; held-out requests are left out."""
         store = self.connections.samples()
-        for after, upto in zip(spans["after"].tolist(), spans["upto"].tolist(), strict=True):
-            for frame in store.scan(from_seq_exclusive=after, to_seq=upto, columns=COLUMNS):
-                mine = self._trainable(frame)
+        for span in zip(spans["after"].tolist(), spans["upto"].tolist(), strict=True):
+            for frame in store.current(to_seq=self.to_seq, span=span, columns=COLUMNS):
+                apart = held_out(frame["request_id"].to_list(), percent=self.held_out_percent)
+                mine = frame.filter(pl.Series(~apart))
                 if mine.height:
                     yield _block(encode(mine, self.definition.model_inputs, held_out_percent=self.held_out_percent))
-
-    def _trainable(self, frame: pl.DataFrame) -> pl.DataFrame:
-        apart = held_out(frame["request_id"].to_list(), percent=self.held_out_percent)
-        newest = frame.filter(pl.Series(~apart)).join(self.corrected, on=KEY, how="left", maintain_order="left")
-        return newest.filter(pl.col("newest").is_null() | (pl.col("revision") == pl.col("newest")))
 
 
 def _block(batch: SampleBatch) -> dict[str, Any]:

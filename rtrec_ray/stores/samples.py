@@ -66,10 +66,14 @@ class SampleStore(Protocol):
         self,
         *,
         to_seq: int | None = None,
+        span: tuple[int, int] | None = None,
         columns: Sequence[str] | None = None,
         batch_rows: int = BATCH_ROWS,
     ) -> Iterator[pl.DataFrame]:
-        """The newest revision of every sample as of `to_seq` (now by default), in the order of `commit_seq`."""
+        """The newest revision of every sample as of `to_seq` (now by default), in the order of `commit_seq`.
+
+        `span`: only those numbered (span[0], span[1]], so that several readers can share the work.
+        """
         ...
 
     def stats(self) -> SampleStats:
@@ -117,11 +121,14 @@ class MemorySampleStore:
         self,
         *,
         to_seq: int | None = None,
+        span: tuple[int, int] | None = None,
         columns: Sequence[str] | None = None,
         batch_rows: int = BATCH_ROWS,
     ) -> Iterator[pl.DataFrame]:
         """See SampleStore."""
         newest = self._as_of(self.high_water() if to_seq is None else to_seq)
+        if span is not None:
+            newest = newest.filter(pl.col("commit_seq").is_between(*span, closed="right"))
         yield from newest.select(columns or SAMPLE_SCHEMA.names()).iter_slices(batch_rows)
 
     def stats(self) -> SampleStats:

@@ -64,17 +64,19 @@ class PostgresSampleStore:
         self,
         *,
         to_seq: int | None = None,
+        span: tuple[int, int] | None = None,
         columns: Sequence[str] | None = None,
         batch_rows: int = BATCH_ROWS,
     ) -> Iterator[pl.DataFrame]:
         """See SampleStore."""
         chosen = SAMPLE_SCHEMA.names() if columns is None else list(columns)
         as_of = self.high_water() if to_seq is None else to_seq
+        first, last = (0, as_of) if span is None else (span[0], min(span[1], as_of))
         connection = connect(self._options, application="rtrec-samples-scan")
         try:
-            for start in range(0, as_of, batch_rows):
+            for start in range(first, last, batch_rows):
                 with transaction(connection) as cursor:
-                    end = min(start + batch_rows, as_of)
+                    end = min(start + batch_rows, last)
                     frame = _copy_out(cursor, "scan_current", chosen, from_seq=start, to_seq=end, as_of_seq=as_of)
                 if not frame.is_empty():
                     yield frame
