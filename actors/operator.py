@@ -25,10 +25,15 @@ class BatchOutcome:
 class Operator(Protocol):
     """One partition of one task. It keeps nothing that `restore` cannot rebuild: a failed commit throws it away."""
 
-    topics: tuple[str, ...]
-    """Read in this partition; the watermark is the minimum over them, but for those of `preload`."""
-    preload: tuple[str, ...]
-    """Of these topics, drained to the log's end before a record of the others is taken."""
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """Read in this partition; the watermark is the minimum over them, but for those of `preload`."""
+        ...
+
+    @property
+    def preload(self) -> tuple[str, ...]:
+        """Of these topics, drained to the log's end before a record of the others is taken."""
+        ...
 
     def restore(self, cursor: Cursor, *, committed: Mapping[str, int]) -> Mapping[str, int]:
         """Load the committed state; `committed`: topic → first offset not yet applied. Answers where to read from."""

@@ -1,7 +1,6 @@
-"""The Ray actor of a stage: a thread that runs the loop, and a process that ends when the thread does.
+"""The Ray actor of everything that never ends: threads that work, and a process that ends when one of them does.
 
-Ray starts the process again (max_restarts), and the loop goes on from what was committed: nothing else supervises a
-stage.
+Ray starts the process again (max_restarts), and the work goes on from what was committed: nothing else supervises it.
 """
 
 from __future__ import annotations
@@ -9,46 +8,57 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from actors.task import TaskLoop
 from rtrec_ray.facts import log_facts
 
 log = logging.getLogger(__name__)
 
 
+class Work(Protocol):
+    """Something that never ends of itself."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set; leave what was done in order."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """What an actor says of itself. `trouble`: why its last session ended, empty while it works."""
+    """What an actor says of itself. `trouble`: what hinders its work, empty while nothing does."""
 
     pid: int
     trouble: str
 
 
 class StageActor:
-    """Runs one share of a stage. `make_loop` is called in the actor's own process."""
+    """Runs each piece of work in a thread. They are made in the actor's own process."""
 
-    def __init__(self, make_loop: Callable[[], TaskLoop]) -> None:
+    def __init__(self, make_work: Callable[[], Sequence[Work]]) -> None:
         log_facts()
         self._stop = threading.Event()
-        self._loop = make_loop()
-        self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
-        self._thread.start()
+        self._work = make_work()
+        self._threads = [threading.Thread(target=self._run, args=(each,), daemon=True) for each in self._work]
+        for thread in self._threads:
+            thread.start()
 
     def health(self) -> Health:
         """Whether it works, and what hinders it."""
-        return Health(pid=os.getpid(), trouble=self._loop.trouble)
+        troubles = (getattr(each, "trouble", "") for each in self._work)
+        return Health(pid=os.getpid(), trouble="; ".join(filter(None, troubles)))
 
     def stop(self) -> None:
-        """Commit what there is, give the leases back, and return when that is done."""
+        """Let the work end in order, and return when it has."""
         self._stop.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
+    def _run(self, work: Work) -> None:
         try:
-            self._loop.run(self._stop)
+            work.run(self._stop)
         except Exception:
-            log.exception("stage_crashed")
+            log.exception("work_crashed")
             # An actor whose thread is dead would look alive: end the process, so that Ray starts it again.
             os._exit(70)

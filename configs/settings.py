@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rtrec_ray.errors import ConfigInvalid
+from serving.options import ServingOptions
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -121,11 +122,17 @@ class Definitions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Incremental:
-    """The incremental run. `publish_every_s` in wall time: a full version, to be validated, about that often."""
+class Training:
+    """The runs of Ray Train. `publish_every_s` in wall time: a full version, to be validated, about that often.
 
+    `held_out_percent`: of requests, by hash, never trained on. `storage`: path or URI where Ray Train keeps its state;
+    none is below the data directory.
+    """
+
+    workers: int = 1
     publish_every_s: float = 60.0
-    rows_per_s: int = 0
+    held_out_percent: int = 10
+    storage: str | None = None
 
 
 class Settings(BaseSettings):
@@ -140,6 +147,8 @@ class Settings(BaseSettings):
     pipeline: Pipeline = Pipeline()
     history: History = History()
     definitions: Definitions = Definitions()
+    training: Training = Training()
+    serving: ServingOptions = ServingOptions()
 
     @classmethod
     def settings_customise_sources(

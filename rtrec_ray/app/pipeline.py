@@ -1,0 +1,137 @@
+"""Kafka → history, features, samples: a loop for each share of a stage, in a Ray actor of its own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from actors.feature import FeatureKeeper, FeatureOperator, KeeperOptions
+from actors.history import HistoryOperator, HistoryOptions
+from actors.operator import Operator
+from actors.sample import SampleOperator
+from actors.stage import Work
+from actors.task import TaskLoop, TaskOptions
+from rtrec_ray.app.cluster import start_actor
+from rtrec_ray.app.system import System
+from rtrec_ray.kafka.connect import connect_consumer, connect_producer
+from rtrec_ray.postgres.connection import Pool, connect
+from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
+from rtrec_ray.stores.samples_postgres import PostgresSampleLedger
+
+HISTORY, FEATURES, SAMPLES = "history", "features", "samples"
+STAGES = (HISTORY, FEATURES, SAMPLES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """One actor of a stage: the `index`-th of `of`, which owns the partitions p with p % of == index."""
+
+    stage: str
+    index: int
+    of: int
+    partitions: int
+
+    @property
+    def name(self) -> str:
+        """The actor's name in Ray."""
+        return f"{self.stage}-{self.index}"
+
+    @property
+    def owned(self) -> tuple[int, ...]:
+        """Its partitions.
+
+        >>> Share(stage="samples", index=1, of=3, partitions=8).owned
+        (1, 4, 7)
+        """
+        return tuple(range(self.index, self.partitions, self.of))
+
+
+def shares(system: System) -> list[Share]:
+    """The actors of all stages, in flow order."""
+    pipeline = system.settings.pipeline
+    actors = {HISTORY: pipeline.history_actors, FEATURES: pipeline.feature_actors, SAMPLES: pipeline.sample_actors}
+    return [
+        Share(stage=stage, index=index, of=min(of, system.partitions), partitions=system.partitions)
+        for stage, of in actors.items()
+        for index in range(min(of, system.partitions))
+    ]
+
+
+def start_pipeline(system: System) -> list[Any]:
+    """Start the actors on the connected Ray cluster; those that run already are left alone. Answers their handles."""
+    return [start_actor(share.name, partial(make_work, system, share), cpus=0.5) for share in shares(system)]
+
+
+def make_work(system: System, share: Share) -> list[Work]:
+    """The loop of a share, and what one process does for all partitions; called in the share's actor."""
+    loop = _loop(system, share)
+    return [loop, _keeper(system)] if share.stage == FEATURES and share.index == 0 else [loop]
+
+
+def _keeper(system: System) -> FeatureKeeper:
+    pool = Pool(system.postgres, size=2, application="rtrec-lists")
+    store = PostgresFeatureStore(system.features, transaction=pool.transaction)
+    return FeatureKeeper(store, clock=system.clock, options=KeeperOptions())
+
+
+def _loop(system: System, share: Share) -> TaskLoop:
+    owner = f"{share.name}-{uuid.uuid4().hex[:8]}"
+    commit_s, make_operator = _STAGES[share.stage](system)
+    return TaskLoop(
+        TaskOptions(
+            task=share.stage,
+            partitions=share.owned,
+            owner=owner,
+            commit_every_s=commit_s,
+            lease_ttl_ms=system.settings.pipeline.lease_ttl_ms,
+            watermark=system.watermark,
+        ),
+        make_operator=make_operator,
+        connect_consumer=partial(connect_consumer, system.kafka),
+        connect_store=partial(connect, system.postgres, application=owner, pipeline=True),
+        clock=system.clock,
+    )
+
+
+_Made = tuple[float, Callable[[int], Operator]]
+
+
+def _history(system: System) -> _Made:
+    every_s = system.settings.pipeline.history_commit_s
+    make = partial(
+        HistoryOperator,
+        files=ArrowHistoryFiles(HistoryFilesOptions(uri=system.history_uri)),
+        manifest=PostgresHistoryManifest(system.postgres),
+        producer=connect_producer(system.kafka),
+        latest_ms=system.latest_ms,
+        options=HistoryOptions(flush_every_s=every_s),
+    )
+    return every_s, lambda partition: make()
+
+
+def _features(system: System) -> _Made:
+    definitions = system.features
+    pool = Pool(system.postgres, size=1, application="rtrec-features")
+    store = PostgresFeatureStore(definitions, transaction=pool.transaction)
+    make = partial(
+        FeatureOperator, definitions=definitions, store=store, latest_ms=system.latest_ms, watermark=system.watermark
+    )
+    return system.settings.pipeline.feature_commit_s, make
+
+
+def _samples(system: System) -> _Made:
+    definition = system.samples
+
+    def make(partition: int) -> Operator:
+        ledger = PostgresSampleLedger(partition=partition)
+        return SampleOperator(definition, ledger=ledger, latest_ms=system.latest_ms)
+
+    return system.settings.pipeline.sample_commit_s, make
+
+
+_STAGES: dict[str, Callable[[System], _Made]] = {HISTORY: _history, FEATURES: _features, SAMPLES: _samples}

@@ -1,0 +1,39 @@
+"""Features + model → answers: the application on Ray Serve, on its fast path."""
+
+from __future__ import annotations
+
+import os
+
+from ray import serve
+from ray.serve.config import HTTPOptions
+
+from rtrec_ray.app.system import System
+from rtrec_ray.registry.mlflow import RegistryOptions
+from serving.auth import TOKEN_VARIABLE, check_bind
+from serving.connect import ReplicaOptions
+from serving.deployment import NAME, application
+
+
+def start_serving(system: System) -> str:
+    """Deploy on the connected cluster; returns the address when it answers. Raises ConfigInvalid, NotRunning."""
+    http = system.settings.servers.http
+    token = os.environ.get(TOKEN_VARIABLE)
+    check_bind(http.host, token)
+    options = ReplicaOptions(
+        postgres=system.postgres,
+        kafka=system.kafka,
+        registry=RegistryOptions(url=system.mlflow_url),
+        definitions=system.features,
+        serving=system.settings.serving,
+        clock=system.clock,
+        skew_ms=system.skew_ms,
+        token=token,
+    )
+    serve.start(http_options=HTTPOptions(host=http.host, port=http.port))
+    serve.run(application(options, replicas=http.replicas), name=NAME, route_prefix="/")
+    return f"http://{http.host}:{http.port}"
+
+
+def stop_serving() -> None:
+    """Take the application off the connected cluster."""
+    serve.delete(NAME)

@@ -1,0 +1,105 @@
+"""Samples → models: the base model on order, the increments and the gate as actors that never end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from actors.stage import Work
+from rtrec_ray.app.cluster import start_actor
+from rtrec_ray.app.system import System
+from rtrec_ray.registry.base import ModelVersion
+from rtrec_ray.registry.mlflow import RegistryOptions
+from training.base import train_base as train
+from training.definition import ModelDefinition, load_definition
+from training.gate import ValidationGate
+from training.incremental import train_incremental
+from training.options import BaseOptions, GateOptions, IncrementalOptions, RayOptions, ServerConnections
+
+GATE, INCREMENTAL = "gate", "incremental"
+
+
+def connections(system: System) -> ServerConnections:
+    """Where training finds samples, versions and events."""
+    return ServerConnections(
+        postgres=system.postgres, registry=RegistryOptions(url=system.mlflow_url), clock=system.clock
+    )
+
+
+def model_definition(system: System, *, family: str | None = None) -> ModelDefinition:
+    """The model of model.yaml, or another family of it."""
+    named = system.settings.definitions.model
+    with resources.as_file(resources.files("configs") / "model.yaml") as packaged:
+        definition = load_definition(Path(named) if named else packaged)
+    return definition if family is None else msgspec.structs.replace(definition, family=family)
+
+
+def train_base(system: System, *, family: str | None = None, job: str = "") -> ModelVersion:
+    """Train, log and announce a base model; returns when that is done. Needs a Ray connection (`cluster.joined`).
+
+    Raises TrainingImpossible, TrainingFailed, NotRunning, StoreUnavailable, RegistryUnavailable.
+    """
+    settings = system.settings.training
+    options = BaseOptions(
+        definition=model_definition(system, family=family),
+        ray=RayOptions(storage=system.training_storage, workers=settings.workers),
+        held_out_percent=settings.held_out_percent,
+        job=job,
+        definitions=system.definition_versions,
+    )
+    return train(options, connections(system))
+
+
+def start_gate(system: System) -> Any:
+    """Start the actor that lets versions online, or not."""
+    return start_actor(GATE, partial(_gate, system), cpus=0.5)
+
+
+def start_incremental(system: System) -> Any:
+    """Start the actor that keeps the incremental run going."""
+    return start_actor(INCREMENTAL, partial(_incremental, system), cpus=0.1)
+
+
+def _gate(system: System) -> list[Work]:
+    gate = ValidationGate(GateOptions(held_out_percent=system.settings.training.held_out_percent), connections(system))
+    return [Endless(gate.run, end=gate.stop)]
+
+
+def _incremental(system: System) -> list[Work]:
+    settings, servers = system.settings.training, connections(system)
+    options = IncrementalOptions(
+        ray=RayOptions(storage=system.training_storage, workers=settings.workers, max_failures=-1),
+        held_out_percent=settings.held_out_percent,
+        publish_every_s=settings.publish_every_s,
+        definitions=system.definition_versions,
+    )
+    return [Endless(partial(train_incremental, options, servers), end=partial(_request_stop, servers, options.run))]
+
+
+def _request_stop(servers: ServerConnections, run: str) -> None:
+    book = servers.book()
+    book.request_stop(run)
+    book.close()
+
+
+class Endless:
+    """Work that blocks in `begin` until `end` is called from another thread."""
+
+    def __init__(self, begin: Callable[[], None], *, end: Callable[[], None]) -> None:
+        self._begin = begin
+        self._end = end
+
+    def run(self, stop: threading.Event) -> None:
+        """See Work."""
+        threading.Thread(target=self._end_when, args=(stop,), daemon=True).start()
+        self._begin()
+
+    def _end_when(self, stop: threading.Event) -> None:
+        stop.wait()
+        self._end()
