@@ -27,8 +27,8 @@ class Shown:
 def propensity(index: int, position: int, *, order: Sequence[int], share: float) -> float:
     """The chance that candidate `index` is shown at `position` (from 0), given the model's `order` of all candidates.
 
-    >>> [propensity(i, 0, order=[1, 0], share=0.1) for i in (0, 1)]
-    [0.05, 0.95]
+    >>> [propensity(i, 0, order=[1, 0], share=0.5) for i in (0, 1)]
+    [0.25, 0.75]
     """
     return (1.0 - share) * (order[position] == index) + share / len(order)
 

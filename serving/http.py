@@ -13,14 +13,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 
 from rtrec_ray.clock import Clock, monotonic_s
-from rtrec_ray.errors import RecordInvalid, RtrecError, ServerUnavailable, UnknownView
-from rtrec_ray.features.keys import ViewKey
+from rtrec_ray.errors import BeyondRetention, RecordInvalid, RtrecError, ServerUnavailable, UnknownView
+from rtrec_ray.stores.features import FeatureReader, read_view
 from serving import openapi
 from serving.auth import RequireToken
 from serving.calls import BoundedCalls, CallTimedOut
 from serving.collect import EventIntake, Judged
 from serving.feedback import InferenceLog
-from serving.lists import FeatureReader, ListsReader
+from serving.lists import ListsReader
 from serving.metrics import ServingMetrics
 from serving.options import ServingOptions
 from serving.recommend import Recommender
@@ -42,14 +42,13 @@ _DIGITS: Final = 15  # of a time in ms: until the year 33658
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """Everything the routes call. `version_of` answers a view's version, or raises UnknownView."""
+    """Everything the routes call."""
 
     options: ServingOptions
     clock: Clock
     recommender: Recommender
     intake: EventIntake
     store: FeatureReader
-    version_of: Callable[[str], int]
     inference_log: InferenceLog
     models: ModelHolder
     lists: ListsReader
@@ -116,21 +115,15 @@ async def get_features(service: Service, request: Request) -> Response:
     if faults := _faults_of_read(keys, as_of_text, most=service.options.most_keys):
         return _refused(faults)
     as_of_ms = None if as_of_text is None else int(as_of_text)
-    now_ms = service.clock.now_ms()
-    asks = [ViewKey(view=view, key=key) for key in dict.fromkeys(keys)]
+    read = partial(read_view, service.store, view, keys, as_of_ms=as_of_ms, now_ms=service.clock.now_ms())
     try:
-        version = service.version_of(view)
-        values = await service.read_calls.run(partial(service.store.get, asks, as_of_ms=as_of_ms, now_ms=now_ms))
+        answer = await service.read_calls.run(read)
     except UnknownView as error:
-        return _problem(404, error)
+        return _json(404, Problem(detail=error.message, mend=error.mend))
+    except BeyondRetention as error:
+        return _refused([FieldFault(field="as_of_ms", reason=error.message)])
     except (ServerUnavailable, CallTimedOut) as error:
         return _away(error)
-    answer = {
-        "view": view,
-        "as_of_ms": now_ms if as_of_ms is None else as_of_ms,
-        "version": version,
-        "values": {ask.key: values.get(ask) for ask in asks},
-    }
     return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)
 
 
@@ -237,10 +230,6 @@ def _json(status: int, body: BaseModel, **headers: str) -> Response:
 
 def _refused(faults: list[FieldFault]) -> Response:
     return _json(422, Faults(detail="the request breaks its contract", errors=faults))
-
-
-def _problem(status: int, error: RtrecError) -> Response:
-    return _json(status, Problem(detail=error.message, mend=error.mend))
 
 
 def _away(error: Exception) -> Response:

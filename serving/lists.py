@@ -9,12 +9,13 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol, get_args
+from typing import Any, Final, get_args
 
 from rtrec_ray.clock import Clock, monotonic_s
-from rtrec_ray.events import CatalogItem, ItemType, ProfileVersion
+from rtrec_ray.events import CatalogItem, ItemType
 from rtrec_ray.features.keys import CATEGORY_TOP_ITEMS_10M, TOP_VIEWED_30M, ViewKey
 from rtrec_ray.features.request import item_asks
+from rtrec_ray.stores.features import FeatureReader
 from serving.metrics import ServingMetrics
 from serving.retrieve import Top, interleave, merged_top
 
@@ -27,22 +28,9 @@ _BUSY: Final = 0.1
 _TYPES: Final = [ViewKey(view=TOP_VIEWED_30M, key=kind) for kind in get_args(ItemType)]
 
 
-class FeatureReader(Protocol):
-    """The part of the feature store that serving reads. Every method raises StoreUnavailable."""
-
-    def get(
-        self, asks: Iterable[ViewKey], *, as_of_ms: int | None, now_ms: int, cached: bool = False
-    ) -> Mapping[ViewKey, Mapping[str, Any] | None]:
-        """Values of views, in one round trip."""
-        ...
-
-    def profile(self, user_ids: Iterable[int]) -> Mapping[int, ProfileVersion]:
-        """The newest profile of each user that has one."""
-        ...
-
-    def catalogue(self) -> Iterable[CatalogItem]:
-        """All items."""
-        ...
+def known(store: FeatureReader, asks: Iterable[ViewKey]) -> list[ViewKey]:
+    """The asks for views that are defined: a view deleted from the file costs its features, not the others'."""
+    return [ask for ask in asks if ask.view in store.definitions.by_name]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +86,7 @@ def with_values(lists: Lists, values: Values, *, limit: int) -> Lists:
 
 def _tops(values: Values, view: str) -> dict[str, Top]:
     return {
-        ask.key: [(item, count) for item, count in value["top"]]
+        ask.key: [(item, count) for item, count in value.get("top", ())]
         for ask, value in values.items()
         if ask.view == view and value is not None
     }
@@ -140,7 +128,8 @@ class ListsReader:
         lists = self._lists
         if monotonic_s() >= self._catalogue_due_s:
             lists = with_catalogue(lists, self._store.catalogue())
-        values = self._store.get(lists.asks, as_of_ms=None, now_ms=self._clock.now_ms(), cached=True)
+        asks = known(self._store, lists.asks)
+        values = self._store.get(asks, as_of_ms=None, now_ms=self._clock.now_ms(), cached=True)
         newest = self._newest_event_ms()
         if lists.catalogue is not self._lists.catalogue:
             self._catalogue_due_s = monotonic_s() + catalogue_s

@@ -35,7 +35,8 @@ NO_MODEL_YET: Final = "no_model"
 MODEL_UNAVAILABLE: Final = "model_unavailable"
 STORE_UNAVAILABLE: Final = "store_unavailable"
 EMPTY_CATALOGUE: Final = "empty_catalogue"
-REASONS: Final = (NO_MODEL_YET, MODEL_UNAVAILABLE, STORE_UNAVAILABLE, EMPTY_CATALOGUE)
+VIEW_MISSING: Final = "view_missing"
+REASONS: Final = (NO_MODEL_YET, MODEL_UNAVAILABLE, STORE_UNAVAILABLE, EMPTY_CATALOGUE, VIEW_MISSING)
 
 _CATALOGUE_DRAW: Final = 50
 
@@ -91,6 +92,8 @@ class Recommender:
         found = await self._or_none(self.store_calls, read, what=STORE_UNAVAILABLE)
         if found is None:
             slate.degraded.append(STORE_UNAVAILABLE)
+        if self.users.undefined():
+            slate.degraded.append(VIEW_MISSING)
         slate.user = self.users.remembered(ask.user_id) if found is None else found
         slate.features = request_features(slate.user.values, slate.user.profile, user_id=ask.user_id) | ask.context
 

@@ -89,8 +89,8 @@ def warm_up(model: Scorer, recent: list[Scored]) -> None:
 class Reloader:
     """Brings the champion into the holder.
 
-    `champion` answers the version that should serve; `load` makes a scorer of it; `send` sends an event. `step` does one
-    attempt; `start` does them in a thread, whenever it is woken and each `poll_s` seconds, since an event may be missed.
+    `champion` answers the version that should serve; `load` makes a scorer of it; `send` sends an event. `step` is one
+    attempt; `start` makes them in a thread, when woken and each `poll_s` seconds, since an event may be missed.
     """
 
     def __init__(

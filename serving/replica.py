@@ -14,11 +14,12 @@ from rtrec_ray.clock import Clock
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.kafka.base import Producer
 from rtrec_ray.notification import MODEL, NOW, EventFilter, Listener, NotificationStore
+from rtrec_ray.stores.features import FeatureReader
 from serving.calls import BoundedCalls
 from serving.collect import EventIntake
 from serving.feedback import InferenceLog
 from serving.http import Service, create_app
-from serving.lists import FeatureReader, ListsReader
+from serving.lists import ListsReader
 from serving.metrics import ServingMetrics
 from serving.options import ServingOptions
 from serving.rank import Scorer
@@ -37,17 +38,17 @@ _EVENT_THREADS: Final = 4
 class Backends:
     """What a replica talks to. The functions are called in threads and may raise that their server is away.
 
-    `version_of`: a view's version, or UnknownView. `newest_event_ms`: event time up to which features are computed.
-    `champion`: the version that should serve; `load` brings it into memory.
+    `newest_event_ms`: event time up to which features are computed, ms UTC. `champion`: the version that should serve;
+    `load` brings it into memory.
     """
 
     store: FeatureReader
-    version_of: Callable[[str], int]
     newest_event_ms: Callable[[], int | None]
     connect_producer: Callable[[], Producer]
     champion: Callable[[], str | None]
     load: Callable[[str], Scorer]
     events: NotificationStore
+    close: Callable[[], None] = lambda: None
 
 
 class Replica:
@@ -119,6 +120,7 @@ class Replica:
         ):
             calls.close()
         self._backends.events.close()
+        self._backends.close()
 
     def _service(self, clock: Clock, token: str | None) -> Service:
         options, store = self._options, self._backends.store
@@ -140,7 +142,6 @@ class Replica:
             recommender=recommender,
             intake=self.intake,
             store=store,
-            version_of=self._backends.version_of,
             inference_log=self.inference_log,
             models=self.models,
             lists=self.lists,

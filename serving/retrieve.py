@@ -12,8 +12,8 @@ Top = Sequence[tuple[int, int]]  # (item_id, count), most counted first
 def interleave(sources: Iterable[Iterable[int]], *, limit: int) -> list[int]:
     """At most `limit` different items, one from each source in turn, so that no long list crowds out a short one.
 
-    >>> interleave([[1, 2, 3], [2, 9]], limit=3)
-    [1, 2, 9]
+    >>> interleave([[1, 2, 3], [2, 9]], limit=4)
+    [1, 2, 3, 9]
     """
     found: dict[int, None] = {}
     waiting = [iter(source) for source in sources]

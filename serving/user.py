@@ -9,11 +9,20 @@ from typing import Final
 
 from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.events import ProfileVersion
-from rtrec_ray.features.keys import SEGMENT_PAGE_TOP_ADS, USER_BROWSE_5M, ViewKey
+from rtrec_ray.features.keys import (
+    CATEGORY_TOP_ITEMS_10M,
+    SEGMENT_PAGE_TOP_ADS,
+    TOP_VIEWED_30M,
+    USER_BROWSE_1M,
+    USER_BROWSE_5M,
+    ViewKey,
+)
 from rtrec_ray.features.request import request_asks
-from serving.lists import FeatureReader, Values
+from rtrec_ray.stores.features import FeatureReader
+from serving.lists import Values, known
 
 _MOST_PROFILES: Final = 100_000
+_NEEDED: Final = {USER_BROWSE_5M, USER_BROWSE_1M, SEGMENT_PAGE_TOP_ADS, CATEGORY_TOP_ITEMS_10M, TOP_VIEWED_30M}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,14 +35,14 @@ class UserRead:
     def last_items(self, user_id: int) -> list[int]:
         """The items the user viewed in the last five minutes, newest first."""
         value = self.values.get(ViewKey(view=USER_BROWSE_5M, key=str(user_id)))
-        return [] if value is None else list(value["last_items"])
+        return [] if value is None else list(value.get("last_items", ()))
 
     def segment_items(self) -> list[list[int]]:
         """Per segment of the user on this page: the ads clicked most and those clicked last."""
         lists = []
         for ask, value in self.values.items():
             if ask.view == SEGMENT_PAGE_TOP_ADS and value is not None:
-                lists += [[item for item, _ in value["top"]], list(value["last"])]
+                lists += [[item for item, _ in value.get("top", ())], list(value.get("last", ()))]
         return lists
 
 
@@ -50,10 +59,14 @@ class UserReader:
     def read(self, user_id: int, *, page_id: int | None) -> UserRead:
         """Everything about the user. Raises StoreUnavailable."""
         profile = self._profile(user_id)
-        asks = request_asks(user_id=user_id, profile=profile, page_id=page_id)
+        asks = known(self._store, request_asks(user_id=user_id, profile=profile, page_id=page_id))
         # cached: segments' top lists come from their cache; a user's own views are merged from tiles either way.
         values = self._store.get(asks, as_of_ms=None, now_ms=self._clock.now_ms(), cached=True)
         return UserRead(profile=profile, values=values)
+
+    def undefined(self) -> bool:
+        """Whether a view that requests or their candidates need is not defined any more."""
+        return not self._store.definitions.by_name.keys() >= _NEEDED
 
     def remembered(self, user_id: int) -> UserRead:
         """What is known of the user without the store: a profile of late, however old."""
@@ -66,7 +79,7 @@ class UserReader:
             kept = self._profiles.get(user_id)
         if kept is not None and kept[0] > monotonic_s():
             return kept[1]
-        profile = self._store.profile([user_id]).get(user_id)
+        profile = self._store.profiles([user_id], as_of_ms=self._clock.now_ms()).get(user_id)
         with self._lock:
             self._profiles[user_id] = (monotonic_s() + self._profile_s, profile)
             self._profiles.move_to_end(user_id)

@@ -1,0 +1,50 @@
+"""The shell that Ray Serve runs a replica in. Only plain options cross into it; everything else is made inside."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from ray import serve
+
+from serving.connect import ReplicaOptions, connect
+from serving.model import preload
+from serving.replica import Replica
+
+NAME = "recommend"
+
+
+class RecommendReplica:
+    """A deployment's replica: builds its parts in its own process, and hands its application to Serve."""
+
+    def __init__(self, options: ReplicaOptions) -> None:
+        # Before the first request: importing TensorFlow holds the interpreter for seconds.
+        preload()
+        self._replica = Replica(
+            connect(options),
+            options=options.serving,
+            clock=options.clock,
+            skew_ms=options.skew_ms,
+            token=options.token,
+            name=f"serving-{serve.get_replica_context().replica_id.unique_id}",
+        )
+        self._replica.start()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._replica.app
+
+    def __del__(self) -> None:
+        self._replica.close()
+
+
+def application(options: ReplicaOptions, *, replicas: int = 1, cpus: float = 1.0) -> serve.Application:
+    """What `serve.run(..., name=..., route_prefix="/")` takes."""
+    ingress = serve.ingress()(RecommendReplica)
+    deployment = serve.deployment(
+        ingress,
+        name=NAME,
+        num_replicas=replicas,
+        # Waiting is done in the replica, where it has a deadline.
+        max_ongoing_requests=500,
+        graceful_shutdown_timeout_s=10.0,
+        ray_actor_options={"num_cpus": cpus},
+    )
+    return deployment.bind(options)
