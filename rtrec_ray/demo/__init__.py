@@ -1,0 +1,1 @@
+"""The demonstration: the whole loop on a real click log in compressed time, watched, verified and written up."""

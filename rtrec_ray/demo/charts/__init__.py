@@ -1,0 +1,25 @@
+"""The report's charts: a record in, an <svg> out. Every one has the run's wall time along its foot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from rtrec_ray.demo.charts.models import losses, versions
+from rtrec_ray.demo.charts.requests import latency
+from rtrec_ray.demo.charts.stages import phases, stages
+from rtrec_ray.demo.record import DemoRecord
+
+_CHARTS: Final[dict[str, Callable[[DemoRecord], str]]] = {
+    "phases": phases,
+    "stages": stages,
+    "losses": losses,
+    "versions": versions,
+    "latency": latency,
+}
+
+
+def charts(record: DemoRecord) -> dict[str, str]:
+    """Every chart by name; one that there is nothing for is left out."""
+    drawn = {name: draw(record) for name, draw in _CHARTS.items()}
+    return {name: svg for name, svg in drawn.items() if svg}

@@ -1,0 +1,107 @@
+"""What the charts' axes have in common: days of event time, names of lines, marks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+from matplotlib.ticker import FuncFormatter
+
+from rtrec_ray.demo.charts.svg import PALETTE
+from rtrec_ray.demo.record import DemoRecord
+from rtrec_ray.demo.words import minutes
+
+_DAY_MS: Final = 86_400_000
+
+
+def time_axis(panel: Any, *, end_s: float, start_s: float = 0.0) -> None:
+    """Write wall time below the panel, from `start_s` to `end_s`."""
+    step = next(step for step in (5.0, 15.0, 30.0, 60.0, 300.0, 3_600.0) if end_s - start_s <= 14 * step)
+    panel.set_xlim(start_s, end_s)
+    panel.set_xticks(np.arange(np.ceil(start_s / step) * step, end_s + 1e-9, step))
+    panel.xaxis.set_major_formatter(FuncFormatter(minutes))
+    panel.set_xlabel("wall time since the run began, minutes:seconds")
+
+
+def heading(panel: Any, text: str) -> None:
+    """Name what a panel shows, in place of a label turned on its side."""
+    panel.set_title(text, loc="left", fontsize=9.0, color=PALETTE["ink"], pad=6.0)
+
+
+def spread(wanted: Sequence[float], *, apart: float) -> list[float]:
+    """Places for labels, as near to the wanted ones as `apart` allows, in the same order.
+
+    >>> spread([0.0, 0.1, 5.0], apart=1.0)
+    [-0.45, 0.55, 5.0]
+    """
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    groups: list[list[int]] = []
+    middles: list[float] = []
+    for index in order:
+        groups.append([index])
+        middles.append(wanted[index])
+        while len(groups) > 1 and middles[-1] - middles[-2] < apart * (len(groups[-1]) + len(groups[-2])) / 2.0:
+            merged = groups[-2] + groups[-1]
+            groups[-2:], middles[-2:] = [merged], [sum(wanted[i] for i in merged) / len(merged)]
+    placed = [0.0] * len(wanted)
+    for group, middle in zip(groups, middles, strict=True):
+        for rank, index in enumerate(group):
+            placed[index] = round(middle + apart * (rank - (len(group) - 1) / 2.0), 9)
+    return placed
+
+
+def end_labels(panel: Any, labels: Sequence[tuple[str, float, str]], *, at: float, apart: float) -> None:
+    """Name lines at their right end. labels: (text, y in axes share, colour); `apart` in axes share."""
+    places = spread([y for _, y, _ in labels], apart=apart)
+    for (text, _, colour), y in zip(labels, places, strict=True):
+        panel.annotate(
+            text,
+            xy=(at, y),
+            xycoords="axes fraction",
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=8.5,
+            annotation_clip=False,
+        )
+
+
+def mark(panel: Any, at_s: float, text: str) -> None:
+    """Mark a moment with a line and a name at its head."""
+    panel.axvline(at_s, color=PALETTE["quiet"], linewidth=0.6, linestyle=(0, (2, 2)), zorder=0.5)
+    panel.annotate(
+        text,
+        xy=(at_s, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(2, -2),
+        textcoords="offset points",
+        va="top",
+        fontsize=7.5,
+        color=PALETTE["quiet"],
+    )
+
+
+def share_of(panel: Any, y: float) -> float:
+    """Where y lies between the panel's foot (0) and its head (1)."""
+    panel.autoscale_view()  # limits are worked out late, when drawing
+    return float(panel.transAxes.inverted().transform(panel.transData.transform((0.0, y)))[1])
+
+
+def days_above(panel: Any, record: DemoRecord) -> None:
+    """Name the days of event time above the panel."""
+    time = record.time
+    first = -(-time.event_at(0.0) // _DAY_MS)
+    last = time.event_at(record.seconds) // _DAY_MS
+    shown = [day for day in range(first, last + 1) if record.log.first_ms - _DAY_MS < day * _DAY_MS]
+    upper = panel.secondary_xaxis("top")
+    upper.set_xticks([time.at_s(day * _DAY_MS) for day in shown], [_day_name(day) for day in shown])
+    upper.tick_params(length=3, labelsize=8.0, pad=1)
+    upper.spines["top"].set_visible(False)
+
+
+def _day_name(day: int) -> str:
+    date = datetime.fromtimestamp(day * _DAY_MS / 1_000.0, tz=UTC)
+    return f"{date:%a} {date.day} {date:%b}"

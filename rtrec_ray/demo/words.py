@@ -1,0 +1,58 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from rtrec_ray.demo.figures import Estimate
+
+
+def thousands(value: float, _place: int | None = None) -> str:
+    """A number as people write it.
+
+    >>> thousands(60_000), thousands(0.5)
+    ('60,000', '0.5')
+    """
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,g}"
+
+
+def minutes(value: float, _place: int | None = None) -> str:
+    """Seconds as minutes and seconds.
+
+    >>> minutes(90.0)
+    '1:30'
+    """
+    return f"{int(value) // 60}:{int(value) % 60:02d}"
+
+
+def in_ms(value: float | None) -> str:
+    """Milliseconds for people.
+
+    >>> in_ms(None), in_ms(3.14159), in_ms(1234.5)
+    ('–', '3.1 ms', '1,234 ms')
+    """
+    if value is None:
+        return "–"
+    return f"{value:,.1f} ms" if value < 100.0 else f"{value:,.0f} ms"
+
+
+def in_nats(estimate: Estimate) -> str:
+    """A difference of losses in thousandths of a nat, with its interval.
+
+    >>> in_nats(Estimate(value=-0.0012, low=-0.002, high=0.001))
+    '−1.20 [−2.00, 1.00]'
+    """
+    text = f"{1e3 * estimate.value:.2f}"
+    if estimate.low is not None and estimate.high is not None:
+        text += f" [{1e3 * estimate.low:.2f}, {1e3 * estimate.high:.2f}]"
+    return text.replace("-", "−")
+
+
+def span(event_ms: float) -> str:
+    """A span of event time for people.
+
+    >>> span(45_000), span(600_000), span(7_200_000)
+    ('45 s', '10 min', '2.0 h')
+    """
+    seconds = event_ms / 1_000.0
+    if seconds < 120.0:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60.0:.0f} min" if seconds < 7_200.0 else f"{seconds / 3_600.0:.1f} h"
