@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from operator import methodcaller
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 _DOWN: Final = frozenset({ERROR._ALL_BROKERS_DOWN, ERROR._AUTHENTICATION, ERROR._RESOLVE, ERROR._SSL})
 _OUTSIDE: Final = frozenset({ERROR._AUTO_OFFSET_RESET, ERROR.OFFSET_OUT_OF_RANGE})
 _ABSENT: Final = frozenset({ERROR.UNKNOWN_TOPIC_OR_PART, ERROR._UNKNOWN_TOPIC, ERROR._UNKNOWN_PARTITION})
+# A partition that was just made, or whose broker just went, has no leader for a moment.
+_LEADERLESS: Final = frozenset({ERROR.NOT_LEADER_FOR_PARTITION, ERROR.LEADER_NOT_AVAILABLE})
+_LEADER_WAIT_S: Final = 0.1
 _TOPIC, _PARTITION = methodcaller("topic"), methodcaller("partition")
 
 
@@ -40,9 +44,9 @@ class ConfluentConsumer:
         self._positions = {self._place(part): offset for part, offset in positions.items()}
         self._trouble = None
         start = {EARLIEST: rdkafka.OFFSET_BEGINNING}
-        self._client.assign(
-            [rdkafka.TopicPartition(*place, start.get(offset, offset)) for place, offset in self._positions.items()]
-        )
+        parts = [rdkafka.TopicPartition(*place, start.get(offset, offset)) for place, offset in self._positions.items()]
+        self._client.assign(parts)
+        self._client.resume(parts)  # a pause outlives an assignment
 
     def poll(self, *, max_records: int, timeout_s: float) -> list[RecordBatch]:
         deadline = monotonic_s() + timeout_s
@@ -166,16 +170,21 @@ class ConfluentConsumer:
         self._client.seek(rdkafka.TopicPartition(*place, low))
 
     def _range(self, topic: str, partition: int) -> tuple[int, int]:
-        try:
-            answer = self._client.get_watermark_offsets(
-                rdkafka.TopicPartition(topic, partition), timeout=self._options.timeout_s
-            )
-        except rdkafka.KafkaException as error:
-            raise_unavailable(f"asking for the end of {topic} [{partition}] failed", error)
-        if answer is None:
-            raise KafkaUnavailable(f"no answer about the end of {topic} [{partition}]", mend=MEND)
-        low, high = answer
-        return low, high
+        deadline = monotonic_s() + self._options.timeout_s
+        while True:
+            try:
+                answer = self._client.get_watermark_offsets(
+                    rdkafka.TopicPartition(topic, partition), timeout=max(0.1, deadline - monotonic_s())
+                )
+            except rdkafka.KafkaException as error:
+                if error.args[0].code() not in _LEADERLESS or monotonic_s() > deadline:
+                    raise_unavailable(f"asking for the end of {topic} [{partition}] failed", error)
+                time.sleep(_LEADER_WAIT_S)
+                continue
+            if answer is None:
+                raise KafkaUnavailable(f"no answer about the end of {topic} [{partition}]", mend=MEND)
+            low, high = answer
+            return low, high
 
     def _raise_trouble(self) -> None:
         trouble, self._trouble = self._trouble, None
