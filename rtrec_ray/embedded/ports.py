@@ -10,8 +10,8 @@ from collections.abc import Collection
 LOOPBACK = "127.0.0.1"
 
 # Below the range from which Linux takes ports of outgoing connections (32768 and up), above those of known services:
-# a port that is free now will still be free when the server that gets it has started.
-_RANGE = (20_000, 32_000)
+# a port that is free now will still be free when the server that gets it has started. Serve's replicas begin at 30000.
+_RANGE = (20_000, 30_000)
 
 
 def is_free(port: int) -> bool:

@@ -19,13 +19,15 @@ import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection  # noqa: N812 - psycopg2's own name is lower case
 
-from rtrec_ray.embedded import ports, process, unprivileged
+from rtrec_ray.embedded import ports, unprivileged
+from rtrec_ray.embedded.files import write_secret
 from rtrec_ray.embedded.server import Server
 from rtrec_ray.errors import EmbeddedFailure
 
 USER = "rtrec"
 DATABASE = "rtrec"
 
+_MAJOR = "18"
 _ROOT_MEND = "run it as an ordinary user, or allow user namespaces (sysctl user.max_user_namespaces)"
 
 
@@ -87,14 +89,20 @@ class PostgresServer(Server):
             connection.close()
 
     def _prepare(self) -> None:
-        if not (self._data / "PG_VERSION").exists():
+        version = self._data / "PG_VERSION"
+        if not version.exists():
             self._initialise()
+        elif version.read_text().strip() != _MAJOR:
+            found = version.read_text().strip()
+            raise EmbeddedFailure(
+                f"{self._data} was made by PostgreSQL {found}, this is {_MAJOR}", mend="choose another --data-dir"
+            )
         self._clear_stale_lock()
 
     def _initialise(self) -> None:
         password = secrets.token_urlsafe(24)
-        _write_secret(self.passfile, f"*:*:*:{USER}:{password}\n")
-        _write_secret(self.directory / "initial-password", password)
+        write_secret(self.passfile, f"*:*:*:{USER}:{password}\n")
+        write_secret(self.directory / "initial-password", password)
         # Renamed when it is whole, so that a crash half-way is no cluster.
         fresh = self.directory / "data.new"
         shutil.rmtree(fresh, ignore_errors=True)
@@ -173,11 +181,6 @@ class PostgresServer(Server):
     def _complete(self) -> None:
         self.create_database(DATABASE)
 
-    def kill(self) -> None:
-        """Kill it, and wait for its workers: they hold the shared memory that the next start needs."""
-        super().kill()
-        process.kill(process.marked(self.directory))
-
 
 def binaries() -> Path:
     """The folder of initdb and postgres; EmbeddedFailure when the package is absent."""
@@ -193,9 +196,3 @@ def _is_postgres(pid: int, *, directory: Path) -> bool:
         found = psutil.Process(pid)
         return found.name() == "postgres" and found.cwd() == str((directory / "data").resolve())
     return False
-
-
-def _write_secret(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)

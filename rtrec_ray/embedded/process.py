@@ -6,19 +6,23 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import psutil
 
+from rtrec_ray import clock
 from rtrec_ray.errors import EmbeddedFailure
 
 MARK = "RTREC_EMBEDDED_DIRECTORY"
 """Environment variable that every process of an embedded server inherits: the server's directory."""
 
 _LAST_LINES = 5
-_POLL_S = 0.05
+_POLL_S = 0.02
+_KILL_TIMEOUT_S = 5.0
+_KILL_ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,17 +97,20 @@ def end(
 ) -> None:
     """Ask these processes to end, wait, and kill those that stay."""
     listed = list(processes)
-    for process in listed:
-        _signal(process, first)
-    _, left = psutil.wait_procs(listed, timeout=timeout_s)
-    for process in left:
-        _signal(process, signal.SIGKILL)
-    psutil.wait_procs(left, timeout=5.0)
+    for number, patience_s in ((first, timeout_s), (signal.SIGKILL, _KILL_TIMEOUT_S)):
+        for each in filter(_runs, listed):
+            _signal(each, number)
+        if _all_gone(listed, timeout_s=patience_s):
+            return
 
 
-def kill(processes: Iterable[psutil.Process]) -> None:
-    """End these processes at once with SIGKILL and wait until they are gone."""
-    end(processes, first=signal.SIGKILL, timeout_s=5.0)
+def kill_all(find: Callable[[], Sequence[psutil.Process]]) -> None:
+    """Kill what `find` answers until it answers none: one that is killed may just have started another."""
+    for _ in range(_KILL_ROUNDS):
+        found = find()
+        if not found:
+            return
+        end(found, first=signal.SIGKILL, timeout_s=_KILL_TIMEOUT_S)
 
 
 def tree(process: psutil.Process | None) -> list[psutil.Process]:
@@ -115,24 +122,59 @@ def tree(process: psutil.Process | None) -> list[psutil.Process]:
     return []
 
 
-def marked(directory: Path) -> list[psutil.Process]:
-    """Processes that an embedded server below `directory` started, found by the mark they inherited.
+def family(identity: ProcessId | None, *, directory: Path) -> list[psutil.Process]:
+    """All running processes of a server: descendants, members of its session, and bearers of its directory's mark.
 
-    This finds what a crash kept from being recorded, and daemons that have left the process tree.
+    The three together also find daemons that left the tree, what a crash kept from being recorded, and processes that
+    overwrote their environment with a title.
     """
-    found = []
     root = directory.resolve()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            mark = process.environ().get(MARK)
-            if mark and process.pid != os.getpid() and _below(Path(mark), root):
-                found.append(process)
-    return found
+    found = tree(identity.find()) if identity is not None else []
+    for each in psutil.process_iter():
+        if _in_session(each, identity) or _is_marked(each, root):
+            found += tree(each)
+    return [each for each in dict.fromkeys(found) if each.pid != os.getpid() and _runs(each)]
 
 
-def _below(path: Path, root: Path) -> bool:
-    resolved = path.resolve()
-    return resolved == root or root in resolved.parents
+def _in_session(process: psutil.Process, identity: ProcessId | None) -> bool:
+    if identity is None or (identity.find() is None and psutil.pid_exists(identity.pid) and _runs_anew(identity)):
+        return False
+    with contextlib.suppress(OSError):
+        return os.getsid(process.pid) == identity.pid
+    return False
+
+
+def _runs_anew(identity: ProcessId) -> bool:
+    # A session keeps its number from being given away; when another process has it, the session is over.
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return _runs(psutil.Process(identity.pid))
+    return False
+
+
+def _is_marked(process: psutil.Process, root: Path) -> bool:
+    with contextlib.suppress(psutil.Error, OSError):
+        mark = process.environ().get(MARK)
+        if mark:
+            path = Path(mark).resolve()
+            return path == root or root in path.parents
+    return False
+
+
+def _runs(process: psutil.Process) -> bool:
+    # An ended process that its parent has not collected yet has ended all the same.
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _all_gone(processes: Sequence[psutil.Process], *, timeout_s: float) -> bool:
+    deadline = clock.monotonic_s() + timeout_s
+    pause = Event()
+    while any(_runs(each) for each in processes):
+        if clock.monotonic_s() > deadline:
+            return False
+        pause.wait(_POLL_S)
+    return True
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Event
 
@@ -31,6 +31,8 @@ class Server(ABC):
         self.log = directory / f"{self.name}.log"
         self._start_timeout_s = start_timeout_s
         self._child: subprocess.Popen[bytes] | None = None
+        self._identity: process.ProcessId | None = None
+        self.on_spawn: Callable[[process.ProcessId], None] = lambda _: None
 
     def start(self) -> None:
         """Start and wait until clients can use it; EmbeddedFailure names the log and quotes its end."""
@@ -48,16 +50,16 @@ class Server(ABC):
 
     def stop(self, *, timeout_s: float = 20.0) -> None:
         """Ask the server to end in order and wait; what is left of it after the timeout is killed."""
-        processes = self.processes()
-        main, rest = processes[:1], processes[1:]
-        process.end(main, first=self.stop_signal, timeout_s=timeout_s)
-        process.end(rest, timeout_s=5.0)
-        self._collect()
+        process.end(self.processes()[:1], first=self.stop_signal, timeout_s=timeout_s)
+        self.kill()
 
     def kill(self) -> None:
-        """End it like a power cut, with SIGKILL to all of its processes."""
-        process.kill(self.processes())
-        self._collect()
+        """End it like a power cut, with SIGKILL to all of its processes, also those that left the process tree."""
+        process.kill_all(lambda: process.family(self._identity, directory=self.directory))
+        if self._child is not None:
+            self._child.wait(timeout=5.0)
+        self._child = None
+        self._clean()
 
     def alive(self) -> bool:
         """Whether its main process runs."""
@@ -65,11 +67,7 @@ class Server(ABC):
 
     def processes(self) -> list[psutil.Process]:
         """Its processes, the main one first; none when it does not run."""
-        return process.tree(process.identify(self._child.pid).find()) if self._child and self.alive() else []
-
-    def main_process(self) -> process.ProcessId | None:
-        """The identity of its main process, for the state file."""
-        return process.identify(self._child.pid) if self._child and self.alive() else None
+        return process.tree(self._identity.find()) if self._identity is not None else []
 
     def failure(self, reason: str, *, mend: str = "") -> EmbeddedFailure:
         """An error that names this server's log and quotes its end."""
@@ -99,6 +97,8 @@ class Server(ABC):
             arguments=self._command(), directory=self.directory, log=self.log, environment=self._environment()
         )
         self._child = process.spawn(command)
+        self._identity = process.identify(self._child.pid)
+        self.on_spawn(self._identity)
 
     def _wait(self) -> None:
         deadline = clock.monotonic_s() + self._start_timeout_s
@@ -110,7 +110,6 @@ class Server(ABC):
                 raise self.failure(f"was not ready within {self._start_timeout_s:g} s")
             pause.wait(_POLL_S)
 
-    def _collect(self) -> None:
-        if self._child is not None:
-            self._child.wait(timeout=5.0)
-            self._child = None
+    def _clean(self) -> None:
+        """Remove what must not outlive the process."""
+        return
