@@ -41,7 +41,7 @@ class SampleOperator:
         restored = self._ledger.restore(cursor, applied_to=self._applied[BEHAVIOR])
         self._stitcher = Stitcher(self._definition, restored)
         self._read_to = self._applied[BEHAVIOR]
-        return {BEHAVIOR: min(restored.replay_from, self._read_to), INFERENCE: self._applied[INFERENCE]}
+        return {BEHAVIOR: min(restored.place.replay_from, self._read_to), INFERENCE: self._applied[INFERENCE]}
 
     def apply(self, batch: RecordBatch) -> BatchOutcome:
         """See Operator."""
@@ -65,11 +65,12 @@ class SampleOperator:
         """See Operator."""
         settled = self._stitcher.settle(self._ledger.answer(cursor, self._stitcher.ask()))
         counts = Counter(settled.counts)
-        existing = self._ledger.write(cursor, settled, read_to=self._read_to)
+        existing = self._ledger.write(cursor, settled)
         if not existing.is_empty():
             amended = self._stitcher.amend(existing)
             self._ledger.correct(cursor, amended.corrections)
             counts.update(amended.counts)
+        self._ledger.remember(cursor, self._stitcher.place(), read_to=self._read_to)
         return counts
 
     def committed(self) -> None:

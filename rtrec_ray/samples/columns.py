@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import polars as pl
@@ -135,3 +136,17 @@ def gather(frames: list[pl.DataFrame], schema: pl.Schema) -> pl.DataFrame:
     whole = pl.concat(frames) if frames else empty(schema)
     frames.clear()
     return whole
+
+
+def within(rows: pl.DataFrame, others: pl.DataFrame, on: str | Sequence[str] = KEY) -> pl.DataFrame:
+    """The rows whose key is among the keys of `others`, in their order."""
+    if rows.is_empty() or others.is_empty():  # most commits touch few of the tables: a join of nothing takes 0.3 ms
+        return rows.clear()
+    return rows.join(others, on=on, how="semi", maintain_order="left")
+
+
+def without(rows: pl.DataFrame, others: pl.DataFrame, on: str | Sequence[str] = KEY) -> pl.DataFrame:
+    """The rows whose key is not among the keys of `others`, in their order."""
+    if rows.is_empty() or others.is_empty():
+        return rows
+    return rows.join(others, on=on, how="anti", maintain_order="left")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from rtrec_ray.samples.columns import CLICK_SCHEMA, HELD_SCHEMA, KEY, empty
+from rtrec_ray.samples.columns import CLICK_SCHEMA, HELD_SCHEMA, KEY, empty, within, without
 
 
 class HeldClicks:
@@ -35,13 +35,11 @@ class HeldClicks:
 
     def release(self, keys: pl.DataFrame) -> None:
         """Their impressions have an outcome that contains the click."""
-        if self._frame.is_empty() or keys.is_empty():
-            return
-        self._drop(self._frame.join(keys, on=KEY, how="semi"))
+        self._drop(within(self._frame, keys))
 
     def expire(self, *, watermark_ms: int, but: pl.DataFrame) -> int:
         """Drop the clicks whose time is over, `but` those of these keys; answers how many."""
-        over = self._frame.filter(pl.col("expires_ms") <= watermark_ms).join(but, on=KEY, how="anti")
+        over = without(self._frame.filter(pl.col("expires_ms") <= watermark_ms), but)
         self._drop(over)
         return over.height
 
@@ -55,5 +53,5 @@ class HeldClicks:
     def _drop(self, rows: pl.DataFrame) -> None:
         if rows.is_empty():
             return
-        self._frame = self._frame.join(rows, on=KEY, how="anti", maintain_order="left")
+        self._frame = without(self._frame, rows)
         self._gone = pl.concat([self._gone, rows.filter(pl.col("stored")).select(CLICK_SCHEMA.names())])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import polars as pl
 
-from rtrec_ray.samples.columns import KNOWN_SCHEMA, RANKED_SCHEMA, empty
+from rtrec_ray.samples.columns import KNOWN_SCHEMA, RANKED_SCHEMA, empty, within, without
 
 
 class RequestCache:
@@ -24,13 +24,13 @@ class RequestCache:
         if records.is_empty():
             return records
         first = records.unique("request_id", keep="first", maintain_order=True)
-        new = first.join(self._frame, on="request_id", how="anti", maintain_order="left")
+        new = without(first, self._frame, "request_id")
         self._frame = pl.concat([self._frame, new.select(KNOWN_SCHEMA.names())])
         return new
 
     def of(self, rows: pl.DataFrame) -> pl.DataFrame:
         """What is known of the requests of `rows`: (at most n, KNOWN_SCHEMA)."""
-        return self._frame.join(rows.select("request_id"), on="request_id", how="semi")
+        return within(self._frame, rows, "request_id")
 
     def forget(self, *, watermark_ms: int | None) -> None:
         """Drop what is old by event time, then what is too much, oldest arrival first."""
@@ -44,7 +44,13 @@ class _Ranked(msgspec.Struct, frozen=True):
     position: int | None = None
     score: float | None = None
     propensity: float | None = None
-    features: msgspec.Raw | None = None
+    features: msgspec.Raw = msgspec.Raw()  # no union: msgspec then takes it for null only
+
+
+def _text(raw: msgspec.Raw) -> str | None:
+    """An absent value and JSON's null are both no features."""
+    text = bytes(raw).decode()
+    return None if text in {"", "null"} else text
 
 
 _DECODER = msgspec.json.Decoder(list[list[_Ranked]])
@@ -53,9 +59,9 @@ _DECODER = msgspec.json.Decoder(list[list[_Ranked]])
 def ranked_items(known: pl.DataFrame) -> pl.DataFrame:
     """The items of each answer, from their JSON: (n, KNOWN_SCHEMA) → (items, RANKED_SCHEMA), each item once.
 
-    >>> known = pl.DataFrame({"request_id": ["r"], "items": ['[{"item_id": 7, "position": 1, "score": 0.5}]']})
+    >>> known = pl.DataFrame({"request_id": ["r"], "items": ['[{"item_id": 7, "score": 0.5, "features": {"a": 1}}]']})
     >>> ranked_items(known).rows()
-    [('r', 7, 1, 0.5, None, None)]
+    [('r', 7, None, 0.5, None, '{"a": 1}')]
     """
     some = known.filter(pl.col("items").is_not_null())
     if some.is_empty():
@@ -70,7 +76,7 @@ def ranked_items(known: pl.DataFrame) -> pl.DataFrame:
             "ranked_position": [item.position for item in flat],
             "score": [item.score for item in flat],
             "propensity": [item.propensity for item in flat],
-            "item_features": [None if item.features is None else bytes(item.features).decode() for item in flat],
+            "item_features": [_text(item.features) for item in flat],
         },
         schema=RANKED_SCHEMA,
     ).unique(["request_id", "item_id"], keep="first")

@@ -20,17 +20,31 @@ from rtrec_ray.samples.columns import (
 )
 
 
+def _offsets() -> pl.Series:
+    return pl.Series(dtype=pl.Int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a commit stands. `replay_from`: the oldest offset of an impression without an outcome, or the next to be
+    read. `repeated_offsets`: of the impressions from there on, those that repeat an earlier one.
+    """
+
+    replay_from: int = 0
+    repeated_offsets: pl.Series = field(default_factory=_offsets)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
     """What the store knows of a partition when an owner begins.
 
-    `replay_from`: where reading begins. `applied_to`: impressions at smaller offsets were taken before, and those of
-    them at `settled_offsets` have an outcome. `has_misses`: whether some impression still lacks its record.
+    `applied_to`: impressions at smaller offsets were taken before, and those of them at `settled_offsets` or
+    `place.repeated_offsets` have an outcome. `has_misses`: whether some impression still lacks its record.
     """
 
-    replay_from: int = 0
+    place: Place = field(default_factory=Place)
     applied_to: int = 0
-    settled_offsets: pl.Series = field(default_factory=lambda: pl.Series(dtype=pl.Int64))
+    settled_offsets: pl.Series = field(default_factory=_offsets)
     held: pl.DataFrame = field(default_factory=partial(empty, HELD_SCHEMA))
     has_misses: bool = False
 
@@ -60,8 +74,7 @@ class Settled:
     """What a commit writes.
 
     `samples`: first revisions. `corrections`: samples (as they are) that get a revision with label 1. `misses`: new
-    ones, and known ones with an earlier click. `completed`: misses that became samples. `replay_from`: the oldest
-    offset of an impression without an outcome, or the next to be read.
+    ones, and known ones with an earlier click. `completed`: misses that became samples.
     """
 
     requests: pl.DataFrame = field(default_factory=partial(empty, REQUEST_SCHEMA))
@@ -71,5 +84,4 @@ class Settled:
     completed: pl.DataFrame = field(default_factory=partial(empty, CLICK_SCHEMA))
     held_put: pl.DataFrame = field(default_factory=partial(empty, HELD_SCHEMA))
     held_drop: pl.DataFrame = field(default_factory=partial(empty, CLICK_SCHEMA))
-    replay_from: int = 0
     counts: Counter[str] = field(default_factory=Counter)

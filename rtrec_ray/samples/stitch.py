@@ -26,11 +26,13 @@ from rtrec_ray.samples.columns import (
     REVISION_SCHEMA,
     empty,
     gather,
+    within,
+    without,
 )
 from rtrec_ray.samples.definition import SampleDefinition
 from rtrec_ray.samples.held import HeldClicks
 from rtrec_ray.samples.requests import RequestCache, ranked_items
-from rtrec_ray.samples.settlement import Answers, Questions, Restored, Settled
+from rtrec_ray.samples.settlement import Answers, Place, Questions, Restored, Settled
 
 
 class Stitcher:
@@ -39,14 +41,16 @@ class Stitcher:
     def __init__(self, definition: SampleDefinition, restored: Restored | None = None) -> None:
         restored = restored or Restored()
         self._rules = definition
-        self._restored = restored
+        self._applied_to = restored.applied_to
         self._open = empty(OPEN_SCHEMA)
         self._held = HeldClicks(restored.held)
         # A request is asked for until its impressions' wait is over; serving logs it within moments of showing it.
         self._cache = RequestCache(keep_ms=2 * definition.wait_ms + 60_000, most=definition.cached_requests)
         self._has_misses = restored.has_misses
         self._watermark_ms: int | None = None
-        self._next_offset = restored.replay_from
+        self._next_offset = restored.place.replay_from
+        self._repeated = restored.place.repeated_offsets
+        self._settled = pl.concat([restored.settled_offsets, self._repeated]).implode()
         self._impressions: list[pl.DataFrame] = []
         self._clicks: list[pl.DataFrame] = []
         self._requests: list[pl.DataFrame] = []
@@ -62,11 +66,10 @@ class Stitcher:
         """(n, IMPRESSION_SCHEMA), in log order; those taken before an owner's restart that have an outcome are passed
         over.
         """
-        if not self._restored.settled_offsets.is_empty():
-            settled = pl.col("source_offset").is_in(self._restored.settled_offsets.implode())
-            impressions = impressions.filter(~settled)
-        if not impressions.is_empty():
-            self._impressions.append(impressions.select(IMPRESSION_SCHEMA.names()))
+        before = pl.col("source_offset") < self._applied_to
+        unsettled = impressions.filter(~(before & pl.col("source_offset").is_in(self._settled)))
+        if not unsettled.is_empty():
+            self._impressions.append(unsettled.select(IMPRESSION_SCHEMA.names()))
 
     def on_clicks(self, clicks: pl.DataFrame) -> None:
         """(n, CLICK_SCHEMA), of offsets not applied before: a committed click is never read again."""
@@ -96,7 +99,7 @@ class Stitcher:
         self._new_requests = self._cache.admit(arrived)
         self._counts["duplicate_request"] += arrived.height - self._new_requests.height
         self._due = self._open.filter(self._is_due())
-        unknown = self._due.join(self._cache.of(self._due), on="request_id", how="anti")
+        unknown = without(self._due, self._cache.of(self._due), "request_id")
         ids = [frame["request_id"] for frame in (self._new_requests, self._stray, unknown)]
         return Questions(
             requests=unknown["request_id"].unique(),
@@ -107,7 +110,7 @@ class Stitcher:
     def settle(self, answers: Answers) -> Settled:
         """Decide with what the store answered; the caller writes all of it or throws this stitcher away."""
         self._cache.admit(answers.requests)
-        completed = answers.misses.join(self._new_requests, on="request_id", how="semi", maintain_order="left")
+        completed = within(answers.misses, self._new_requests, "request_id")
         found, missing = self._with_requests(self._due_and_completed(completed))
         samples = self._samples(found)
         corrections, clicked_misses = self._place_strays(answers, completed)
@@ -133,7 +136,6 @@ class Stitcher:
             completed=completed.select(KEY),
             held_put=held_put,
             held_drop=held_drop,
-            replay_from=self._replay_from(),
             counts=counts,
         )
 
@@ -144,16 +146,23 @@ class Stitcher:
         repeated = self._written.join(existing, on=KEY, how="inner", suffix="_first")
         right = (pl.col("label") == 0) & self._within_horizon("event_time_ms_first")
         corrections = repeated.filter(right).select(OUTCOME_SCHEMA.names())
-        self._open = self._open.join(existing, on=KEY, how="anti", maintain_order="left")
-        anew = repeated.filter(pl.col("source_offset") >= self._restored.applied_to).height
+        self._open = without(self._open, existing)
+        self._repeat(repeated)
         counts = Counter(
             out=corrections.height - repeated.height,
             sampled=-repeated.height,
             positive=-int(repeated.select(self._within_horizon("event_time_ms").sum()).item()),
             corrected=corrections.height,
-            duplicate=anew,
+            duplicate=self._counts.pop("duplicate"),
         )
-        return Settled(corrections=corrections, replay_from=self._replay_from(), counts=counts)
+        return Settled(corrections=corrections, counts=counts)
+
+    def place(self) -> Place:
+        """Where the commit stands, once it is settled and amended."""
+        oldest = self._open.filter(~pl.col("emitted"))["source_offset"].min()
+        replay_from = min(self._next_offset if oldest is None else int(oldest), self._next_offset)  # type: ignore[arg-type]
+        self._repeated = self._repeated.filter(self._repeated >= replay_from)
+        return Place(replay_from=replay_from, repeated_offsets=self._repeated)
 
     @property
     def open_rows(self) -> int:
@@ -163,21 +172,21 @@ class Stitcher:
     # --- the joins --------------------------------------------------------------------------------------------------
 
     def _admit_impressions(self, impressions: pl.DataFrame) -> None:
+        if impressions.is_empty():
+            return
         first = impressions.unique(KEY, keep="first", maintain_order=True)
-        new = first.join(self._open, on=KEY, how="anti", maintain_order="left")
-        anew = pl.col("source_offset") >= self._restored.applied_to
-        came = impressions.filter(anew).height
-        self._counts.update(impression=came, duplicate=came - new.filter(anew).height)
+        new = without(first, self._open)
+        self._repeat(without(impressions, new, "source_offset"))
+        self._counts["impression"] += impressions.filter(pl.col("source_offset") >= self._applied_to).height
         opened = new.with_columns(click_ms=pl.lit(None, dtype=pl.Int64), emitted=pl.lit(False))
         self._open = pl.concat([self._open, opened])
 
     def _join_clicks(self, clicks: pl.DataFrame) -> None:
-        earliest = clicks.group_by(KEY).agg(pl.col("click_ms").min())
-        again = self._open.filter(pl.col("click_ms").is_not_null()).join(earliest, on=KEY, how="semi")
+        earliest = _earliest(clicks)
+        again = within(self._open.filter(pl.col("click_ms").is_not_null()), earliest)
         self._counts.update(click=clicks.height, duplicate_click=clicks.height - earliest.height + again.height)
-        waiting = pl.concat([earliest, self._held.clicks]).group_by(KEY).agg(pl.col("click_ms").min())
-        self._open = _with_clicks(self._open, waiting)
-        self._stray = earliest.join(self._open, on=KEY, how="anti")
+        self._open = _with_clicks(self._open, _earliest(pl.concat([earliest, self._held.clicks])))
+        self._stray = without(earliest, self._open)
 
     def _due_and_completed(self, completed: pl.DataFrame) -> pl.DataFrame:
         if completed.is_empty():
@@ -185,7 +194,7 @@ class Stitcher:
         misses = _with_clicks(completed.with_columns(emitted=pl.lit(False)), self._stray)
         both = pl.concat([misses.select(OPEN_SCHEMA.names()), self._due])
         first = both.with_columns(pl.col("click_ms").min().over(KEY)).unique(KEY, keep="first", maintain_order=True)
-        self._counts["duplicate"] += both.height - first.height
+        self._repeat(without(both, first, "source_offset"))
         return first
 
     def _with_requests(self, due: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -193,7 +202,7 @@ class Stitcher:
         known = self._cache.of(due)
         asked = known.select("request_id", "event_day", pl.col("page_id").alias("request_page_id"))
         found = due.join(asked, on="request_id", how="inner", maintain_order="left")
-        missing = due.join(asked, on="request_id", how="anti", maintain_order="left").filter(self._is_over())
+        missing = without(due, asked, "request_id").filter(self._is_over())
         self._written = found
         items = ranked_items(known)
         return found.join(items, on=KEY, how="left", maintain_order="left"), missing
@@ -210,23 +219,21 @@ class Stitcher:
     def _misses(self, missing: pl.DataFrame, answers: Answers) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Split into impressions missed for the first time and known misses that were shown, maybe clicked, again."""
         rows = missing.select(MISS_SCHEMA.names())
-        again = rows.join(answers.misses, on=KEY, how="semi")
-        self._counts["duplicate"] += again.filter(pl.col("source_offset") >= self._restored.applied_to).height
-        return rows.join(answers.misses, on=KEY, how="anti"), _with_clicks(
-            answers.misses.join(again, on=KEY, how="semi"), again
-        )
+        again = within(rows, answers.misses)
+        self._repeat(again)
+        return without(rows, answers.misses), _with_clicks(within(answers.misses, again), again)
 
     def _place_strays(self, answers: Answers, completed: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Clicks whose impression is not open: corrections of stored samples, clicks on misses, or to be held."""
-        strays = self._stray.join(completed, on=KEY, how="anti")
+        strays = without(self._stray, completed)
         stored = strays.join(answers.outcomes, on=KEY, how="inner")
         right = (pl.col("label") == 0) & self._within_horizon("event_time_ms")
         corrections = stored.filter(right)
         self._counts["duplicate_click"] += stored.filter(pl.col("label") == 1).height
         self._counts["beyond_horizon"] += stored.filter((pl.col("label") == 0) & ~right).height
-        rest = strays.join(answers.outcomes, on=KEY, how="anti")
-        missed = _with_clicks(answers.misses.join(rest, on=KEY, how="semi"), rest)
-        early = rest.join(answers.misses, on=KEY, how="anti")
+        rest = without(strays, answers.outcomes)
+        missed = _with_clicks(within(answers.misses, rest), rest)
+        early = without(rest, answers.misses)
         self._counts["held"] += early.height
         self._hold(early)
         return corrections.select(OUTCOME_SCHEMA.names()), missed.select(MISS_SCHEMA.names())
@@ -246,6 +253,11 @@ class Stitcher:
         self._hold(waiting.select(CLICK_SCHEMA.names()))
         if self._watermark_ms is not None:
             self._counts["expired"] += self._held.expire(watermark_ms=self._watermark_ms, but=waiting)
+
+    def _repeat(self, impressions: pl.DataFrame) -> None:
+        """These repeat an impression that has, or will have, an outcome of its own."""
+        self._counts["duplicate"] += impressions.height
+        self._repeated = pl.concat([self._repeated, impressions["source_offset"]])
 
     def _hold(self, clicks: pl.DataFrame) -> None:
         # Counted from the watermark where that is ahead: a log that is replayed late finds its clicks held as well.
@@ -268,9 +280,9 @@ class Stitcher:
         # A click that an unsteady client's clock puts before its impression is a click on it all the same.
         return (pl.col("click_ms") - pl.col(impression_ms) < self._rules.horizon_ms).fill_null(False)
 
-    def _replay_from(self) -> int:
-        oldest = self._open.filter(~pl.col("emitted"))["source_offset"].min()
-        return self._next_offset if oldest is None else min(int(oldest), self._next_offset)  # type: ignore[arg-type]
+
+def _earliest(clicks: pl.DataFrame) -> pl.DataFrame:
+    return clicks if clicks.is_empty() else clicks.group_by(KEY).agg(pl.col("click_ms").min())
 
 
 def _with_clicks(rows: pl.DataFrame, clicks: pl.DataFrame) -> pl.DataFrame:

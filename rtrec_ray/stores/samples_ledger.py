@@ -16,8 +16,10 @@ from rtrec_ray.samples.columns import (
     REQUEST_SCHEMA,
     REVISION_SCHEMA,
     empty,
+    within,
+    without,
 )
-from rtrec_ray.samples.settlement import Answers, Questions, Restored, Settled
+from rtrec_ray.samples.settlement import Answers, Place, Questions, Restored, Settled
 from rtrec_ray.stores.samples import MemorySampleStore
 
 
@@ -32,8 +34,8 @@ class SampleLedger(Protocol):
         """Look up what a commit depends on."""
         ...
 
-    def write(self, cursor: Cursor, settled: Settled, *, read_to: int) -> pl.DataFrame:
-        """Write a commit's outputs; behaviour was read up to `read_to`, exclusive.
+    def write(self, cursor: Cursor, settled: Settled) -> pl.DataFrame:
+        """Write a commit's outputs.
 
         Answers the newest revisions (n, OUTCOME_SCHEMA) of the samples that were in the store before: these are not
         written.
@@ -42,6 +44,10 @@ class SampleLedger(Protocol):
 
     def correct(self, cursor: Cursor, corrections: pl.DataFrame) -> None:
         """Append a revision with label 1 after each of these revisions (n, OUTCOME_SCHEMA)."""
+        ...
+
+    def remember(self, cursor: Cursor, place: Place, *, read_to: int) -> None:
+        """End the commit: where a new owner begins; behaviour was read up to `read_to`, exclusive."""
         ...
 
 
@@ -55,7 +61,8 @@ class MemorySamples:
         self.rows = empty(REVISION_SCHEMA)
         self.misses = empty(MISS_SCHEMA)
         self.held: dict[int, pl.DataFrame] = {}
-        self.replay_from: dict[int, int] = {}
+        self.places: dict[int, Place] = {}
+        self.settled: dict[int, pl.Series] = {}
 
 
 class MemorySampleLedger:
@@ -69,9 +76,9 @@ class MemorySampleLedger:
         """See SampleLedger."""
         kept = self._samples
         return Restored(
-            replay_from=kept.replay_from.get(self._partition, applied_to),
+            place=kept.places.get(self._partition, Place(replay_from=applied_to)),
             applied_to=applied_to,
-            settled_offsets=pl.concat([kept.rows["source_offset"], kept.misses["source_offset"]]),
+            settled_offsets=kept.settled.get(self._partition, pl.Series(dtype=pl.Int64)),
             held=kept.held.get(self._partition, empty(HELD_SCHEMA)),
             has_misses=not kept.misses.is_empty(),
         )
@@ -81,23 +88,29 @@ class MemorySampleLedger:
         kept = self._samples
         return Answers(
             requests=_of_ids(kept.requests, questions.requests).select(KNOWN_SCHEMA.names()),
-            outcomes=kept.outcomes.join(questions.clicks, on=KEY, how="semi"),
+            outcomes=within(kept.outcomes, questions.clicks),
             misses=_of_ids(kept.misses, questions.missed),
         )
 
-    def write(self, cursor: Cursor | None, settled: Settled, *, read_to: int) -> pl.DataFrame:
+    def write(self, cursor: Cursor | None, settled: Settled) -> pl.DataFrame:
         """See SampleLedger."""
         kept = self._samples
         kept.requests = _upsert(settled.requests, kept.requests, ["request_id"])
-        existing = kept.outcomes.join(settled.samples, on=KEY, how="semi")
-        self._append(settled.samples.join(existing, on=KEY, how="anti"))
+        existing = within(kept.outcomes, settled.samples)
+        offsets = [settled.samples["source_offset"], settled.misses["source_offset"]]
+        before = kept.settled.get(self._partition, offsets[0].clear())
+        kept.settled[self._partition] = pl.concat([before, *offsets])
+        self._append(without(settled.samples, existing))
         self.correct(cursor, settled.corrections)
-        kept.misses = _upsert(kept.misses, settled.misses, KEY).join(settled.completed, on=KEY, how="anti")
-        held = kept.held.get(self._partition, empty(HELD_SCHEMA)).join(settled.held_drop, on=KEY, how="anti")
+        kept.misses = without(_upsert(kept.misses, settled.misses, KEY), settled.completed)
+        held = without(kept.held.get(self._partition, empty(HELD_SCHEMA)), settled.held_drop)
         stored = settled.held_put.with_columns(stored=pl.lit(True))
         kept.held[self._partition] = _upsert(held, stored, KEY)
-        kept.replay_from[self._partition] = settled.replay_from
         return existing
+
+    def remember(self, cursor: Cursor | None, place: Place, *, read_to: int) -> None:
+        """See SampleLedger."""
+        self._samples.places[self._partition] = place
 
     def correct(self, cursor: Cursor | None, corrections: pl.DataFrame) -> None:
         """See SampleLedger."""
@@ -105,12 +118,14 @@ class MemorySampleLedger:
             return
         changed = corrections.with_columns(pl.col("revision") + 1, label=pl.lit(1, dtype=pl.Int64))
         self._samples.outcomes = _upsert(self._samples.outcomes, changed, KEY)
-        rows = self._samples.rows.join(changed, on=KEY, how="semi", maintain_order="left").drop("label", "labels")
+        rows = within(self._samples.rows, changed).drop("label", "labels")
         revised = rows.join(changed.select(*KEY, "revision", "label"), on=KEY, how="left", maintain_order="left")
         self._publish(revised.with_columns(labels=pl.lit('{"click":1}'), old_label=pl.lit(0)))
 
     def _append(self, rows: pl.DataFrame) -> None:
         kept = self._samples
+        if rows.is_empty():
+            return
         ordered = rows.sort("event_time_ms", *KEY)
         first = ordered.with_columns(revision=pl.lit(0, dtype=pl.Int64))
         kept.rows = pl.concat([kept.rows, ordered])
@@ -128,4 +143,4 @@ def _of_ids(frame: pl.DataFrame, ids: pl.Series) -> pl.DataFrame:
 
 
 def _upsert(kept: pl.DataFrame, newer: pl.DataFrame, key: list[str] | tuple[str, ...]) -> pl.DataFrame:
-    return pl.concat([kept.join(newer, on=key, how="anti"), newer])
+    return pl.concat([without(kept, newer, key), newer])

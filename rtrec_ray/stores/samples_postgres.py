@@ -15,8 +15,17 @@ from rtrec_ray.postgres import counter
 from rtrec_ray.postgres.connection import Cursor, PostgresOptions, connect, transaction
 from rtrec_ray.postgres.copy import copy_frame
 from rtrec_ray.postgres.statements import load
-from rtrec_ray.samples.columns import HELD_SCHEMA, KEY, KNOWN_SCHEMA, MISS_SCHEMA, OUTCOME_SCHEMA, SAMPLE_SCHEMA, empty
-from rtrec_ray.samples.settlement import Answers, Questions, Restored, Settled
+from rtrec_ray.samples.columns import (
+    HELD_SCHEMA,
+    KEY,
+    KNOWN_SCHEMA,
+    MISS_SCHEMA,
+    OUTCOME_SCHEMA,
+    SAMPLE_SCHEMA,
+    empty,
+    without,
+)
+from rtrec_ray.samples.settlement import Answers, Place, Questions, Restored, Settled
 from rtrec_ray.stores.samples import BATCH_ROWS, SampleStats
 
 _COUNTER = "samples"
@@ -118,17 +127,18 @@ class PostgresSampleLedger:
         self._days: set[object] = set()
         # (behaviour read up to, first number taken) of the commits that a replay may meet again.
         self._commits: deque[tuple[int, int]] = deque()
+        self._first_seq: int | None = None
 
     def restore(self, cursor: Cursor, *, applied_to: int) -> Restored:
         """See SampleLedger."""
         key = {"partition": self._partition}
-        replay_from, out_from_seq = (_all(cursor, "read_replay", key) or [(applied_to, None)])[0]
+        replay_from, out_from_seq, repeated = (_all(cursor, "read_replay", key) or [(applied_to, None, [])])[0]
         if out_from_seq is not None:
             self._commits.append((applied_to, out_from_seq))
         where = {**key, "replay_from": replay_from, "out_from_seq": out_from_seq}
         settled = [offset for (offset,) in _all(cursor, "read_settled_offsets", where)]
         return Restored(
-            replay_from=replay_from,
+            place=Place(replay_from=replay_from, repeated_offsets=pl.Series(repeated, dtype=pl.Int64)),
             applied_to=applied_to,
             settled_offsets=pl.Series(settled, dtype=pl.Int64),
             held=_fetch(cursor, "read_held", key, HELD_SCHEMA),
@@ -148,18 +158,13 @@ class PostgresSampleLedger:
             else empty(MISS_SCHEMA),
         )
 
-    def write(self, cursor: Cursor, settled: Settled, *, read_to: int) -> pl.DataFrame:
+    def write(self, cursor: Cursor, settled: Settled) -> pl.DataFrame:
         """See SampleLedger."""
         self._put_requests(cursor, settled.requests)
         self._put_misses(cursor, settled)
         self._put_held(cursor, settled)
-        existing = self._put_samples(cursor, settled.samples, read_to=read_to)
+        existing = self._put_samples(cursor, settled.samples)
         self.correct(cursor, settled.corrections)
-        while self._commits and self._commits[0][0] <= settled.replay_from:
-            self._commits.popleft()
-        out_from_seq = self._commits[0][1] if self._commits else None
-        at = {"partition": self._partition, "replay_from": settled.replay_from, "out_from_seq": out_from_seq}
-        cursor.execute(_sql("put_replay"), at)
         return existing
 
     def correct(self, cursor: Cursor, corrections: pl.DataFrame) -> None:
@@ -177,6 +182,21 @@ class PostgresSampleLedger:
         )
         cursor.execute(_sql("notify"))
 
+    def remember(self, cursor: Cursor, place: Place, *, read_to: int) -> None:
+        """See SampleLedger."""
+        if self._first_seq is not None:
+            self._commits.append((read_to, self._first_seq))
+            self._first_seq = None
+        while self._commits and self._commits[0][0] <= place.replay_from:
+            self._commits.popleft()
+        at = {
+            "partition": self._partition,
+            "replay_from": place.replay_from,
+            "out_from_seq": self._commits[0][1] if self._commits else None,
+            "repeated_offsets": place.repeated_offsets.to_list(),
+        }
+        cursor.execute(_sql("put_replay"), at)
+
     def _put_requests(self, cursor: Cursor, requests: pl.DataFrame) -> None:
         if requests.is_empty():
             return
@@ -187,22 +207,21 @@ class PostgresSampleLedger:
             _stage(cursor, "staged_requests", ordered)
             cursor.execute(_sql("put_staged_requests"))
 
-    def _put_samples(self, cursor: Cursor, samples: pl.DataFrame, *, read_to: int) -> pl.DataFrame:
+    def _put_samples(self, cursor: Cursor, samples: pl.DataFrame) -> pl.DataFrame:
         if samples.is_empty():
             return empty(OUTCOME_SCHEMA)
-        first_seq = counter.take(cursor, _COUNTER, samples.height)
-        self._commits.append((read_to, first_seq))
+        self._first_seq = counter.take(cursor, _COUNTER, samples.height)
         cursor.execute(_sql("notify"))
         numbered = (
             samples.sort("event_time_ms", *KEY)
-            .with_row_index("commit_seq", offset=first_seq)
+            .with_row_index("commit_seq", offset=self._first_seq)
             .with_columns(source_partition=pl.lit(self._partition))
             .sort(KEY)
         )
         if _copied(cursor, "samples.revisions", numbered):
             return empty(OUTCOME_SCHEMA)
         existing = _outcomes(cursor, samples)
-        copy_frame(cursor, "samples.revisions", numbered.join(existing, on=KEY, how="anti", maintain_order="left"))
+        copy_frame(cursor, "samples.revisions", without(numbered, existing))
         return existing
 
     def _put_misses(self, cursor: Cursor, settled: Settled) -> None:

@@ -119,12 +119,14 @@ COMMENT ON COLUMN samples.held_clicks.expires_ms IS 'Watermark at which it is gi
 CREATE TABLE samples.replay (
     source_partition int PRIMARY KEY,
     replay_from bigint NOT NULL,
-    out_from_seq bigint
+    out_from_seq bigint,
+    repeated_offsets bigint[] NOT NULL DEFAULT '{}'
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE samples.replay IS 'What a new owner of a partition reads again to find the impressions without an outcome.';
 COMMENT ON COLUMN samples.replay.source_partition IS 'Kafka partition.';
 COMMENT ON COLUMN samples.replay.replay_from IS 'Oldest offset of such an impression, or the next offset.';
 COMMENT ON COLUMN samples.replay.out_from_seq IS 'Revisions of impressions from that offset on are numbered from here; null: there are none.';
+COMMENT ON COLUMN samples.replay.repeated_offsets IS 'From that offset on: impressions that repeat an earlier one.';
 
 -- Called under the lock on the counter of the ledger, so two owners never make the same day at the same time.
 -- CREATE TABLE ... PARTITION OF would lock out every reader of the parent until the commit; ATTACH does not.
@@ -170,3 +172,23 @@ WHERE NOT EXISTS (
       AND n.revision > 0 AND n.revision > l.revision
 );
 COMMENT ON VIEW samples.current IS 'Each sample as it is known now: its newest revision.';
+
+-- A view's column says what the table's says.
+DO $$
+DECLARE
+    seen record;
+BEGIN
+    FOR seen IN
+        SELECT c.relname AS view, a.attname AS name, (
+            SELECT col_description(t.oid, b.attnum) FROM pg_class t JOIN pg_attribute b ON b.attrelid = t.oid
+            WHERE t.oid IN ('samples.revisions'::regclass, 'samples.requests'::regclass) AND b.attname = a.attname
+            ORDER BY t.relname DESC LIMIT 1
+        ) AS said
+        FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+        WHERE c.oid IN ('samples.ledger'::regclass, 'samples.current'::regclass)
+    LOOP
+        EXECUTE format(
+            'COMMENT ON COLUMN samples.%I.%I IS %L', seen.view, seen.name, coalesce(seen.said, 'known_at in ms UTC.')
+        );
+    END LOOP;
+END $$;

@@ -1,11 +1,12 @@
 -- name: read_replay
-SELECT replay_from, out_from_seq FROM samples.replay WHERE source_partition = %(partition)s;
+SELECT replay_from, out_from_seq, repeated_offsets FROM samples.replay WHERE source_partition = %(partition)s;
 
 -- name: put_replay
-INSERT INTO samples.replay (source_partition, replay_from, out_from_seq)
-VALUES (%(partition)s, %(replay_from)s, %(out_from_seq)s)
+INSERT INTO samples.replay (source_partition, replay_from, out_from_seq, repeated_offsets)
+VALUES (%(partition)s, %(replay_from)s, %(out_from_seq)s, %(repeated_offsets)s::bigint[])
 ON CONFLICT (source_partition) DO UPDATE
-SET replay_from = EXCLUDED.replay_from, out_from_seq = EXCLUDED.out_from_seq;
+SET replay_from = EXCLUDED.replay_from, out_from_seq = EXCLUDED.out_from_seq,
+    repeated_offsets = EXCLUDED.repeated_offsets;
 
 -- name: read_settled_offsets
 SELECT source_offset FROM samples.revisions
