@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol, Self
+from typing import Final, Literal, Protocol, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from rtrec_ray.errors import RecordTooLarge
+from rtrec_ray.errors import ConfigInvalid, RecordTooLarge
 from rtrec_ray.events import DEAD_LETTER
 
 EARLIEST: Final = -2
@@ -47,6 +47,12 @@ class KafkaOptions:
     timeout_s: float = 10.0
     max_record_bytes: int = MAX_RECORD_BYTES
     fetch_bytes: int = 32 << 20
+
+    def __post_init__(self) -> None:
+        if self.library not in get_args(Library):
+            raise ConfigInvalid(
+                f"kafka.library: {self.library!r} is not known", mend=f"use one of {', '.join(get_args(Library))}"
+            )
 
     def physical(self, topic: str) -> str:
         """The topic's name on the broker.

@@ -99,6 +99,8 @@ def encode(topic: str, frame: pl.DataFrame) -> tuple[list[bytes], list[bytes]]:
     >>> encode("item", pl.DataFrame({"item_id": [7], "ts": [0], "title": ["Shoe"]}))
     ([b'7'], [b'{"item_id":7,"ts":0,"title":"Shoe"}'])
     """
+    if frame.is_empty():
+        return [], []
     present = [name for name in frame.columns if frame[name].null_count() < len(frame)]
     plain = pl.struct(name for name in present if name not in JSON_COLUMNS).struct.json_encode()
     parts: list[pl.Expr] = [plain.str.strip_suffix("}")]

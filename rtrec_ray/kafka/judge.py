@@ -64,8 +64,8 @@ def json_text(content: object) -> str:
 def _fault_of(message: str) -> Fault:
     """Translate msgspec's sentence.
 
-    >>> _fault_of("Object missing required field `item_id` - at `$.items[...]`")
-    Fault(reason='missing_field', field='items.item_id')
+    >>> _fault_of("Object missing required field `item_id` - at `$.items[0]`")
+    Fault(reason='missing_field', field='items[0].item_id')
     """
     path = _path_of(message)
     if missing := _MISSING.search(message):

@@ -14,6 +14,7 @@ MEND: Final = "is Kafka running at kafka.bootstrap, and do kafka.client's securi
 
 
 def common_settings(options: KafkaOptions) -> dict[str, Any]:
+    """Settings of every client."""
     return {
         "bootstrap.servers": options.bootstrap,
         # A broker that stopped answering without closing its connections is noticed after this.
@@ -25,6 +26,7 @@ def common_settings(options: KafkaOptions) -> dict[str, Any]:
 
 
 def make_client(kind: Any, settings: dict[str, Any]) -> Any:
+    """A client of this kind. Raises ConfigInvalid for settings that librdkafka refuses."""
     try:
         return kind(settings)
     except rdkafka.KafkaException as error:
@@ -34,6 +36,7 @@ def make_client(kind: Any, settings: dict[str, Any]) -> Any:
 
 
 def raise_refused(errors: list[Any]) -> None:
+    """Raise the errors that acknowledgements brought, if any: RecordTooLarge, KafkaUnavailable."""
     if not errors:
         return
     if any(error.code() in (ERROR.MSG_SIZE_TOO_LARGE, ERROR.INVALID_MSG_SIZE) for error in errors):
@@ -42,5 +45,6 @@ def raise_refused(errors: list[Any]) -> None:
 
 
 def raise_unavailable(what: str, error: Exception) -> NoReturn:
+    """Raise a foreign error as KafkaUnavailable; `what` begins the sentence."""
     cause = error.args[0].str() if isinstance(error, rdkafka.KafkaException) else str(error)
     raise KafkaUnavailable(f"{what}: {cause}", mend=MEND) from error
