@@ -28,7 +28,7 @@ USER = "rtrec"
 DATABASE = "rtrec"
 
 _MAJOR = "18"
-_ROOT_MEND = "run it as an ordinary user, or allow user namespaces (sysctl user.max_user_namespaces)"
+ROOT_MEND = "run it as an ordinary user, or allow user namespaces (sysctl user.max_user_namespaces)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +123,7 @@ class PostgresServer(Server):
         finally:
             (self.directory / "initial-password").unlink()
         if done.returncode == unprivileged.REFUSED:
-            raise self.failure("cannot run as root here", mend=_ROOT_MEND)
+            raise self.failure("cannot run as root here", mend=ROOT_MEND)
         if done.returncode != 0:
             raise self.failure("could not make its data directory")
         fresh.rename(self._data)

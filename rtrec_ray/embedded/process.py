@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -122,42 +122,40 @@ def tree(process: psutil.Process | None) -> list[psutil.Process]:
     return []
 
 
-def family(identity: ProcessId | None, *, directory: Path) -> list[psutil.Process]:
-    """All running processes of a server: descendants, members of its session, and bearers of its directory's mark.
+def family(identities: Collection[ProcessId], *, directories: Collection[Path]) -> list[psutil.Process]:
+    """All running processes of servers: descendants, members of their sessions, bearers of their directories' marks.
 
     The three together also find daemons that left the tree, what a crash kept from being recorded, and processes that
     overwrote their environment with a title.
     """
-    root = directory.resolve()
-    found = tree(identity.find()) if identity is not None else []
+    found = [each for identity in identities for each in tree(identity.find())]
+    sessions = {identity.pid for identity in identities if _session_lasts(identity)}
+    marks = {str(directory) for directory in directories}
     for each in psutil.process_iter():
-        if _in_session(each, identity) or _is_marked(each, root):
+        if _session(each) in sessions or _mark(each) in marks:
             found += tree(each)
     return [each for each in dict.fromkeys(found) if each.pid != os.getpid() and _runs(each)]
 
 
-def _in_session(process: psutil.Process, identity: ProcessId | None) -> bool:
-    if identity is None or (identity.find() is None and psutil.pid_exists(identity.pid) and _runs_anew(identity)):
-        return False
-    with contextlib.suppress(OSError):
-        return os.getsid(process.pid) == identity.pid
-    return False
-
-
-def _runs_anew(identity: ProcessId) -> bool:
+def _session_lasts(identity: ProcessId) -> bool:
     # A session keeps its number from being given away; when another process has it, the session is over.
+    if identity.find() is not None:
+        return True
     with contextlib.suppress(psutil.NoSuchProcess):
-        return _runs(psutil.Process(identity.pid))
-    return False
+        return not _runs(psutil.Process(identity.pid))
+    return True
 
 
-def _is_marked(process: psutil.Process, root: Path) -> bool:
+def _session(process: psutil.Process) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.getsid(process.pid)
+    return None
+
+
+def _mark(process: psutil.Process) -> str | None:
     with contextlib.suppress(psutil.Error, OSError):
-        mark = process.environ().get(MARK)
-        if mark:
-            path = Path(mark).resolve()
-            return path == root or root in path.parents
-    return False
+        return process.environ().get(MARK)
+    return None
 
 
 def _runs(process: psutil.Process) -> bool:

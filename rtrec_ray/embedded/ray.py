@@ -63,6 +63,8 @@ class RayServer(Server):
     """The head as one process tree. Drivers join it with `address` and `client_environment`."""
 
     name = "ray"
+    # Ray gives its own node 30 s to appear, which a machine busy with something else may miss.
+    attempts = 3
 
     def __init__(self, options: RayServerOptions) -> None:
         super().__init__(options.directory.absolute(), start_timeout_s=options.start_timeout_s)
@@ -91,7 +93,7 @@ class RayServer(Server):
         if not self.token_path.exists():
             write_secret(self.token_path, secrets.token_hex(32))
         # A unix socket's path may have 107 bytes, and Ray's own part takes 70 of them.
-        short = tempfile.mkdtemp(prefix="rtrec-", dir="/tmp" if Path("/tmp").is_dir() else None)
+        short = tempfile.mkdtemp(prefix="rtrec-ray-", dir="/tmp" if Path("/tmp").is_dir() else None)
         self._short.symlink_to(short)
         proxy = self.directory / "haproxy"
         proxy.write_text(_PROXY.format(loopback=ports.LOOPBACK, program=haproxy()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 from abc import ABC, abstractmethod
@@ -25,11 +26,13 @@ class Server(ABC):
     """Stage name, as in `rtrec status`."""
 
     stop_signal = signal.SIGTERM
+    attempts = 1
 
     def __init__(self, directory: Path, *, start_timeout_s: float) -> None:
         self.directory = directory
         self.log = directory / f"{self.name}.log"
         self._start_timeout_s = start_timeout_s
+        self._cancelled = Event()
         self._child: subprocess.Popen[bytes] | None = None
         self._identity: process.ProcessId | None = None
         self.on_spawn: Callable[[process.ProcessId], None] = lambda _: None
@@ -39,6 +42,14 @@ class Server(ABC):
         if self.alive():
             return
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for _ in range(1, self.attempts):
+            with contextlib.suppress(EmbeddedFailure):
+                return self._start_once()
+            if self._cancelled.is_set():
+                break
+        self._start_once()
+
+    def _start_once(self) -> None:
         try:
             self._prepare()
             self._spawn()
@@ -55,11 +66,16 @@ class Server(ABC):
 
     def kill(self) -> None:
         """End it like a power cut, with SIGKILL to all of its processes, also those that left the process tree."""
-        process.kill_all(lambda: process.family(self._identity, directory=self.directory))
+        known = [self._identity] if self._identity is not None else []
+        process.kill_all(lambda: process.family(known, directories=[self.directory]))
         if self._child is not None:
             self._child.wait(timeout=5.0)
         self._child = None
         self._clean()
+
+    def cancel(self) -> None:
+        """Make a `start` that runs in another thread fail soon."""
+        self._cancelled.set()
 
     def alive(self) -> bool:
         """Whether its main process runs."""
@@ -104,6 +120,8 @@ class Server(ABC):
         deadline = clock.monotonic_s() + self._start_timeout_s
         pause = Event()
         while not self._ready():
+            if self._cancelled.is_set():
+                raise self.failure("was told to stop while starting")
             if not self.alive():
                 raise self.failure("ended while starting")
             if clock.monotonic_s() > deadline:
