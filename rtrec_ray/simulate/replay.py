@@ -137,9 +137,9 @@ def write(plan: Plan, producer: Producer, *, progress: Progress | None = None) -
 
 
 def _latest_ms(options: ReplayOptions, clock: Clock) -> int:
-    """Beyond this an event time is a mistake. A log that waits for the clock may lie ahead of it, but not by years."""
+    """Beyond this an event time is a mistake. A log that waits or is shifted may lie ahead, but not by years."""
     now_ms = clock.now_ms()
-    if options.pace == "clock" or options.speed is not None:
+    if options.pace == "clock" or options.speed is not None or options.shift_to_now:
         return max(now_ms, wall_ms()) + _YEAR_MS
     return now_ms + options.skew_ms
 
