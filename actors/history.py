@@ -25,7 +25,7 @@ class HistoryOptions:
     """When records become files. `flush_every_s` of wall time; `max_bytes`: raw bytes kept in memory per partition."""
 
     flush_every_s: float = 10.0
-    max_bytes: int = 32 << 20
+    max_bytes: int = 16 << 20
 
 
 @dataclass(slots=True, kw_only=True)

@@ -177,6 +177,8 @@ def test_the_history_reads_only_what_the_manifest_names_and_only_the_times_asked
     assert found.columns == ["ts", "raw"]
     within = pl.concat(history.scan("item", from_ms=NOON_MS + 1, to_ms=NOON_MS + HOUR_MS))
     assert within["ts"].to_list() == [NOON_MS + 1]
+    up_to = pl.concat(history.scan("item", to_ms=NOON_MS + 1))
+    assert sorted(up_to["ts"]) == [-5, NOON_MS]
     assert list(history.scan("profile")) == []
 
 
