@@ -6,12 +6,12 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Thread, current_thread, main_thread
 from typing import Any
 
 from rtrec_ray import clock
@@ -89,11 +89,11 @@ class Running:
                     future.result()
             except BaseException:
                 # Also a Ctrl-C.
-                self._ended.set()
-                for server in self._servers.values():
-                    server.cancel()
-                wait(begun.values())
-                self.stop()
+                with _undisturbed():
+                    for server in self._servers.values():
+                        server.cancel()
+                    wait(begun.values())
+                    self.stop()
                 raise
 
     def watch(self, on_step: Step | None = None) -> None:
@@ -105,14 +105,15 @@ class Running:
 
     def stop(self) -> None:
         """Stop all, the last one started first, and give the directory free."""
-        self._ended.set()
-        if self._watcher is not None:
-            self._watcher.join()
-        for name, server in reversed(self._servers.items()):
-            server.stop()
-            self._on_step(name, "stopped")
-        _sweep(self.directory, [])
-        self._claim.close()
+        with _undisturbed():
+            self._ended.set()
+            if self._watcher is not None:
+                self._watcher.join()
+            for name, server in reversed(self._servers.items()):
+                server.stop()
+                self._on_step(name, "stopped")
+            _sweep(self.directory, [])
+            self._claim.close()
 
     def _start_one(self, name: str, needed: Iterable[Future[None]]) -> None:
         for future in needed:
@@ -217,6 +218,20 @@ def _sweep(directory: Path, recorded: Iterable[process.ProcessId]) -> None:
     process.end(mains, first=signal.SIGINT, timeout_s=10.0)
     directories = [directory / name for name in PARTS]
     process.kill_all(lambda: process.family(recorded, directories=directories))
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    # An impatient second Ctrl-C must not leave servers behind; every step in here has an end of its own.
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _raise_file_limit() -> None:
