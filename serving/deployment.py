@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import FastAPI
 from ray import serve
 
 from serving.connect import ReplicaOptions, connect
 from serving.model import preload
-from serving.replica import Replica
+from serving.replica import Backends, Replica
 
 NAME = "recommend"
 
@@ -15,11 +17,11 @@ NAME = "recommend"
 class RecommendReplica:
     """A deployment's replica: builds its parts in its own process, and hands its application to Serve."""
 
-    def __init__(self, options: ReplicaOptions) -> None:
+    def __init__(self, options: ReplicaOptions, connect_servers: Callable[[ReplicaOptions], Backends]) -> None:
         # Before the first request: importing TensorFlow holds the interpreter for seconds.
         preload()
         self._replica = Replica(
-            connect(options),
+            connect_servers(options),
             options=options.serving,
             clock=options.clock,
             skew_ms=options.skew_ms,
@@ -35,8 +37,14 @@ class RecommendReplica:
         self._replica.close()
 
 
-def application(options: ReplicaOptions, *, replicas: int = 1, cpus: float = 1.0) -> serve.Application:
-    """What `serve.run(..., name=..., route_prefix="/")` takes."""
+def application(
+    options: ReplicaOptions,
+    *,
+    replicas: int = 1,
+    cpus: float = 1.0,
+    connect_servers: Callable[[ReplicaOptions], Backends] = connect,
+) -> serve.Application:
+    """What `serve.run(..., name=..., route_prefix="/")` takes. `connect_servers` is called in each replica."""
     ingress = serve.ingress()(RecommendReplica)
     deployment = serve.deployment(
         ingress,
@@ -47,4 +55,4 @@ def application(options: ReplicaOptions, *, replicas: int = 1, cpus: float = 1.0
         graceful_shutdown_timeout_s=10.0,
         ray_actor_options={"num_cpus": cpus},
     )
-    return deployment.bind(options)
+    return deployment.bind(options, connect_servers)

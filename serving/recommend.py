@@ -116,8 +116,8 @@ class Recommender:
         lists, limit = slate.lists, self.options.recalled_items
         categories = {item: lists.item(item).category_id for item in slate.user.last_items(slate.ask.user_id)}
         liked = recent_categories(categories, categories)
-        # A few of the whole catalogue by chance, or what no list shows could never get on one.
-        drawn = self.rng.sample(lists.newest, min(_CATALOGUE_DRAW, len(lists.newest)))
+        # A few of a large catalogue by chance, or what no list shows could never get on one.
+        drawn = self.rng.sample(lists.newest, min(_CATALOGUE_DRAW, limit)) if len(lists.newest) > limit else ()
         sources: list[Sequence[int]] = [
             *slate.user.segment_items(),
             *(list(lists.by_category.get(str(category), ())) for category in liked),
