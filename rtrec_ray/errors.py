@@ -18,6 +18,7 @@
     ├── ModelRejected                a model may not go online
     ├── TrainingImpossible           there is nothing to learn from
     ├── TrainingFailed               a training run ended by an error
+    ├── DemoFailed                   a stage of the demonstration never showed itself
     └── EmbeddedFailure              a server of this machine does not start or stop
         ├── AlreadyRunning
         ├── NotRunning
@@ -123,6 +124,10 @@ class TrainingImpossible(RtrecError):
 
 class TrainingFailed(RtrecError):
     """A training run ended by an error, after its restarts."""
+
+
+class DemoFailed(RtrecError):
+    """A stage of the demonstration did not show itself in time; the mend names where to look."""
 
 
 class EmbeddedFailure(RtrecError):

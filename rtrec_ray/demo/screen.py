@@ -1,0 +1,94 @@
+"""What the run shows on the terminal: its phases, bars for what takes long, a line for each thing that happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from rtrec_ray.clock import monotonic_s
+from rtrec_ray.demo.figures import summary
+from rtrec_ray.demo.record import DemoRecord, Phase
+from rtrec_ray.demo.words import in_ms, minutes
+
+
+class Screen:
+    """Writes to `console`; lines may come from any thread. Bars are shown on a terminal only."""
+
+    def __init__(self, console: Console, *, began_s: float) -> None:
+        self._console = console
+        self._began_s = began_s
+        self._phases: list[Phase] = []
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=32),
+            TextColumn("{task.fields[state]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> Screen:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_ended: object) -> None:
+        self._bars.stop()
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases that are over."""
+        return tuple(self._phases)
+
+    def say(self, text: str) -> None:
+        """Write a line with the time since the run began."""
+        self._console.print(Text(f"{minutes(self._now_s()):>5}  ", style="dim") + Text(text))
+
+    @contextmanager
+    def phase(self, name: str, *, of_s: float | None = None) -> Iterator[None]:
+        """A phase of the run, for as long as the block takes. `of_s`: about how long that is."""
+        start_s = self._now_s()
+        self._console.print(Text(f"{minutes(start_s):>5}  ", style="dim") + Text(name, style="bold"))
+        with self.bar(name, total=of_s):
+            yield
+        self._phases.append(Phase(name=name, start_s=start_s, end_s=self._now_s()))
+
+    @contextmanager
+    def bar(self, name: str, *, total: float | None) -> Iterator[TaskID]:
+        """A bar for as long as the block takes."""
+        task = self._bars.add_task(name, total=total, state="")
+        try:
+            yield task
+        finally:
+            self._bars.remove_task(task)
+
+    def add_bar(self, name: str, *, total: float) -> TaskID:
+        """A bar until the end of the run."""
+        return self._bars.add_task(name, total=total, state="")
+
+    def move(self, bar: TaskID, *, done: float, state: str) -> None:
+        """Move a bar to `done`, with a word on it."""
+        self._bars.update(bar, completed=done, state=state)
+
+    def _now_s(self) -> float:
+        return monotonic_s() - self._began_s
+
+
+def print_outcome(console: Console, record: DemoRecord, *, page: str) -> None:
+    """The checks as a table, the figures in a line, and where the report is."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for check in record.checks:
+        mark = Text("✓", style="bold green") if check.ok else Text("✗", style="bold red")
+        table.add_row(mark, check.stage, Text(check.figure, style="" if check.ok else "red"))
+    console.print(table)
+    latency = summary(record)["latency_ms"]
+    console.print(
+        f"{minutes(record.seconds)} minutes, event time at {record.time.speed:,.0f} times wall time; "
+        f"answers in {in_ms(latency['recommend_p50'])}, 99 % within {in_ms(latency['recommend_p99'])}"
+    )
+    console.print(f"report: {page}", soft_wrap=True, highlight=False)

@@ -1,0 +1,270 @@
+"""The demonstration on a running system, in the order in which it happens."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+from rich.progress import TaskID
+
+from rtrec_ray.app.system import System
+from rtrec_ray.app.training import INCREMENTAL, train_base
+from rtrec_ray.clock import monotonic_s, wall_ms
+from rtrec_ray.demo.audience import audience
+from rtrec_ray.demo.background import Background, pause, wait_until
+from rtrec_ray.demo.lineage import version_facts
+from rtrec_ray.demo.log import Log
+from rtrec_ray.demo.news import News
+from rtrec_ray.demo.record import DemoRecord, ProgressPoint, TimeLine
+from rtrec_ray.demo.screen import Screen
+from rtrec_ray.demo.spotcheck import SpotChecks, questions
+from rtrec_ray.demo.timeline import Seen, Timeline, Watched
+from rtrec_ray.demo.traffic import Traffic, TrafficOptions
+from rtrec_ray.demo.verify import Evidence, Stored, checks, read_click_rate, read_stored, settled
+from rtrec_ray.errors import DemoFailed
+from rtrec_ray.events import BEHAVIOR
+from rtrec_ray.kafka.connect import connect_producer
+from rtrec_ray.notification import MODEL_DEPLOYED, MODEL_REJECTED
+from rtrec_ray.registry.base import ModelVersion
+from rtrec_ray.registry.mlflow import MlflowModelCenter, RegistryOptions
+from rtrec_ray.simulate.replay import ReplayOptions, ReplaySummary, replay
+from rtrec_ray.stores.training import PostgresTrainingBook
+
+_DAY_MS: Final = 86_400_000
+_ONLINE_S: Final = 120.0
+_COMPLETE_S: Final = 90.0
+_LOGS: Final = "the logs are in logs/ beside the report"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """A base model to be trained: `family`, once `after_days` of the log have passed."""
+
+    family: str
+    after_days: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowOptions:
+    """What is shown. Rates in wall time; `spot_checks`: feature values to compare."""
+
+    seed: int = 0
+    minutes: float = 5.0
+    bases: tuple[Base, ...] = (Base(family="dcn", after_days=2.0), Base(family="logistic", after_days=3.5))
+    requests_per_s: float = 4.0
+    spot_checks: int = 40
+
+
+class Show:
+    """One showing. `began_ms`: when the run began, wall time; the screen counts from there."""
+
+    def __init__(self, options: ShowOptions, system: System, log: Log, *, screen: Screen, began_ms: int) -> None:
+        self._options = options
+        self._system = system
+        self._log = log
+        self._screen = screen
+        self._began_ms = began_ms
+        began_s = monotonic_s() - (wall_ms() - began_ms) / 1_000.0
+        self._traffic = Traffic(
+            TrafficOptions(seed=options.seed, requests_per_s=options.requests_per_s),
+            url=system.http_url,
+            clock=system.clock,
+            audience=audience(log.records),
+            began_s=began_s,
+        )
+        self._timeline = Timeline(
+            Watched(kafka=system.kafka, postgres=system.postgres, clock=system.clock, partitions=system.partitions),
+            began_s=began_s,
+            watch=self._told,
+        )
+        self._spots = SpotChecks(
+            questions(log.clicks, count=options.spot_checks),
+            system.postgres,
+            url=system.http_url,
+            clock_ms=system.clock.now_ms,
+        )
+        self._news = News(log.facts, self._traffic.calls)
+        self._replay: Background[ReplaySummary] = Background(self._write_log, name="replay")
+        self._bar: TaskID | None = None
+        self._over = threading.Event()
+
+    def play(self) -> DemoRecord:
+        """From the first event to the verdict. Raises DemoFailed and whatever a stage raises."""
+        self._bar = self._screen.add_bar("the log", total=float(len(self._log)))
+        parts = (self._timeline, self._traffic, self._spots, self._replay)
+        for part in parts:
+            part.start()
+        try:
+            return self._play()
+        finally:
+            self._over.set()
+            for part in parts:
+                part.stop()
+
+    def _play(self) -> DemoRecord:
+        for base in self._options.bases:
+            self._let_pass(base)
+            self._train(base)
+        with self._screen.phase("the rest of the log: the model learns on"):
+            self._wait(self._replay.done, timeout_s=60.0 + 120.0 * self._options.minutes, what="the log did not end")
+            self._replay.result()
+        with self._screen.phase("the last windows close, the stores are asked"):
+            return self._verify()
+
+    def _let_pass(self, base: Base) -> None:
+        """Wait until the log has come to the moment at which this base is to be trained."""
+        moment_ms = self._log.facts.first_ms + round(base.after_days * _DAY_MS)
+        with self._screen.phase(f"{base.after_days:g} days of the log"):
+            self._wait(
+                lambda: self._system.clock.now_ms() >= moment_ms,
+                timeout_s=60.0 + 120.0 * self._options.minutes,
+                what="event time did not come so far",
+            )
+
+    def _train(self, base: Base) -> None:
+        """Train on what there is by now, while the log goes on, and see what the gate says of it."""
+        with self._screen.phase(f"a base model ({base.family}) is trained and examined"):
+            version = train_base(self._system, family=base.family)
+            self._wait(
+                lambda: self._outcome(version) is not None,
+                timeout_s=_ONLINE_S,
+                what=f"model v{version.version} was neither put online nor rejected",
+            )
+        if self._outcome(version) == MODEL_REJECTED and not self._deployed():
+            raise DemoFailed(f"the gate rejected model v{version.version}, so there is nothing to serve", mend=_LOGS)
+
+    def _outcome(self, version: ModelVersion) -> str | None:
+        decided = (event.type for event in self._timeline.events() if event.value == version.version)
+        return next((kind for kind in decided if kind in (MODEL_DEPLOYED, MODEL_REJECTED)), None)
+
+    def _deployed(self) -> bool:
+        return any(event.type == MODEL_DEPLOYED for event in self._timeline.events())
+
+    def _verify(self) -> DemoRecord:
+        self._traffic.stop()
+        self._traffic.check()
+        live, stored = self._traffic.facts(), self._complete()
+        self._spots.stop()
+        self._timeline.stop()
+        center = MlflowModelCenter(RegistryOptions(url=self._system.mlflow_url))
+        registered = center.list(limit=1_000)
+        versions = version_facts(self._timeline.events(), registered, self._time)
+        evidence = Evidence(
+            log=self._log.facts,
+            live=live,
+            calls=self._traffic.calls(),
+            last=self._timeline.moments()[-1],
+            stored=stored,
+            versions=versions,
+            spots=self._spots.answers(),
+            events=_all_events(self._log, self._traffic.events()),
+        )
+        return self._record(evidence, registered)
+
+    def _complete(self) -> Stored:
+        """Let what is under way come to its end; what has not by then is for the checks to say."""
+        stored = read_stored(self._system.postgres)
+        deadline_s = monotonic_s() + _COMPLETE_S
+        while not settled(stored, self._log.facts, self._traffic.facts()) and monotonic_s() < deadline_s:
+            pause(1.0)
+            stored = read_stored(self._system.postgres)
+        pause(1.5)  # one more look of the timeline, at the state in which the stores are now
+        return stored
+
+    def _record(self, evidence: Evidence, registered: Sequence[ModelVersion]) -> DemoRecord:
+        system, options = self._system, self._options
+        stored, live = evidence.stored, evidence.live
+        first = min((version for version in registered if version.draft.kind == "base"), key=_number, default=None)
+        return DemoRecord(
+            seed=options.seed,
+            minutes=options.minutes,
+            began_ms=self._began_ms,
+            seconds=(wall_ms() - self._began_ms) / 1_000.0,
+            log=self._log.facts,
+            time=self._time,
+            phases=self._screen.phases,
+            moments=self._timeline.moments(),
+            progress=self._progress(),
+            versions=tuple(evidence.versions),
+            calls=tuple(evidence.calls),
+            live=live,
+            checks=checks(evidence),
+            base_rate=None if first is None else read_click_rate(system.postgres, to_seq=first.draft.to_seq),
+            bounds_ms={
+                "disorder_ms": system.watermark.disorder_ms,
+                "skew_ms": system.skew_ms,
+                "wait_ms": system.samples.wait_ms,
+            },
+            counts={
+                "samples_log": stored.samples_log,
+                "positives_log": stored.positives_log,
+                "samples_live": stored.samples_live,
+                "positives_live": stored.positives_live,
+                "misses": stored.misses,
+                "on_kafka": evidence.last.on_log,
+                "history_files": stored.history_files,
+                "live_requests": live.requests,
+                "live_failed": live.failed,
+            },
+        )
+
+    @property
+    def _time(self) -> TimeLine:
+        clock = self._system.clock
+        return TimeLine(
+            clock_s=(clock.origin_wall_ms - self._began_ms) / 1_000.0,
+            event_ms=clock.origin_event_ms,
+            speed=clock.speed,
+        )
+
+    def _progress(self) -> tuple[ProgressPoint, ...]:
+        with closing(PostgresTrainingBook(self._system.postgres)) as book:
+            points = book.progress(INCREMENTAL)
+        return tuple(
+            ProgressPoint(
+                at_s=(point.at_ms - self._began_ms) / 1_000.0,
+                event_time_ms=point.event_time_ms,
+                rows=point.rows,
+                positives=point.positives,
+                log_loss=point.log_loss,
+                base_log_loss=point.base_log_loss,
+                lag_rows=point.lag_rows,
+            )
+            for point in points
+        )
+
+    def _write_log(self) -> ReplaySummary:
+        options = ReplayOptions(pace="clock", skew_ms=self._system.skew_ms)
+        with closing(connect_producer(self._system.kafka)) as producer:
+            return replay(
+                self._log.facts.source, producer, options, clock=self._system.clock, progress=self._on_written
+            )
+
+    def _on_written(self, done: int, total: int) -> None:
+        if self._over.is_set():
+            raise DemoFailed("the show is over")  # ends the replay's thread, which nobody waits for any more
+        if self._bar is not None:
+            self._screen.move(self._bar, done=float(done), state=f"{done:,} of {total:,} records")
+
+    def _told(self, seen: Seen) -> None:
+        for line in self._news.lines(seen):
+            self._screen.say(line)
+
+    def _wait(self, met: Callable[[], bool], *, timeout_s: float, what: str) -> None:
+        checked = (self._replay.check, self._traffic.check)
+        wait_until(met, timeout_s=timeout_s, what=what, mend=_LOGS, checked=checked)
+
+
+def _all_events(log: Log, live: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    """What happened, by log and client: event_type, ts, user_id, item_id, category_id."""
+    columns = ["event_type", "ts", "user_id", "item_id", "category_id"]
+    of_log = log.records[BEHAVIOR].select(columns)
+    return pl.concat([of_log, pl.DataFrame(list(live), schema=log.records[BEHAVIOR].schema).select(columns)])
+
+
+def _number(version: ModelVersion) -> int:
+    return int(version.version)

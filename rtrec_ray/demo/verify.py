@@ -1,0 +1,235 @@
+"""The claims of the demonstration, each read back from the stores when the run is over."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from rtrec_ray.demo.audience import ARM
+from rtrec_ray.demo.figures import answered, switches
+from rtrec_ray.demo.record import Call, Check, LiveFacts, LogFacts, Moment, VersionFacts
+from rtrec_ray.demo.spotcheck import Answer, recount
+from rtrec_ray.events import BEHAVIOR, INFERENCE
+from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
+from rtrec_ray.postgres.statements import load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What the stores hold. `history`: topic → rows in Parquet files; `joined_versions`: model versions that the
+    inference log names for live samples.
+    """
+
+    samples_log: int = 0
+    positives_log: int = 0
+    samples_live: int = 0
+    positives_live: int = 0
+    misses: int = 0
+    joined_samples: int = 0
+    joined_requests: int = 0
+    joined_versions: frozenset[str] = frozenset()
+    history: Mapping[str, int] = field(default_factory=dict)
+    history_files: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """All that the checks look at. `events`: the behaviour of log and client, for the recount of features."""
+
+    log: LogFacts
+    live: LiveFacts
+    calls: Sequence[Call]
+    last: Moment
+    stored: Stored
+    versions: Sequence[VersionFacts]
+    spots: Sequence[Answer]
+    events: pl.DataFrame
+
+
+def read_stored(postgres: PostgresOptions) -> Stored:
+    """Ask the stores. Raises StoreUnavailable."""
+    sql = load(__package__, "demo.sql")
+    with closing(connect(postgres, application="rtrec-demo")) as connection, transaction(connection) as cursor:
+        cursor.execute(sql["samples"], {"arm": ARM})
+        samples = cursor.fetchone() or (0, 0, 0, 0)
+        cursor.execute(sql["misses"])
+        misses = cursor.fetchone() or (0,)
+        cursor.execute(sql["joined"], {"arm": ARM})
+        joined = cursor.fetchone() or (0, 0, None)
+        cursor.execute(sql["history"])
+        files = cursor.fetchall()
+    return Stored(
+        samples_log=samples[0],
+        positives_log=samples[1],
+        samples_live=samples[2],
+        positives_live=samples[3],
+        misses=misses[0],
+        joined_samples=joined[0],
+        joined_requests=joined[1],
+        joined_versions=frozenset(joined[2] or ()),
+        history={topic: rows for topic, rows, _ in files},
+        history_files=sum(count for *_, count in files),
+    )
+
+
+def read_click_rate(postgres: PostgresOptions, *, to_seq: int) -> float | None:
+    """Clicks per impression of the samples up to `to_seq`, None without any. Raises StoreUnavailable."""
+    with closing(connect(postgres, application="rtrec-demo")) as connection, transaction(connection) as cursor:
+        cursor.execute(load(__package__, "demo.sql")["click_rate"], {"to_seq": to_seq})
+        row = cursor.fetchone()
+    return None if row is None else row[0]
+
+
+def settled(stored: Stored, log: LogFacts, live: LiveFacts) -> bool:
+    """Whether every impression and every event has come to its end."""
+    behaviour = log.impressions + log.clicks + live.accepted
+    return (
+        stored.samples_log >= log.impressions
+        and stored.samples_live >= live.impressions
+        and stored.history.get(BEHAVIOR, 0) >= behaviour
+    )
+
+
+def checks(seen: Evidence) -> tuple[Check, ...]:
+    """Every claim with what was found."""
+    return (
+        _on_log(seen),
+        _features(seen),
+        _samples(seen),
+        _live_samples(seen),
+        _joined(seen),
+        _history(seen),
+        _nothing_lost(seen),
+        _versions(seen),
+        _validated(seen),
+        _served(seen),
+    )
+
+
+def _on_log(seen: Evidence) -> Check:
+    expected = seen.log.impressions + seen.log.clicks + seen.live.accepted
+    return Check(
+        stage="input",
+        claim="every event of the log and every event posted over HTTP is on Kafka, once",
+        ok=seen.last.on_log == expected and seen.live.refused == 0,
+        figure=f"{seen.last.on_log:,} events, {expected:,} sent"
+        + (f", {seen.live.refused:,} refused" if seen.live.refused else ""),
+    )
+
+
+def _features(seen: Evidence) -> Check:
+    read = [answer for answer in seen.spots if answer.refused is None]
+    equal = [answer for answer in read if _same(answer, seen.events)]
+    passed = len(seen.spots) - len(read)
+    return Check(
+        stage="features",
+        claim="values read over HTTP while the log went by equal a plain recount of the events",
+        ok=len(equal) == len(read) > 0,
+        figure=f"{len(equal):,} of {len(read):,} equal"
+        + (f", {passed:,} more were asked for after their tiles were dropped" if passed else ""),
+    )
+
+
+def _same(answer: Answer, events: pl.DataFrame) -> bool:
+    return bool(answer.value == recount(events, answer.question))
+
+
+def _samples(seen: Evidence) -> Check:
+    stored, log = seen.stored, seen.log
+    return Check(
+        stage="samples",
+        claim="every impression of the log is one sample, and its click the label",
+        ok=(stored.samples_log, stored.positives_log) == (log.impressions, log.clicks),
+        figure=f"{stored.samples_log:,} samples, {stored.positives_log:,} clicked",
+    )
+
+
+def _live_samples(seen: Evidence) -> Check:
+    stored, live = seen.stored, seen.live
+    return Check(
+        stage="samples",
+        claim="every live impression is one sample, and its click the label",
+        ok=(stored.samples_live, stored.positives_live) == (live.impressions, live.clicks),
+        figure=f"{stored.samples_live:,} of {live.impressions:,} samples, {stored.positives_live:,} of"
+        f" {live.clicks:,} clicks",
+    )
+
+
+def _joined(seen: Evidence) -> Check:
+    stored, live = seen.stored, seen.live
+    served = {call.version for call in answered(seen.calls)}
+    return Check(
+        stage="inference log",
+        claim="what serving logged of a live request is joined to its samples: features, model version",
+        ok=stored.joined_samples == live.impressions > 0 and stored.joined_versions <= served,
+        figure=f"{stored.joined_samples:,} of {live.impressions:,} samples,"
+        f" answered by {_of(len(stored.joined_versions - {'none'}), 'version')}",
+    )
+
+
+def _history(seen: Evidence) -> Check:
+    behaviour = seen.log.impressions + seen.log.clicks + seen.live.accepted
+    requests = seen.log.impressions + len(answered(seen.calls))
+    found = seen.stored.history
+    return Check(
+        stage="history",
+        claim="every behaviour event and every inference record is in a Parquet file, once",
+        ok=(found.get(BEHAVIOR), found.get(INFERENCE)) == (behaviour, requests),
+        figure=f"{found.get(BEHAVIOR, 0):,} + {found.get(INFERENCE, 0):,} rows in {seen.stored.history_files:,} files",
+    )
+
+
+def _nothing_lost(seen: Evidence) -> Check:
+    dead = max((stage.counts.get("dead", 0) for stage in seen.last.stages.values()), default=0)
+    return Check(
+        stage="outcomes",
+        claim="nothing was refused as a dead letter, and no impression lacks its inference record",
+        ok=dead == 0 and seen.stored.misses == 0,
+        figure=f"{dead:,} dead letters, {seen.stored.misses:,} join misses",
+    )
+
+
+def _versions(seen: Evidence) -> Check:
+    kinds = Counter(version.kind for version in seen.versions)
+    return Check(
+        stage="training",
+        claim="a base model was trained on the first days, and increments on the rest, each a version in MLflow",
+        ok=kinds["base"] > 0 and kinds["increment"] > 0,
+        figure=f"{_of(kinds['base'], 'base model')}, {_of(kinds['increment'], 'increment')}",
+    )
+
+
+def _validated(seen: Evidence) -> Check:
+    online = [version for version in seen.versions if version.online_s is not None]
+    rash = [version.version for version in online if version.outcome != "validated"]
+    outcomes = Counter(version.outcome for version in seen.versions)
+    return Check(
+        stage="validation",
+        claim="only a version that passed its examination went online",
+        ok=bool(online) and not rash,
+        figure=f"{outcomes['validated']:,} validated, {outcomes['rejected']:,} rejected, {len(online):,} online"
+        + (f"; unexamined: {', '.join(rash)}" if rash else ""),
+    )
+
+
+def _served(seen: Evidence) -> Check:
+    changes, failed = len(switches(seen.calls)), seen.live.failed
+    return Check(
+        stage="serving",
+        claim="the model was exchanged while requests came, and none of them failed",
+        ok=changes >= 2 and failed == 0,
+        figure=f"{_of(changes, 'change')}, {failed:,} of {seen.live.requests:,} requests failed",
+    )
+
+
+def _of(count: int, what: str) -> str:
+    """A count with its noun.
+
+    >>> _of(1, "change"), _of(2_000, "change")
+    ('1 change', '2,000 changes')
+    """
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
