@@ -69,7 +69,10 @@ class Past(Protocol):
 class FeatureReader(Protocol):
     """Reads values, profiles and the catalogue. Safe to share between threads."""
 
-    definitions: Definitions
+    @property
+    def definitions(self) -> Definitions:
+        """The views that it reads."""
+        ...
 
     def get(
         self, asks: Sequence[ViewKey], *, as_of_ms: int | None, now_ms: int, cached: bool = False
