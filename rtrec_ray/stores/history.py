@@ -111,8 +111,14 @@ class HistoryFiles(Protocol):
         """The files' records as one dataset of `arrow_schema(topic)`."""
         ...
 
-    def paths(self, topic: str, /) -> Iterator[str]:
-        """Every file of the topic that lies there, visible or not."""
+    def frames(
+        self, dataset: ds.Dataset, /, *, columns: Sequence[str] | None, batch_rows: int
+    ) -> Iterator[pl.DataFrame]:
+        """Read an opened dataset in portions, none of them empty. `columns`: None is all."""
+        ...
+
+    def paths(self, topic: str, /, *, min_age_s: float = 0.0) -> Iterator[str]:
+        """Every file of the topic that lies there for at least `min_age_s` seconds, visible or not."""
         ...
 
     def remove(self, paths: Sequence[str], /) -> None:
@@ -145,12 +151,12 @@ class History:
         columns: Sequence[str] | None = None,
         batch_rows: int = 65_536,
     ) -> Iterator[pl.DataFrame]:
-        """The same as frames of at most `batch_rows` rows, in no particular order and in bounded memory."""
+        """The same as frames of at most `batch_rows` rows, in no particular order and in bounded memory.
+
+        Raises StoreUnavailable, also while it is read.
+        """
         dataset = self.dataset(topic, from_ms=from_ms, to_ms=to_ms)
-        chosen = None if columns is None else list(columns)
-        for batch in dataset.to_batches(columns=chosen, batch_size=batch_rows):
-            if batch.num_rows:
-                yield pl.DataFrame(pl.from_arrow(batch))
+        return self._files.frames(dataset, columns=columns, batch_rows=batch_rows)
 
     def files(self, topic: str, *, from_ms: int = BEGINNING_MS, to_ms: int = FOREVER_MS) -> tuple[HistoryFile, ...]:
         """The visible files that may hold event times of [from_ms, to_ms), for parallel readers."""

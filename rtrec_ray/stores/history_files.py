@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from rtrec_ray.clock import wall_ms
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.stores.history import HOUR_MS, HistoryFile, arrow_schema
 
@@ -59,20 +60,40 @@ class ArrowHistoryFiles:
         with self._translated():
             return ds.dataset(paths, schema=schema, format="parquet", filesystem=self._fs)
 
-    def paths(self, topic: str, /) -> Iterator[str]:
-        """Every file of the topic that lies there, visible or not."""
+    def frames(
+        self, dataset: ds.Dataset, /, *, columns: Sequence[str] | None, batch_rows: int
+    ) -> Iterator[pl.DataFrame]:
+        """Read an opened dataset in portions, none of them empty. `columns`: None is all."""
+        # By default 16 batches of each of 4 files are read ahead, which is not bounded memory with raw bytes in them.
+        read = dataset.scanner(
+            columns=None if columns is None else list(columns),
+            batch_size=batch_rows,
+            batch_readahead=2,
+            fragment_readahead=2,
+        )
+        with self._translated():
+            for batch in read.to_batches():
+                if batch.num_rows:
+                    yield pl.DataFrame(pl.from_arrow(batch))
+
+    def paths(self, topic: str, /, *, min_age_s: float = 0.0) -> Iterator[str]:
+        """Every file of the topic that lies there for at least `min_age_s` seconds, visible or not."""
+        newest_ns = (wall_ms() - round(min_age_s * 1_000)) * 1_000_000
         selector = fs.FileSelector(self._full(_folder(topic)), recursive=True, allow_not_found=True)
         with self._translated():
             found = self._fs.get_file_info(selector)
-        return (info.path.removeprefix(self._root + "/") for info in found if info.is_file)
+        return (
+            info.path.removeprefix(self._root + "/")
+            for info in found
+            if info.is_file and (min_age_s <= 0 or info.mtime_ns <= newest_ns)
+        )
 
     def remove(self, paths: Sequence[str], /) -> None:
         """Remove files; one that is gone already is no error."""
-        for path in paths:
-            try:
-                self._fs.delete_file(self._full(path))
-            except FileNotFoundError:
-                continue
+        with self._translated():
+            for path in paths:
+                with suppress(FileNotFoundError):
+                    self._fs.delete_file(self._full(path))
 
     def _write_hour(self, topic: str, partition: int, key: tuple[object, ...], frame: pl.DataFrame) -> HistoryFile:
         start = dt.datetime.fromtimestamp(int(str(key[0])) * HOUR_MS / 1_000, tz=dt.UTC)
@@ -98,11 +119,17 @@ class ArrowHistoryFiles:
 
     def _write_table(self, table: pa.Table, path: str) -> int:
         self._fs.create_dir(path.rpartition("/")[0], recursive=True)
-        with self._fs.open_output_stream(path) as stream:
-            pq.write_table(table, stream, compression=self._options.compression)
-            size = int(stream.tell())
-        if self._fs.type_name == "local":
-            _make_durable(Path(path))
+        try:
+            with self._fs.open_output_stream(path) as stream:
+                pq.write_table(table, stream, compression=self._options.compression)
+                size = int(stream.tell())
+            if self._fs.type_name == "local":
+                _make_durable(Path(path))
+        except OSError:
+            # Each new attempt has a new name: what failed attempts leave must not fill the disk for good.
+            with suppress(OSError):
+                self._fs.delete_file(path)
+            raise
         return size
 
     def _full(self, path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.stores.history import HOUR_MS, History, HistoryFile, HistoryManifest, arrow_schema, schema
 from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history_manifest import MemoryHistoryManifest, PostgresHistoryManifest
+from rtrec_ray.stores.history_tidy import TidyOptions, groups, tidy
 
 NOON_MS = 1_700_000_000_000 // HOUR_MS * HOUR_MS
 
@@ -182,11 +184,66 @@ def test_the_history_reads_only_what_the_manifest_names_and_only_the_times_asked
     assert list(history.scan("profile")) == []
 
 
+def test_tidying_leaves_the_same_records_in_fewer_files(
+    files: ArrowHistoryFiles, manifest: HistoryManifest, add: Add
+) -> None:
+    for number in range(5):
+        add(files.write("item", _items(NOON_MS + number, NOON_MS + HOUR_MS), partition=0))
+    add(files.write("item", _items(NOON_MS), partition=1))
+    files.write("item", _items(NOON_MS), partition=0)  # an orphan
+    history = History(files, manifest)
+    before = sorted(row for frame in history.scan("item") for row in frame.rows())
+    careful = tidy(files, manifest, TidyOptions(min_files=5))
+    assert (careful.replaced, careful.removed, careful.orphans) == (10, 0, 0)
+    assert sorted(row for frame in history.scan("item") for row in frame.rows()) == before
+    assert sorted((file.event_hour, file.partition) for file in history.files("item")) == [(22, 0), (22, 1), (23, 0)]
+    hasty = tidy(files, manifest, TidyOptions(min_files=5, readers_s=-1.0, orphans_s=0.0))
+    assert (hasty.replaced, hasty.removed, hasty.orphans) == (0, 10, 1)
+    assert sorted(files.paths("item")) == sorted(file.path for file in history.files("item"))
+    assert sorted(row for frame in history.scan("item") for row in frame.rows()) == before
+
+
+def test_a_file_that_may_be_waiting_for_its_commit_is_no_orphan(files: ArrowHistoryFiles) -> None:
+    written = files.write("item", _items(NOON_MS), partition=0)
+    assert list(files.paths("item", min_age_s=3_600.0)) == []
+    assert tidy(files, MemoryHistoryManifest(), TidyOptions()).orphans == 0
+    assert list(files.paths("item")) == [written[0].path]
+
+
+def test_only_small_files_of_one_hour_are_put_together_and_not_too_many_at_once() -> None:
+    small = [replace(_file(str(number)), min_offset=number) for number in range(6)]
+    large = replace(_file("large"), byte_count=1_000)
+    other = replace(_file("other"), partition=1)
+    options = TidyOptions(min_files=2, small_bytes=1_000, read_bytes=400)
+    assert groups([*small, large, other], options) == [small[:4], small[4:]]
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file, not a folder")
     files = ArrowHistoryFiles(HistoryFilesOptions(uri=str(tmp_path / "taken")))
     with pytest.raises(StoreUnavailable, match=r"the history at .*taken cannot be used"):
         files.write("item", _items(NOON_MS), partition=0)
+
+
+def test_a_full_disk_is_named_and_no_half_file_is_left(tmp_path: Path) -> None:
+    files = ArrowHistoryFiles(HistoryFilesOptions(uri=str(tmp_path)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # the kernel's word for it is another, the rest is the same
+    try:
+        with pytest.raises(StoreUnavailable, match="cannot be used"):
+            files.write("item", _items(NOON_MS), partition=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(files.paths("item")) == []
+
+
+def test_a_file_that_vanished_is_named_when_it_is_read(tmp_path: Path) -> None:
+    files, manifest = ArrowHistoryFiles(HistoryFilesOptions(uri=str(tmp_path))), MemoryHistoryManifest()
+    written = files.write("item", _items(NOON_MS), partition=0)
+    manifest.add(None, written)
+    files.remove([written[0].path])
+    with pytest.raises(StoreUnavailable, match=r"p000-.*\.parquet"):
+        list(History(files, manifest).scan("item"))
 
 
 def test_a_scheme_that_nobody_knows_is_named() -> None:
