@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -53,6 +54,11 @@ def translated(client: Mapping[str, str]) -> dict[str, object]:
             )
         settings[own] = _TO_VALUE.get(own, str)(value)
     return settings
+
+
+def quiet() -> None:
+    """Keep kafka-python from logging each attempt to connect: what matters of it, our errors say."""
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 
 def common_settings(options: KafkaOptions) -> dict[str, object]:

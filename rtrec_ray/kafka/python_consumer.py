@@ -13,7 +13,7 @@ from kafka import errors
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import ConfigInvalid, KafkaUnavailable
 from rtrec_ray.kafka.base import EARLIEST, KafkaOptions, RecordBatch, TopicPartition
-from rtrec_ray.kafka.python_client import common_settings, translated, translating
+from rtrec_ray.kafka.python_client import common_settings, quiet, translated, translating
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class PythonConsumer:
 
     def _client(self) -> Any:
         if self._made is None:
+            quiet()
             with translating("connecting failed"):
                 self._made = kafka.KafkaConsumer(**self._settings())
                 self._apply(self._made)

@@ -13,7 +13,7 @@ from kafka.admin import KafkaAdminClient
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import KafkaUnavailable
 from rtrec_ray.kafka.base import MAX_DEAD_LETTER_BYTES, KafkaOptions, TopicSpec, check_size
-from rtrec_ray.kafka.python_client import MEND, common_settings, in_our_words, translated, translating
+from rtrec_ray.kafka.python_client import MEND, common_settings, in_our_words, quiet, translated, translating
 
 _QUEUE: Final = 50_000
 _UNKNOWN_TOPIC: Final = 3
@@ -63,6 +63,7 @@ class PythonProducer:
     def _client(self) -> Any:
         with self._making, translating("connecting failed"):
             if self._made is None:
+                quiet()
                 self._made = kafka.KafkaProducer(**self._settings())
             return self._made
 
@@ -134,6 +135,7 @@ class PythonAdmin:
 
     def _client(self) -> Any:
         if self._made is None:
+            quiet()
             with translating("connecting failed"):
                 self._made = KafkaAdminClient(**common_settings(self._options))
         return self._made
