@@ -10,7 +10,7 @@ from rtrec_ray.notification.base import NotificationStore
 from rtrec_ray.notification.postgres import PostgresNotificationStore
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.registry.base import ModelCenter
-from rtrec_ray.registry.mlflow import MlflowModelCenter, RegistryOptions
+from rtrec_ray.registry.options import RegistryOptions
 from rtrec_ray.stores.samples import SampleStore
 from rtrec_ray.stores.samples_postgres import PostgresSampleStore
 from rtrec_ray.stores.training import PostgresTrainingBook, TrainingBook
@@ -23,7 +23,10 @@ __all__ = ["BaseOptions", "Connections", "GateOptions", "IncrementalOptions", "R
 class Connections(Protocol):
     """Where a run finds its samples, model versions and events; must pickle, and connects only when asked."""
 
-    clock: Clock
+    @property
+    def clock(self) -> Clock:
+        """The clock of events."""
+        ...
 
     def samples(self) -> SampleStore:
         """The sample store."""
@@ -64,6 +67,9 @@ class ServerConnections:
 
     def center(self) -> ModelCenter:
         """See Connections."""
+        # Importing MLflow takes seconds, which the tasks that only read samples do not have.
+        from rtrec_ray.registry.mlflow import MlflowModelCenter
+
         return MlflowModelCenter(self.registry)
 
     def events(self) -> NotificationStore:

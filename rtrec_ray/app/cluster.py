@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from actors.stage import StageActor, Work
 from rtrec_ray.app.system import System
 from rtrec_ray.errors import RayUnavailable
 
 NAMESPACE = "rtrec"
+
+
+def leave() -> None:
+    """Stop being a driver; actors that outlive their driver stay."""
+    ray.shutdown()
+
+
+def answers() -> bool:
+    """Whether this process is a driver and its cluster answers."""
+    if not ray.is_initialized():
+        return False
+    try:
+        return bool(ray.cluster_resources())
+    except (RayError, RuntimeError):
+        return False
 
 
 @contextmanager
@@ -24,15 +38,13 @@ def joined(system: System) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        leave()
 
 
 def join(system: System) -> None:
     """Become a driver of the system's cluster. Raises RayUnavailable, NotRunning."""
     if ray.is_initialized():
         return
-    if system.addresses.ray_token is not None:
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=system.addresses.ray_token)
     try:
         ray.init(address=system.ray_address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -53,6 +65,22 @@ def stop_actors(names: Iterable[str], *, timeout_s: float = 30.0) -> None:
     for actor, stopping in [(actor, actor.stop.remote()) for actor in found]:
         with suppress(GetTimeoutError, RayActorError):  # what it did not commit is done again by the next owner
             ray.get(stopping, timeout=timeout_s)
+        ray.kill(actor, no_restart=True)
+
+
+def wait_for(actors: Sequence[Any], *, timeout_s: float = 120.0) -> None:
+    """Wait until every actor answers. Raises RayUnavailable."""
+    try:
+        ray.get([actor.health.remote() for actor in actors], timeout=timeout_s)
+    except (RayError, GetTimeoutError) as error:
+        raise RayUnavailable(
+            f"an actor did not start: {str(error).strip().splitlines()[-1]}", mend="the Ray dashboard shows its log"
+        ) from error
+
+
+def end_actors(names: Iterable[str]) -> None:
+    """End the named actors at once; what they had not stored is done again by the next start."""
+    for actor in filter(None, map(_find, names)):
         ray.kill(actor, no_restart=True)
 
 

@@ -112,6 +112,14 @@ class System:
         """Wall time at which a record was written → the latest event time that is believed of it, ms."""
         return LatestBelieved(clock=self.clock, skew_ms=self.skew_ms)
 
+    def at(self, clock: ScaledClock) -> System:
+        """The same system by another clock."""
+        return replace(self, clock=clock)
+
+    def answering_at(self, url: str) -> System:
+        """The same system with its HTTP address."""
+        return replace(self, addresses=replace(self.addresses, http=url))
+
     def _bound(self, ms: int) -> int:
         return max(ms, round(LEAST_BOUND_WALL_MS * self.clock.speed))
 

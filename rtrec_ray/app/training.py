@@ -5,21 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import partial
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from actors.stage import Work
 from rtrec_ray.app.cluster import start_actor
+from rtrec_ray.app.find import definition_file
 from rtrec_ray.app.system import System
 from rtrec_ray.registry.base import ModelVersion
 from rtrec_ray.registry.mlflow import RegistryOptions
-from training.base import train_base as train
 from training.definition import ModelDefinition, load_definition
-from training.gate import ValidationGate
-from training.incremental import train_incremental
 from training.options import BaseOptions, GateOptions, IncrementalOptions, RayOptions, ServerConnections
 
 GATE, INCREMENTAL = "gate", "incremental"
@@ -34,9 +30,7 @@ def connections(system: System) -> ServerConnections:
 
 def model_definition(system: System, *, family: str | None = None) -> ModelDefinition:
     """The model of model.yaml, or another family of it."""
-    named = system.settings.definitions.model
-    with resources.as_file(resources.files("configs") / "model.yaml") as packaged:
-        definition = load_definition(Path(named) if named else packaged)
+    definition = load_definition(definition_file("model", system.settings.definitions.model))
     return definition if family is None else msgspec.structs.replace(definition, family=family)
 
 
@@ -45,6 +39,8 @@ def train_base(system: System, *, family: str | None = None, job: str = "") -> M
 
     Raises TrainingImpossible, TrainingFailed, NotRunning, StoreUnavailable, RegistryUnavailable.
     """
+    from training.base import train_base as train  # TensorFlow: only the processes that train import it
+
     settings = system.settings.training
     options = BaseOptions(
         definition=model_definition(system, family=family),
@@ -67,11 +63,15 @@ def start_incremental(system: System) -> Any:
 
 
 def _gate(system: System) -> list[Work]:
+    from training.gate import ValidationGate  # TensorFlow, as above
+
     gate = ValidationGate(GateOptions(held_out_percent=system.settings.training.held_out_percent), connections(system))
     return [Endless(gate.run, end=gate.stop)]
 
 
 def _incremental(system: System) -> list[Work]:
+    from training.incremental import train_incremental  # TensorFlow, as above
+
     settings, servers = system.settings.training, connections(system)
     options = IncrementalOptions(
         ray=RayOptions(storage=system.training_storage, workers=settings.workers, max_failures=-1),

@@ -1,0 +1,47 @@
+"""What must be there before a stage starts: tables, topics, the clock."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+
+from rtrec_ray.app.system import System
+from rtrec_ray.clock import ScaledClock, wall_ms
+from rtrec_ray.kafka.connect import connect_admin
+from rtrec_ray.kafka.topics import ensure_topics
+from rtrec_ray.metadata.catalogue import system_datasets
+from rtrec_ray.metadata.postgres import PostgresMetadataStore
+from rtrec_ray.postgres.connection import connect, transaction
+from rtrec_ray.postgres.migrate import migrate
+from rtrec_ray.stores.progress import put_clock
+
+
+def prepare(system: System) -> System:
+    """Make what is missing of tables, topics and the clock; answers the system with what holds now.
+
+    The first start fixes the clock: a system that was stopped goes on where its line has come to. Raises
+    StoreUnavailable, KafkaUnavailable, ConfigInvalid.
+    """
+    if system.addresses.postgres is not None:
+        migrate(system.postgres)
+        system = replace(system, clock=_fix_clock(system))
+    if system.addresses.kafka is not None:
+        with connect_admin(system.kafka) as admin:
+            system = replace(system, partitions=ensure_topics(admin, partitions=system.settings.pipeline.partitions))
+    if system.addresses.postgres is not None and system.addresses.kafka is not None:
+        _register_datasets(system)
+    return system
+
+
+def _fix_clock(system: System) -> ScaledClock:
+    asked, now_ms = system.settings.clock, wall_ms()
+    origin_ms = now_ms if asked.origin_event_ms is None else asked.origin_event_ms
+    line = ScaledClock(origin_event_ms=origin_ms, origin_wall_ms=now_ms, speed=asked.speed)
+    with closing(connect(system.postgres)) as connection, transaction(connection) as cursor:
+        return put_clock(cursor, line)
+
+
+def _register_datasets(system: System) -> None:
+    with closing(PostgresMetadataStore(system.postgres)) as store:
+        for dataset in system_datasets(history_uri=system.history_uri, topics=system.kafka.bootstrap):
+            store.put_dataset(dataset)

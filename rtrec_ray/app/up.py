@@ -1,0 +1,135 @@
+"""The whole system, or parts of it: started, kept running, stopped."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from configs.settings import Settings
+from rtrec_ray.app.find import clock_fact, compose
+from rtrec_ray.app.prepare import prepare
+from rtrec_ray.app.system import System
+from rtrec_ray.embedded.assembly import EmbeddedOptions
+from rtrec_ray.embedded.system import Running, start
+from rtrec_ray.errors import ConfigInvalid
+
+SERVERS = ("kafka", "postgres", "mlflow", "ray")
+PARTS = (*SERVERS, "pipeline", "training", "serve")
+
+Step = Callable[[str, str], None]
+"""Told of a part's name and what happened to it."""
+
+
+class Up:
+    """A started system. `revive` starts its jobs again after the Ray head was."""
+
+    def __init__(self, settings: Settings, servers: Running, parts: Collection[str], *, on_step: Step) -> None:
+        self._servers = servers
+        self._parts = parts
+        self._on_step = on_step
+        self._ray_is_new = threading.Event()
+        self._jobs: Any = None
+        self.system = prepare(compose(settings, servers.directory, servers.addresses))
+
+    def start(self, *, config: Path | None) -> None:
+        """Start the jobs; returns when they are up."""
+        # The facts come first: a job that asks for the system finds its clock.
+        self._servers.note(
+            parts=list(self._parts), config=config and str(config.absolute()), clock=clock_fact(self.system.clock)
+        )
+        if set(self._parts) - set(SERVERS):
+            os.environ.update(self._servers.environment())
+            # Ray reads variables as it is imported, and these were not known before the head was started.
+            from rtrec_ray.app import jobs
+
+            self._jobs = jobs
+            self._settle(jobs.start_jobs(self.system, self._parts, on_step=self._on_step))
+        self._servers.watch(self._see)
+        self._servers.note(ready=True)
+
+    def revive(self) -> None:
+        """Start the jobs on a Ray head that died and is up again; does nothing otherwise."""
+        if self._jobs is not None and self._ray_is_new.is_set():
+            self._ray_is_new.clear()
+            self._settle(self._jobs.restart_jobs(self.system, self._parts, on_step=self._on_step))
+
+    def stop(self) -> None:
+        """Let the pipeline commit, end every job, then the servers that were started here."""
+        try:
+            if self._jobs is not None:
+                self._jobs.stop_jobs(self.system, self._parts, on_step=self._on_step)
+        finally:
+            self._servers.stop()
+
+    def _settle(self, system: System) -> None:
+        self.system = system
+        self._servers.note(http=system.addresses.http)
+
+    def _see(self, part: str, what: str) -> None:
+        if (part, what) == ("ray", "restarted"):
+            self._ray_is_new.set()
+        self._on_step(part, what)
+
+
+@contextmanager
+def started(
+    settings: Settings,
+    directory: Path,
+    *,
+    parts: Collection[str] = PARTS,
+    config: Path | None = None,
+    on_step: Step = lambda part, what: None,
+) -> Iterator[Up]:
+    """Start the parts for the block, and stop them at its end, whatever ends it.
+
+    Servers whose address the settings name are used as they are. Raises ConfigInvalid, AlreadyRunning,
+    DirectoryUnusable, EmbeddedFailure.
+    """
+    check_parts(parts)
+    servers = start(_embedded_parts(settings, parts), directory, _options(settings), on_step=on_step)
+    try:
+        up = Up(settings, servers, parts, on_step=on_step)
+    except BaseException:
+        servers.stop()
+        raise
+    try:
+        up.start(config=config)
+        yield up
+    finally:
+        up.stop()
+
+
+@contextmanager
+def running(settings: Settings, directory: Path, **options: Any) -> Iterator[System]:
+    """As `started`, for who only needs the system."""
+    with started(settings, directory, **options) as up:
+        yield up.system
+
+
+def check_parts(parts: Collection[str]) -> None:
+    """Raise ConfigInvalid for a part that there is not."""
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown or not parts:
+        raise ConfigInvalid(f"unknown part {', '.join(unknown)!r}", mend=f"the parts are {','.join(PARTS)}")
+
+
+def _embedded_parts(settings: Settings, parts: Collection[str]) -> list[str]:
+    servers = settings.servers
+    named = {
+        "kafka": servers.kafka.bootstrap,
+        "postgres": servers.postgres.dsn,
+        "mlflow": servers.mlflow.url,
+        "ray": servers.ray.address,
+    }
+    return [part for part in SERVERS if part in parts and named[part] is None]
+
+
+def _options(settings: Settings) -> EmbeddedOptions:
+    ray = settings.servers.ray
+    return EmbeddedOptions(
+        partitions=settings.pipeline.partitions, cpus=ray.num_cpus, object_store_bytes=ray.object_store_mb << 20
+    )
