@@ -86,6 +86,8 @@ class MemorySampleStore:
 
     def __init__(self) -> None:
         self._ledger = pl.DataFrame(schema=SAMPLE_SCHEMA)
+        self.misses: dict[str, int] = {}
+        self.held = 0
 
     def append(self, rows: pl.DataFrame) -> None:
         """Append revisions: (n, any of `SAMPLE_SCHEMA`); missing columns are null, `commit_seq` is given out here.
@@ -142,6 +144,8 @@ class MemorySampleStore:
             requests=newest["request_id"].n_unique(),
             high_water=self.high_water(),
             corrections=self._ledger.height - newest.height,
+            held=self.held,
+            misses=self.misses,
         )
 
     def _as_of(self, seq: int) -> pl.DataFrame:

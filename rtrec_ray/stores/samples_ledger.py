@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Protocol
 
 import polars as pl
@@ -106,6 +107,8 @@ class MemorySampleLedger:
         held = without(kept.held.get(self._partition, empty(HELD_SCHEMA)), settled.held_drop)
         stored = settled.held_put.with_columns(stored=pl.lit(True))
         kept.held[self._partition] = _upsert(held, stored, KEY)
+        kept.store.misses = {"no_inference_record": kept.misses.height} if kept.misses.height else {}
+        kept.store.held = sum(frame.height for frame in kept.held.values())
         return existing
 
     def remember(self, cursor: Cursor | None, place: Place, *, read_to: int) -> None:
@@ -135,7 +138,12 @@ class MemorySampleLedger:
     def _publish(self, revisions: pl.DataFrame) -> None:
         asked = self._samples.requests.select("request_id", "model_version", "features", pl.col("arm").alias("its_arm"))
         full = revisions.join(asked, on="request_id", how="left", maintain_order="left")
-        self._samples.store.append(full.with_columns(arm=pl.coalesce("arm", "its_arm")))
+        merged = [
+            json.dumps(json.loads(features) | json.loads(own or "{}"))
+            for features, own in full.select("features", "item_features").iter_rows()
+        ]
+        arm = pl.coalesce("arm", "its_arm")
+        self._samples.store.append(full.with_columns(arm=arm, features=pl.Series(merged, dtype=pl.String)))
 
 
 def _of_ids(frame: pl.DataFrame, ids: pl.Series) -> pl.DataFrame:

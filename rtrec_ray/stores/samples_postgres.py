@@ -55,38 +55,33 @@ class PostgresSampleStore:
         batch_rows: int = BATCH_ROWS,
     ) -> Iterator[pl.DataFrame]:
         """See SampleStore."""
-        chosen = SAMPLE_SCHEMA.names() if columns is None else list(columns)
-        connection = connect(self._options, application="rtrec-samples-scan")
-        try:
-            # Numbers are given out without gaps to speak of, so a range of them is a batch; and because revisions
-            # never change, batches read in transactions of their own fit together.
-            for start in range(from_seq_exclusive, to_seq, batch_rows):
-                with transaction(connection) as cursor:
-                    end = min(start + batch_rows, to_seq)
-                    frame = _copy_out(cursor, "scan", chosen, from_seq=start, to_seq=end)
-                if not frame.is_empty():
-                    yield frame
-        finally:
-            connection.close()
+        return self._read("scan", from_seq_exclusive, to_seq, columns=columns, batch_rows=batch_rows)
 
     def current(
         self,
         *,
         to_seq: int | None = None,
-        span: tuple[int, int] | None = None,
         columns: Sequence[str] | None = None,
         batch_rows: int = BATCH_ROWS,
     ) -> Iterator[pl.DataFrame]:
         """See SampleStore."""
-        chosen = SAMPLE_SCHEMA.names() if columns is None else list(columns)
-        as_of = self.high_water() if to_seq is None else to_seq
-        first, last = (0, as_of) if span is None else (span[0], min(span[1], as_of))
+        return self._read("scan_current", 0, to_seq, columns=columns, batch_rows=batch_rows)
+
+    def _read(
+        self, statement: str, start: int, to_seq: int | None, *, columns: Sequence[str] | None, batch_rows: int
+    ) -> Iterator[pl.DataFrame]:
+        chosen = SAMPLE_SCHEMA.names() if columns is None else columns
         connection = connect(self._options, application="rtrec-samples-scan")
         try:
-            for start in range(first, last, batch_rows):
+            with transaction(connection) as cursor:
+                known = _high_water(cursor)
+            end = known if to_seq is None else min(to_seq, known)
+            # Numbers are given out almost without gaps, so a range of them is a batch; and because revisions never
+            # change, batches read in transactions of their own fit together.
+            for low in range(start, end, batch_rows):
+                at = {"from_seq": low, "to_seq": min(low + batch_rows, end), "as_of_seq": end}
                 with transaction(connection) as cursor:
-                    end = min(start + batch_rows, last)
-                    frame = _copy_out(cursor, "scan_current", chosen, from_seq=start, to_seq=end, as_of_seq=as_of)
+                    frame = _copy_out(cursor, statement, chosen, at)
                 if not frame.is_empty():
                     yield frame
         finally:
@@ -297,10 +292,10 @@ def _high_water(cursor: Cursor) -> int:
     return int(found[0][0]) if found else 0
 
 
-def _copy_out(cursor: Cursor, name: str, columns: Sequence[str], **numbers: int) -> pl.DataFrame:
+def _copy_out(cursor: Cursor, name: str, columns: Sequence[str], at: Mapping[str, int]) -> pl.DataFrame:
     schema = pl.Schema([(column, SAMPLE_SCHEMA[column]) for column in columns])
     out = io.BytesIO()
-    cursor.copy_expert(_sql(name).format(columns=", ".join(f'"{column}"' for column in columns), **numbers), out)
+    cursor.copy_expert(_sql(name).format(columns=", ".join(f'"{column}"' for column in columns), **at), out)
     if not out.tell():
         return empty(schema)
     out.seek(0)

@@ -1,0 +1,281 @@
+"""Every sample store keeps these laws, and so does every ledger that writes one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import pytest
+
+from rtrec_ray.embedded.postgres import PostgresServer
+from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
+from rtrec_ray.samples.columns import CLICK_SCHEMA, IMPRESSION_SCHEMA, REQUEST_SCHEMA, SAMPLE_SCHEMA
+from rtrec_ray.samples.definition import SampleDefinition
+from rtrec_ray.samples.stitch import Stitcher
+from rtrec_ray.stores.samples import SampleStore
+from rtrec_ray.stores.samples_ledger import MemorySampleLedger, MemorySamples, SampleLedger
+from rtrec_ray.stores.samples_postgres import PostgresSampleLedger, PostgresSampleStore
+
+DAY_MS = 86_400_000
+NOON_MS = 20_000 * DAY_MS + DAY_MS // 2
+RULES = SampleDefinition(wait_ms=10, horizon_ms=10 * DAY_MS)
+
+
+@dataclass
+class Backend:
+    store: SampleStore
+    ledger: Callable[[int], SampleLedger]
+    transaction: Callable[[], AbstractContextManager[Any]]
+
+
+EMPTIED = """
+TRUNCATE samples.requests, samples.revisions, samples.misses, samples.held_clicks, samples.replay;
+DELETE FROM meta.counters;
+"""
+
+
+@pytest.fixture(scope="module")
+def database(postgres_server: PostgresServer, template_database: str) -> Iterator[PostgresOptions]:
+    """One for all these tests, emptied before each: a clone takes longer than most of them."""
+    postgres_server.create_database("contract_samples", template=template_database)
+    yield PostgresOptions(dsn=postgres_server.dsn("contract_samples"))
+    postgres_server.drop_database("contract_samples")
+
+
+@pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.server)])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    if request.param == "memory":
+        kept = MemorySamples()
+        yield Backend(kept.store, lambda partition: MemorySampleLedger(kept, partition=partition), nullcontext)
+        return
+    options = request.getfixturevalue("database")
+    connection = connect(options)
+    with transaction(connection) as cursor:
+        cursor.execute(EMPTIED)
+    yield Backend(
+        PostgresSampleStore(options),
+        lambda partition: PostgresSampleLedger(partition=partition),
+        lambda: transaction(connection),
+    )
+    connection.close()
+
+
+class Task:
+    """The sample task on one partition."""
+
+    def __init__(self, backend: Backend, *, partition: int = 0, applied_to: int = 0) -> None:
+        self.backend = backend
+        self.ledger = backend.ledger(partition)
+        with backend.transaction() as cursor:
+            self.restored = self.ledger.restore(cursor, applied_to=applied_to)
+        self.stitcher = Stitcher(RULES, self.restored)
+        self.read_to = applied_to
+
+    def show(self, *impressions, ts=NOON_MS, at=None):
+        first = self.read_to if at is None else at
+        rows = [(r, i, 7, ts, None, None, None, first + n) for n, (r, i) in enumerate(impressions)]
+        self.stitcher.on_impressions(pl.DataFrame(rows, schema=IMPRESSION_SCHEMA, orient="row"))
+        self.read_to = max(self.read_to, first + len(rows))
+        self.stitcher.read_to(self.read_to)
+        return self
+
+    def click(self, *clicks, ts=NOON_MS + 1):
+        rows = [(r, i, ts) for r, i in clicks]
+        self.stitcher.on_clicks(pl.DataFrame(rows, schema=CLICK_SCHEMA, orient="row"))
+        return self
+
+    def serve(self, *requests, ts=NOON_MS, features="{}", items=None):
+        rows = [
+            (None, r, 7, ts, 3, "v1", "a", features, items and json.dumps(items), '{"view": {"0": 5}}')
+            for r in requests
+        ]
+        frame = pl.DataFrame(rows, schema=REQUEST_SCHEMA, orient="row")
+        day = pl.from_epoch("event_time_ms", time_unit="ms").dt.date()
+        self.stitcher.on_requests(frame.with_columns(event_day=day))
+        return self
+
+    def commit(self, watermark_ms=None):
+        if watermark_ms is not None:
+            self.stitcher.advance(watermark_ms=watermark_ms)
+        with self.backend.transaction() as cursor:
+            settled = self.stitcher.settle(self.ledger.answer(cursor, self.stitcher.ask()))
+            existing = self.ledger.write(cursor, settled)
+            if not existing.is_empty():
+                self.ledger.correct(cursor, self.stitcher.amend(existing).corrections)
+            self.ledger.remember(cursor, self.stitcher.place(), read_to=self.read_to)
+        return settled.counts
+
+
+def read(backend: Backend, **how) -> list[dict]:
+    return [row for frame in backend.store.scan(to_seq=10**6, **how) for row in frame.rows(named=True)]
+
+
+def current(backend: Backend, **how) -> dict[tuple[str, int], int]:
+    rows = [row for frame in backend.store.current(**how) for row in frame.rows(named=True)]
+    return {(row["request_id"], row["item_id"]): row["label"] for row in rows}
+
+
+LATER = NOON_MS + 10
+
+
+def test_an_empty_store_says_so(backend):
+    assert backend.store.high_water() == 0
+    assert read(backend) == []
+    assert current(backend) == {}
+    assert backend.store.stats().positive_rate is None
+
+
+def test_a_sample_carries_its_request_overridden_by_its_item(backend):
+    items = [{"item_id": 1, "position": 4, "score": 0.5, "propensity": 0.25, "features": {"b": [1, 2], "c": "x"}}]
+    task = Task(backend).serve("r", features='{"a": 1.5, "b": 0}', items=items)
+    task.show(("r", 1)).click(("r", 1)).commit()
+    (row,) = read(backend)
+    assert json.loads(row.pop("features")) == {"a": 1.5, "b": [1, 2], "c": "x"}
+    assert json.loads(row.pop("labels")) == {"click": 1}
+    row.pop("known_at_ms")
+    assert row == {
+        "commit_seq": 1,
+        "request_id": "r",
+        "item_id": 1,
+        "user_id": 7,
+        "event_time_ms": NOON_MS,
+        "revision": 0,
+        "label": 1,
+        "old_label": None,
+        "page_id": 3,
+        "position": 4,
+        "propensity": 0.25,
+        "score": 0.5,
+        "model_version": "v1",
+        "arm": "a",
+    }
+
+
+def test_a_positive_does_not_wait_and_a_negative_does(backend):
+    task = Task(backend).serve("r").show(("r", 1), ("r", 2)).click(("r", 1))
+    task.commit(LATER - 1)
+    assert current(backend) == {("r", 1): 1}
+    task.commit(LATER)
+    assert current(backend) == {("r", 1): 1, ("r", 2): 0}
+
+
+def test_a_late_click_revises_one_row_and_says_what_it_was(backend):
+    task = Task(backend).serve("r").show(("r", 1), ("r", 2))
+    task.commit(LATER)
+    assert task.click(("r", 1)).commit()["corrected"] == 1
+    newest = read(backend)[-1]
+    assert (newest["request_id"], newest["item_id"]) == ("r", 1)
+    assert (newest["revision"], newest["label"], newest["old_label"], newest["commit_seq"]) == (1, 1, 0, 3)
+    assert json.loads(newest["labels"]) == {"click": 1}
+    assert current(backend) == {("r", 1): 1, ("r", 2): 0}
+    assert current(backend, to_seq=2) == {("r", 1): 0, ("r", 2): 0}
+    assert task.click(("r", 1)).commit()["duplicate_click"] == 1
+    assert backend.store.high_water() == 3
+
+
+def test_a_click_at_the_horizon_is_beyond_it(backend):
+    task = Task(backend).serve("r").show(("r", 1), ("r", 2))
+    task.commit(LATER)
+    at = NOON_MS + RULES.horizon_ms
+    assert task.click(("r", 1), ts=at - 1).click(("r", 2), ts=at).commit()["beyond_horizon"] == 1
+    assert current(backend) == {("r", 1): 1, ("r", 2): 0}
+
+
+def test_an_impression_shown_again_is_no_second_sample_even_after_midnight(backend):
+    task = Task(backend).serve("r").show(("r", 1))
+    task.commit(LATER)
+    task.show(("r", 1), ("r", 2), ts=NOON_MS + DAY_MS)
+    task.commit(LATER + 2 * DAY_MS)
+    assert current(backend) == {("r", 1): 0, ("r", 2): 0}
+    task.show(("r", 1), ts=NOON_MS + 2 * DAY_MS).click(("r", 1), ts=NOON_MS + 2 * DAY_MS).commit()
+    assert current(backend) == {("r", 1): 1, ("r", 2): 0}
+    assert [row["revision"] for row in read(backend)] == [0, 0, 1]
+
+
+def test_a_request_without_a_record_is_a_miss_until_the_record_comes(backend):
+    task = Task(backend).show(("r", 1), ("r", 2), ("s", 1))
+    assert task.commit(LATER)["missed"] == 3
+    assert backend.store.stats().misses == {"no_inference_record": 3}
+    task.click(("r", 1)).commit()
+    assert task.serve("r").commit()["completed"] == 2
+    assert current(backend) == {("r", 1): 1, ("r", 2): 0}
+    assert task.show(("s", 1)).commit(LATER)["missed"] == 0
+
+
+def test_an_impression_that_comes_late_finds_its_request_in_the_store(backend):
+    items = [{"item_id": 5, "position": 2, "score": 0.5}]
+    Task(backend).serve("r", items=items).commit(LATER)
+    Task(backend).show(("r", 5)).commit(LATER)
+    assert [(row["position"], row["score"]) for row in read(backend)] == [(2, 0.5)]
+
+
+def test_a_held_click_outlives_its_owner(backend):
+    Task(backend).click(("r", 1)).commit(NOON_MS)
+    task = Task(backend).serve("r").show(("r", 1))
+    task.commit()
+    assert current(backend) == {("r", 1): 1}
+    assert Task(backend).restored.held.is_empty()
+
+
+def test_a_new_owner_reads_again_only_what_has_no_outcome(backend):
+    task = Task(backend).serve("r").show(("r", 0), ("r", 1), ("r", 2), ("r", 1), ("r", 3)).click(("r", 2))
+    task.commit(NOON_MS)
+    assert Task(backend, applied_to=5).restored.place.replay_from == 0
+    task.show(("r", 4), ts=LATER)
+    task.commit(LATER)
+    restored = Task(backend, applied_to=6).restored
+    assert restored.place.replay_from == 5
+    task.show(("r", 5), ts=NOON_MS).commit()
+    restored = Task(backend, applied_to=7).restored
+    assert restored.place.replay_from == 5
+    assert restored.settled_offsets.to_list() == [6] or 6 in restored.settled_offsets.to_list()
+
+
+def test_reading_again_writes_nothing_again(backend):
+    task = Task(backend).serve("r").show(("r", 1), ("r", 2), ("r", 1), ("r", 3), ts=NOON_MS)
+    task.show(("r", 4), ts=NOON_MS - 5).click(("r", 2)).commit(NOON_MS + 5)
+    before = read(backend)
+    again = Task(backend, applied_to=5)
+    again.show(("r", 1), ("r", 2), ("r", 1), ("r", 3), at=0)
+    counts = again.show(("r", 4), at=4).commit(NOON_MS + 5)
+    assert (counts["out"], counts["duplicate"], counts["impression"]) == (0, 0, 0)
+    assert read(backend) == before
+    again.commit(LATER)
+    assert current(backend) == {("r", 1): 0, ("r", 2): 1, ("r", 3): 0, ("r", 4): 0}
+
+
+def test_partitions_do_not_mix_up_their_offsets(backend):
+    Task(backend, partition=0).serve("r").show(("r", 1)).commit(LATER)
+    other = Task(backend, partition=1, applied_to=1).serve("s").show(("s", 1), at=0)
+    other.commit(LATER)
+    assert current(backend) == {("r", 1): 0, ("s", 1): 0}
+
+
+def test_a_scan_is_the_ledger_in_order_however_it_is_cut(backend):
+    task = Task(backend).serve("r").show(*(("r", n) for n in range(10)))
+    task.commit(LATER)
+    task.click(("r", 3), ("r", 4)).commit()
+    whole = read(backend)
+    assert [row["commit_seq"] for row in whole] == list(range(1, 13))
+    assert read(backend, batch_rows=5) == whole
+    assert read(backend, from_seq_exclusive=10, columns=["commit_seq", "label"]) == [
+        {"commit_seq": 11, "label": 1},
+        {"commit_seq": 12, "label": 1},
+    ]
+    assert all(frame.height <= 5 for frame in backend.store.scan(to_seq=12, batch_rows=5))
+    (frame,) = backend.store.scan(to_seq=12)
+    assert frame.schema == SAMPLE_SCHEMA
+
+
+def test_stats_say_what_is_there(backend):
+    task = Task(backend).serve("r").show(("r", 1), ("r", 2), ("r", 3)).click(("r", 2), ("r", 9))
+    task.commit(LATER)
+    task.click(("r", 1)).commit()
+    stats = backend.store.stats()
+    assert (stats.rows, stats.positives, stats.requests, stats.corrections, stats.high_water) == (3, 2, 1, 1, 4)
+    assert stats.positive_rate == pytest.approx(2 / 3)
+    json.dumps(stats.as_dict())
