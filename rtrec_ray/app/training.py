@@ -52,6 +52,20 @@ def train_base(system: System, *, family: str | None = None, job: str = "") -> M
     return train(options, connections(system))
 
 
+def run_incremental(system: System) -> None:
+    """Follow the ledger until the run is asked to stop. Needs a Ray connection. Raises TrainingFailed, NotRunning."""
+    from training.incremental import train_incremental  # TensorFlow, as above
+
+    settings = system.settings.training
+    options = IncrementalOptions(
+        ray=RayOptions(storage=system.training_storage, workers=settings.workers, max_failures=-1),
+        held_out_percent=settings.held_out_percent,
+        publish_every_s=settings.publish_every_s,
+        definitions=system.definition_versions,
+    )
+    train_incremental(options, connections(system))
+
+
 def start_gate(system: System) -> Any:
     """Start the actor that lets versions online, or not."""
     return start_actor(GATE, partial(_gate, system), cpus=0.5)
@@ -70,16 +84,8 @@ def _gate(system: System) -> list[Work]:
 
 
 def _incremental(system: System) -> list[Work]:
-    from training.incremental import train_incremental  # TensorFlow, as above
-
-    settings, servers = system.settings.training, connections(system)
-    options = IncrementalOptions(
-        ray=RayOptions(storage=system.training_storage, workers=settings.workers, max_failures=-1),
-        held_out_percent=settings.held_out_percent,
-        publish_every_s=settings.publish_every_s,
-        definitions=system.definition_versions,
-    )
-    return [Endless(partial(train_incremental, options, servers), end=partial(_request_stop, servers, options.run))]
+    end = partial(_request_stop, connections(system), IncrementalOptions().run)
+    return [Endless(partial(run_incremental, system), end=end)]
 
 
 def _request_stop(servers: ServerConnections, run: str) -> None:

@@ -23,7 +23,7 @@ COMMANDS = {
     "train": ("models", "Train a base model, or run the increments."),
     "models": ("models", "List and show model versions, promote, roll back."),
     "events": ("events", "Send, list and follow events."),
-    "meta": ("events", "List and show datasets, jobs and runs."),
+    "meta": ("meta", "List and show datasets, jobs and runs."),
 }
 
 
