@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ray import train
-from ray.train.collective import broadcast_from_rank_zero
-
 from rtrec_ray.errors import LeaseLost, StoreUnavailable
 from rtrec_ray.stores.training import Beat
-from training import launch
-from training.follower import Desk, Follower, Turn
 from training.options import Connections, IncrementalOptions
 
-__all__ = ["train_incremental"]
-
-log = logging.getLogger(__name__)
+__all__ = ["IncrementalPlan", "train_incremental"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +30,9 @@ def train_incremental(options: IncrementalOptions, connections: Connections) -> 
     """
     book = connections.book()
     epoch = book.open(options.run)
+    # TensorFlow takes seconds to import, and status and commands read this module's options without it.
+    from training import launch
+
     plan = IncrementalPlan(options=options, connections=connections, epoch=epoch)
     try:
         launch.fit(_work, plan=plan, name=f"{options.run}-{epoch}", ray=options.ray)
@@ -49,51 +44,7 @@ def train_incremental(options: IncrementalOptions, connections: Connections) -> 
         book.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Together:
-    """Workers agree by the first one's word."""
-
-    rank: int
-    workers: int
-
-    def agree(self, turn: Turn | None, /) -> Turn:
-        """See Lockstep."""
-        if self.workers == 1:
-            assert turn is not None
-            return turn
-        return broadcast_from_rank_zero(turn)
-
-
 def _work(config: dict[str, Any]) -> None:
-    """One worker of Ray Train."""
-    plan: IncrementalPlan = config["plan"]
-    rank, workers = launch.world()
-    desk = _sit_down(plan.connections)
-    follower = Follower(
-        plan.options,
-        desk,
-        epoch=plan.epoch,
-        lockstep=Together(rank, workers),
-        strategy=lambda: launch.strategy(workers),
-    )
-    try:
-        follower.run()
-    except LeaseLost as error:
-        # Not a failure: an error would make Ray Train start this worker again and again.
-        log.warning("training_taken_over", extra={"cause": error.message})
-    finally:
-        desk.bell.close()
-        desk.book.close()
-        desk.events.close()
-    train.report({})
+    from training.incremental_worker import work  # TensorFlow again: this runs in Ray Train's worker
 
-
-def _sit_down(connections: Connections) -> Desk:
-    return Desk(
-        samples=connections.samples(),
-        bell=connections.bell(),
-        center=connections.center(),
-        events=connections.events(),
-        book=connections.book(),
-        clock=connections.clock,
-    )
+    work(config["plan"])

@@ -27,8 +27,8 @@ def fit(
     name: str,
     ray: RayOptions,
     datasets: dict[str, Dataset] | None = None,
-) -> dict[str, Any]:
-    """Run `worker({"plan": plan})` on each worker to its end; answers what it last reported. Needs a Ray connection."""
+) -> None:
+    """Run `worker({"plan": plan})` on each worker to its end. Needs a Ray connection. Raises TrainingFailed."""
     trainer = TensorflowTrainer(
         worker,
         train_loop_config={"plan": plan},
@@ -44,7 +44,7 @@ def fit(
     )
     log.info("training_starts", extra={"run": name, "workers": ray.workers})
     try:
-        return dict(trainer.fit().metrics or {})
+        trainer.fit()
     except TrainingFailedError as error:
         raise TrainingFailed(
             f"training run {name} ended: {_cause(error)}", mend="Ray's log of its workers tells more"

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -23,22 +23,12 @@ from mlflow.exceptions import MlflowException
 from rtrec_ray.clock import wall_ms
 from rtrec_ray.errors import ModelRejected, RegistryUnavailable
 from rtrec_ray.registry.base import Draft, ModelVersion, Status
+from rtrec_ray.registry.options import RegistryOptions
 
 __all__ = ["MlflowModelCenter", "RegistryOptions"]
 
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _MAX_PARAMS = 100  # MLflow's bound for one log_batch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegistryOptions:
-    """Where MLflow is, and under which names it keeps our models. Credentials come from MLflow's own variables."""
-
-    url: str
-    model_name: str = "rtrec"
-    experiment: str = "rtrec"
-    timeout_s: int = 20
-    max_retries: int = 2
 
 
 class _Tagged(Protocol):
@@ -68,6 +58,7 @@ class MlflowModelCenter:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(options.max_retries))
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(options.timeout_s))
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self._options = options
         self._name = options.model_name
         with _translated(options.url):
@@ -88,6 +79,7 @@ class MlflowModelCenter:
                 f"{run.info.artifact_uri}/model",
                 run_id=run_id,
                 tags={**_tags(draft), "status": "generated"},
+                await_creation_for=0,  # the artifact is there already
             )
             self._client.set_registered_model_alias(self._name, "candidate", made.version)
             self._client.set_terminated(run_id)
@@ -103,7 +95,7 @@ class MlflowModelCenter:
             found = self._client.search_model_versions(
                 f"name='{self._name}'", max_results=limit, order_by=["version_number DESC"]
             )
-        return [_version(entry) for entry in found if "kind" in entry.tags]
+        return [version for version in map(_version, found) if version is not None]
 
     def champion(self) -> ModelVersion | None:
         """As the port says."""
@@ -200,15 +192,20 @@ def _tags(draft: Draft) -> dict[str, str]:
     return {name: value if name in _TEXT else json.dumps(value) for name, value in values.items() if value is not None}
 
 
-def _version(entry: _Tagged) -> ModelVersion:
+def _version(entry: _Tagged) -> ModelVersion | None:
+    """The version as we wrote it; None for one that somebody else registered under our name."""
     tags = entry.tags
     known = {field.name: tags[field.name] for field in fields(Draft) if field.name in tags}
     values = {name: value if name in _TEXT else json.loads(value) for name, value in known.items()}
+    try:
+        draft = msgspec.convert(values, Draft)
+    except msgspec.ValidationError:
+        return None
     return ModelVersion(
         version=str(entry.version),
         run_id=str(entry.run_id),
         status=cast(Status, tags.get("status", "generated")),
-        draft=msgspec.convert(values, Draft),
+        draft=draft,
         reason=tags.get("reason", ""),
         champion_ms=int(tags["champion_ms"]) if "champion_ms" in tags else None,
     )

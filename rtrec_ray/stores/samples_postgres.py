@@ -55,31 +55,40 @@ class PostgresSampleStore:
         batch_rows: int = BATCH_ROWS,
     ) -> Iterator[pl.DataFrame]:
         """See SampleStore."""
-        return self._read("scan", from_seq_exclusive, to_seq, columns=columns, batch_rows=batch_rows)
+        return self._read("scan", (from_seq_exclusive, to_seq), to_seq, columns=columns, batch_rows=batch_rows)
 
     def current(
         self,
         *,
         to_seq: int | None = None,
+        span: tuple[int, int] | None = None,
         columns: Sequence[str] | None = None,
         batch_rows: int = BATCH_ROWS,
     ) -> Iterator[pl.DataFrame]:
         """See SampleStore."""
-        return self._read("scan_current", 0, to_seq, columns=columns, batch_rows=batch_rows)
+        within = (0, to_seq) if span is None else span
+        return self._read("scan_current", within, to_seq, columns=columns, batch_rows=batch_rows)
 
     def _read(
-        self, statement: str, start: int, to_seq: int | None, *, columns: Sequence[str] | None, batch_rows: int
+        self,
+        statement: str,
+        span: tuple[int, int | None],
+        to_seq: int | None,
+        *,
+        columns: Sequence[str] | None,
+        batch_rows: int,
     ) -> Iterator[pl.DataFrame]:
         chosen = SAMPLE_SCHEMA.names() if columns is None else columns
         connection = connect(self._options, application="rtrec-samples-scan")
         try:
             with transaction(connection) as cursor:
                 known = _high_water(cursor)
-            end = known if to_seq is None else min(to_seq, known)
+            as_of = known if to_seq is None else min(to_seq, known)
+            end = as_of if span[1] is None else min(span[1], as_of)
             # Numbers are given out almost without gaps, so a range of them is a batch; and because revisions never
             # change, batches read in transactions of their own fit together.
-            for low in range(start, end, batch_rows):
-                at = {"from_seq": low, "to_seq": min(low + batch_rows, end), "as_of_seq": end}
+            for low in range(span[0], end, batch_rows):
+                at = {"from_seq": low, "to_seq": min(low + batch_rows, end), "as_of_seq": as_of}
                 with transaction(connection) as cursor:
                     frame = _copy_out(cursor, statement, chosen, at)
                 if not frame.is_empty():

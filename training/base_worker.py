@@ -1,0 +1,112 @@
+"""What a worker of a base run does: learn every sample some times over, then log and announce the version."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from ray import train
+
+from rtrec_ray.clock import monotonic_s
+from rtrec_ray.errors import StoreUnavailable
+from rtrec_ray.registry.base import Draft
+from rtrec_ray.stores.training import Beat
+from training import launch
+from training.base import BasePlan, version_of
+from training.dataset import encode
+from training.heldout import HeldOutRows
+from training.loop import Learner
+from training.metrics import evaluate
+from training.options import GateOptions
+from training.publish import Exporter, announce, publish
+from training.reading import PREFIX
+
+__all__ = ["work"]
+
+log = logging.getLogger(__name__)
+
+_SHUFFLE_BATCHES = 16  # rows drawn from at random, in batches: samples of one moment resemble each other
+
+
+def work(plan: BasePlan) -> None:
+    """One worker of Ray Train."""
+    rank, workers = launch.world()
+    learner = Learner(plan.options.definition, base_rate=plan.base_rate, strategy=launch.strategy(workers))
+    losses = [_one_pass(plan, learner, number, rank) for number in range(plan.options.definition.epochs)]
+    if rank == 0:
+        _publish(plan, learner, losses)
+
+
+def _one_pass(plan: BasePlan, learner: Learner, number: int, rank: int) -> float:
+    """Train on every sample once; answers the mean log loss of this worker's rows, each scored before it was learnt."""
+    definition, seen, total = plan.options.definition, 0, 0.0
+    beat_due_s = monotonic_s()
+    for block in train.get_dataset_shard("train").iter_batches(
+        batch_size=learner.share,
+        batch_format="numpy",
+        local_shuffle_buffer_size=learner.share * _SHUFFLE_BATCHES,
+        local_shuffle_seed=definition.seed + number,
+    ):
+        columns = {name.removeprefix(PREFIX): column for name, column in block.items() if name.startswith(PREFIX)}
+        result = learner.train(columns, block["label"], np.ones(len(block["label"])))
+        total += (evaluate(block["label"], result.probability).log_loss or 0.0) * len(block["label"])
+        seen += len(block["label"])
+        if rank == 0 and monotonic_s() >= beat_due_s:
+            done = plan.totals.rows * number + seen * plan.options.ray.workers
+            _put_beat(plan, plan.beat(state="running", rows=done))
+            beat_due_s = monotonic_s() + 2.0
+    return total / max(seen, 1)
+
+
+def _publish(plan: BasePlan, learner: Learner, losses: list[float]) -> None:
+    """Log the version and announce it, once per job, however often its worker is started."""
+    center, events = plan.connections.center(), plan.connections.events()
+    version = version_of(center, plan.job)
+    if version is None:
+        definition = plan.options.definition
+        draft = Draft(
+            kind="base",
+            model=definition.family,
+            from_seq=1,
+            to_seq=plan.to_seq,
+            trained_to_ms=plan.totals.newest_ms,
+            created_ms=plan.connections.clock.now_ms(),
+            job=plan.job,
+            definitions=definition.named(plan.options.definitions),
+            parameters=_parameters(plan),
+            metrics=_metrics(plan, learner, losses),
+        )
+        version = publish(center, Exporter(definition, base_rate=plan.base_rate), learner.state(), draft)
+    announce(events, version)
+    events.close()
+    log.info("base_published", extra={"version": version.version, "job": plan.job})
+
+
+def _metrics(plan: BasePlan, learner: Learner, losses: list[float]) -> dict[str, float]:
+    limit = GateOptions().max_rows
+    rows = HeldOutRows(plan.connections.samples(), percent=plan.options.held_out_percent, max_rows=limit).upto(
+        plan.to_seq
+    )
+    exam = encode(rows, plan.options.definition.model_inputs, held_out_percent=0)
+    found = evaluate(exam.label, learner.score(exam.columns)).numbers("held_out_") if len(exam) else {}
+    passes = {f"train_log_loss_pass_{number}": loss for number, loss in enumerate(losses, start=1)}
+    return {**found, **passes, "train_rows": float(plan.totals.rows), "train_positives": float(plan.totals.positives)}
+
+
+def _parameters(plan: BasePlan) -> dict[str, str]:
+    definition = plan.options.definition
+    own = definition.logistic if definition.family == "logistic" else definition.dcn
+    shared = {"family": definition.family, "seed": definition.seed, "epochs": definition.epochs}
+    sizes = {"batch_rows": definition.batch_rows, "workers": plan.options.ray.workers, "inputs": len(definition.inputs)}
+    hyper = {name: getattr(own, name) for name in own.__struct_fields__}
+    return {name: str(value) for name, value in {**shared, **sizes, "base_rate": plan.base_rate, **hyper}.items()}
+
+
+def _put_beat(plan: BasePlan, beat: Beat) -> None:
+    book = plan.connections.book()
+    try:
+        book.beat(plan.options.run, plan.epoch, beat)
+    except StoreUnavailable as error:
+        log.warning("beat_missed", extra={"run": plan.options.run, "cause": error.message})
+    finally:
+        book.close()
