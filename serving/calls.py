@@ -49,8 +49,9 @@ class BoundedCalls:
         self._stuck = 0
         self._lock = threading.Lock()
         self._queue: SimpleQueue[_Call[Any] | None] = SimpleQueue()
-        for i in range(threads):
-            threading.Thread(target=self._serve, name=f"{name}-{i}", daemon=True).start()
+        self._workers = [threading.Thread(target=self._serve, name=f"{name}-{i}", daemon=True) for i in range(threads)]
+        for worker in self._workers:
+            worker.start()
 
     def stuck(self) -> int:
         """How many threads hang in a call whose deadline has passed."""
@@ -74,10 +75,12 @@ class BoundedCalls:
         finally:
             timer.cancel()
 
-    def close(self) -> None:
-        """End the threads when they are free."""
-        for _ in range(self._threads):
+    def close(self, *, timeout_s: float = 1.0) -> None:
+        """End the threads; one that hangs longer than `timeout_s` ends when its call does."""
+        for _ in self._workers:
             self._queue.put(None)
+        for worker in self._workers if self._stuck == 0 else ():
+            worker.join(timeout_s)
 
     def _expire(self, call: _Call[Any]) -> None:
         if not call.answer.done():

@@ -11,6 +11,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.errors import BeyondRetention, RecordInvalid, RtrecError, ServerUnavailable, UnknownView
@@ -206,6 +207,8 @@ def _counted(service: Service, route: str, answer: Answer) -> Callable[[Request]
         except BodyTooLarge:
             limit = service.options.body_limit_bytes
             response = _json(413, Problem(detail=f"the body is over the limit of {limit} bytes"))
+        except ClientDisconnect:
+            response = Response(status_code=400)  # nobody is there to read it; the count is for us
         latency.observe(monotonic_s() - began_s)
         service.metrics.requests.labels(route, response.status_code).inc()
         return response

@@ -113,6 +113,7 @@ class ListsReader:
         self._fresh_at_s: float | None = None
         self._catalogue_due_s = 0.0
         self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
         metrics.watch("rtrec_lists_age_seconds", "Wall time since the lists were last read.", self.age_s)
 
     def current(self) -> Lists:
@@ -138,11 +139,14 @@ class ListsReader:
 
     def start(self, *, lists_s: float, catalogue_s: float) -> None:
         """Refresh each `lists_s` seconds of wall time, or more rarely when a reading is slow, until `close`."""
-        threading.Thread(target=self._run, args=(lists_s, catalogue_s), name="lists", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(lists_s, catalogue_s), name="lists", daemon=True)
+        self._thread.start()
 
-    def close(self) -> None:
+    def close(self, *, timeout_s: float = 1.0) -> None:
         """End the thread after the reading it is in."""
         self._closed.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
 
     def _run(self, lists_s: float, catalogue_s: float) -> None:
         wait_s = 0.0

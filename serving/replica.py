@@ -68,6 +68,7 @@ class Replica:
         self._options = options
         self._name = name
         self._closed = threading.Event()
+        self._listening = threading.Thread(target=self._listen, name="model-events", daemon=True)
         self.metrics = ServingMetrics()
         self.models = ModelHolder()
         self.lists = ListsReader(
@@ -91,6 +92,7 @@ class Replica:
             metrics=self.metrics,
             sender=name,
         )
+        self._watch(clock)
         self.service = self._service(clock, token)
         self.app: FastAPI = create_app(self.service)
 
@@ -102,7 +104,7 @@ class Replica:
             log.warning("serving_starts_without_store", extra={"reason": error.message})
         self.lists.start(lists_s=self._options.lists_refresh_s, catalogue_s=self._options.catalogue_refresh_s)
         self.reloader.start(poll_s=self._options.champion_poll_s)
-        threading.Thread(target=self._listen, name="model-events", daemon=True).start()
+        self._listening.start()
 
     def close(self) -> None:
         """End everything that was started."""
@@ -119,8 +121,25 @@ class Replica:
             self.service.event_calls,
         ):
             calls.close()
+        # A thread that is still in a call would open a connection behind the pool's back.
+        if self._listening.is_alive():
+            self._listening.join(2 * _POLL_S)
         self._backends.events.close()
         self._backends.close()
+
+    def _watch(self, clock: Clock) -> None:
+        def age_s(then_ms: int | None) -> float | None:
+            return None if then_ms is None else (clock.now_ms() - then_ms) / 1_000
+
+        def trained_to_ms() -> int | None:
+            model = self.models.current()
+            return None if model is None else model.trained_to_ms
+
+        newest = "Clock now less the newest event behind "
+        self.metrics.watch(
+            "rtrec_feature_age_seconds", newest + "the features.", lambda: age_s(self.lists.current().newest_event_ms)
+        )
+        self.metrics.watch("rtrec_model_age_seconds", newest + "the model.", lambda: age_s(trained_to_ms()))
 
     def _service(self, clock: Clock, token: str | None) -> Service:
         options, store = self._options, self._backends.store
