@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,12 +14,16 @@ import pyarrow as pa
 
 from actors.operator import BatchOutcome
 from rtrec_ray.clock import monotonic_s, wall_ms
+from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.events import BEHAVIOR, INFERENCE, ITEM, PROFILE
 from rtrec_ray.kafka.base import Producer, RecordBatch
 from rtrec_ray.kafka.codec import LatestMs, decode
 from rtrec_ray.kafka.deadletter import DeadLetter, send_dead
 from rtrec_ray.postgres.connection import Cursor
 from rtrec_ray.stores.history import HistoryFile, HistoryFiles, HistoryManifest, schema
+from rtrec_ray.stores.history_tidy import TidyOptions, tidy
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +127,23 @@ class HistoryOperator:
             waiting.files += self._files.write(topic, pl.concat(frames), partition=self._partition)
         waiting.frames.clear()
         waiting.bytes = 0
+
+
+class HistoryTidier:
+    """Puts small files together and removes what nobody reads, on a timer. One process does it for all partitions."""
+
+    def __init__(self, files: HistoryFiles, manifest: HistoryManifest, *, every_s: float) -> None:
+        self._files = files
+        self._manifest = manifest
+        self._every_s = every_s
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set; while a store is away, try again at the next round."""
+        while not stop.wait(self._every_s):
+            try:
+                tidy(self._files, self._manifest, TidyOptions())
+            except StoreUnavailable as error:
+                log.warning("tidier_waits", extra={"cause": error.line()})
 
 
 def _with_origin(frame: pl.DataFrame, batch: RecordBatch) -> pl.DataFrame:

@@ -149,7 +149,7 @@ class Session:
         self._consumer = consumer
         self._clock = clock
         self._parts: dict[int, Part] = {}
-        self._last_commit = monotonic_s()
+        self._last_commit = self._last_renewal = monotonic_s()
         self._last_look = 0.0
 
     def begin(self, make_operator: Callable[[int], Operator]) -> None:
@@ -165,6 +165,8 @@ class Session:
             self._round()
             if self._commit_is_due():
                 self.commit()
+            elif self._since(self._last_renewal) * 3_000 >= self._options.lease_ttl_ms:
+                self._renew()
 
     def end(self) -> None:
         """Commit what there is and give the leases back."""
@@ -183,7 +185,13 @@ class Session:
             part.operator.committed()
             part.counts.clear()
             part.dirty = False
-        self._last_commit = monotonic_s()
+        self._last_commit = self._last_renewal = monotonic_s()
+
+    def _renew(self) -> None:
+        """Keep the leases of a task that commits less often than they last, or has nothing to commit."""
+        with transaction(self._connection) as cursor:
+            lease.fence(cursor, [part.lease for part in self._parts.values()])
+        self._last_renewal = monotonic_s()
 
     def _open(self, partition: int, operator: Operator) -> Part:
         task, options = self._options.task, self._options
@@ -241,13 +249,15 @@ class Session:
             self._parts[batch.partition].take(batch)
 
     def _commit_is_due(self) -> bool:
-        waited = monotonic_s() - self._last_commit
         pending = sum(part.operator.pending_rows() for part in self._parts.values())
         if pending >= self._options.max_pending_rows:
             return True
-        if pending or any(part.dirty for part in self._parts.values()):
-            return waited >= self._options.commit_every_s
-        return waited * 1000 >= self._options.lease_ttl_ms / 3  # only to renew the leases
+        changed = pending > 0 or any(part.dirty for part in self._parts.values())
+        return changed and self._since(self._last_commit) >= self._options.commit_every_s
+
+    @staticmethod
+    def _since(started_s: float) -> float:
+        return monotonic_s() - started_s
 
     def _write_progress(self, cursor: Cursor, partition: int, part: Part) -> None:
         times = {topic: part.watermark.max_ts_ms(topic) for topic in part.applied if topic not in part.operator.preload}

@@ -107,9 +107,13 @@ class Pipeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """Where behaviour is kept as Parquet: a directory or a URI (s3://, hdfs://); none is below the data directory."""
+    """Where behaviour is kept as Parquet: a directory or a URI (s3://, hdfs://); none is below the data directory.
+
+    `tidy_every_s` in wall time: small files of an hour are put together, replaced and orphaned ones removed.
+    """
 
     uri: str | None = None
+    tidy_every_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

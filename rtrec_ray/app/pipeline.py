@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from actors.feature import FeatureKeeper, FeatureOperator, KeeperOptions
-from actors.history import HistoryOperator, HistoryOptions
+from actors.history import HistoryOperator, HistoryOptions, HistoryTidier
 from actors.operator import Operator
 from actors.sample import SampleOperator
 from actors.stage import Work
@@ -69,14 +69,21 @@ def start_pipeline(system: System) -> list[Any]:
 
 def make_work(system: System, share: Share) -> list[Work]:
     """The loop of a share, and what one process does for all partitions; called in the share's actor."""
+    chores: dict[str, Callable[[System], Work]] = {FEATURES: _keeper, HISTORY: _tidier}
+    chore = chores.get(share.stage) if share.index == 0 else None
     loop = _loop(system, share)
-    return [loop, _keeper(system)] if share.stage == FEATURES and share.index == 0 else [loop]
+    return [loop] if chore is None else [loop, chore(system)]
 
 
 def _keeper(system: System) -> FeatureKeeper:
     pool = Pool(system.postgres, size=2, application="rtrec-lists")
     store = PostgresFeatureStore(system.features, transaction=pool.transaction)
     return FeatureKeeper(store, clock=system.clock, options=KeeperOptions())
+
+
+def _tidier(system: System) -> HistoryTidier:
+    files = ArrowHistoryFiles(HistoryFilesOptions(uri=system.history_uri))
+    return HistoryTidier(files, PostgresHistoryManifest(system.postgres), every_s=system.settings.history.tidy_every_s)
 
 
 def _loop(system: System, share: Share) -> TaskLoop:
