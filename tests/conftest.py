@@ -58,7 +58,7 @@ def servers_directory() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def kafka_server(servers_directory: Path) -> Iterator[KafkaServer]:
     """The session's Kafka on a free port. A test that stops it must start it again."""
-    server = KafkaServer(KafkaServerOptions(directory=servers_directory / "kafka"))
+    server = KafkaServer(KafkaServerOptions(directory=servers_directory / "kafka", quick_start=True))
     server.start()
     yield server
     server.stop()

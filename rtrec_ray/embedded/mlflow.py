@@ -23,7 +23,7 @@ class MlflowServerOptions:
     directory: Path
     store: str
     port: int = 0
-    start_timeout_s: float = 120.0
+    start_timeout_s: float = 240.0
 
 
 class MlflowServer(Server):

@@ -39,7 +39,7 @@ class PostgresServerOptions:
     port: int = 0
     max_connections: int = 200
     durable: bool = True
-    start_timeout_s: float = 60.0
+    start_timeout_s: float = 120.0
 
 
 class PostgresServer(Server):

@@ -56,7 +56,7 @@ class RayServerOptions:
     dashboard_port: int = 0
     cpus: int = 16
     object_store_bytes: int = 1_000_000_000
-    start_timeout_s: float = 120.0
+    start_timeout_s: float = 240.0
 
 
 class RayServer(Server):
