@@ -97,6 +97,7 @@ def days_above(panel: Any, record: DemoRecord) -> None:
     last = time.event_at(record.seconds) // _DAY_MS
     shown = [day for day in range(first, last + 1) if record.log.first_ms - _DAY_MS < day * _DAY_MS]
     upper = panel.secondary_xaxis("top")
+    upper.patch.set_visible(False)
     upper.set_xticks([time.at_s(day * _DAY_MS) for day in shown], [_day_name(day) for day in shown])
     upper.tick_params(length=3, labelsize=8.0, pad=1)
     upper.spines["top"].set_visible(False)

@@ -76,10 +76,10 @@ def to_svg(made: Figure, *, title: str) -> str:
         made.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*pt" height="[^"]*pt"', r"\1", text, count=1)
-    text = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--font)", text)
+    text = re.sub(r"(font: [^;\"]*?px |font-family: )[^;\"]*", r"\1var(--font)", text)
     for name, colour in PALETTE.items():
         text = text.replace(colour, f"var(--{name})")
     head, body = text.split(">", 1)
