@@ -54,5 +54,7 @@ def application(
         max_ongoing_requests=500,
         graceful_shutdown_timeout_s=10.0,
         ray_actor_options={"num_cpus": cpus},
+        # A line for each request costs as much as the request; /metrics counts them.
+        logging_config={"enable_access_log": False},
     )
     return deployment.bind(options, connect_servers)

@@ -123,7 +123,7 @@ class MemoryServers:
         views = [view for view in definitions.views if not view.needs_profile]
         tiles = {view.name: compute(view, frame, tile_ms=definitions.tile_ms) for view in views}
         self.newest_event_ms = max(event.ts for event in events)
-        self.store.append(None, TaskOutput(partition=0, max_ts_ms=self.newest_event_ms, watermark_ms=None, tiles=tiles))
+        self.store.append(None, TaskOutput(partition=0, watermark_ms=None, tiles=tiles))
 
     def put_list(self, view: str, key: str, value: Value) -> None:
         """Set a value of a view that is kept as a list."""
