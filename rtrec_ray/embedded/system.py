@@ -40,6 +40,7 @@ class Running:
         self._on_step = on_step
         self._lock = Lock()
         self._ended = Event()
+        self._stopped = False
         self._watcher: Thread | None = None
         self.addresses = addresses(servers)
         self._state = State(
@@ -104,8 +105,11 @@ class Running:
         self._watcher.start()
 
     def stop(self) -> None:
-        """Stop all, the last one started first, and give the directory free."""
+        """Stop all, the last one started first, and give the directory free; a second call does nothing."""
         with _undisturbed():
+            if self._stopped:
+                return
+            self._stopped = True
             self._ended.set()
             if self._watcher is not None:
                 self._watcher.join()
