@@ -17,10 +17,12 @@ from rtrec_ray.stores.samples_postgres import PostgresSampleLedger
 START_MS = 1_700_000_000_000
 
 
-def sample_rows(count: int, *, seed: int = 0, rate: float = 0.15, first: int = 0, flipped: bool = False) -> pl.DataFrame:
+def sample_rows(
+    count: int, *, seed: int = 0, rate: float = 0.15, first: int = 0, flipped: bool = False
+) -> pl.DataFrame:
     """`count` samples, two a request: women click even items, men odd ones (`flipped`: the reverse), others hardly.
 
-    Columns of SAMPLE_SCHEMA but for commit_seq. Request ids count from `first`.
+    Request ids and commit_seq count from `first`; a store gives out numbers of its own.
     """
     random = np.random.default_rng(seed)
     item = random.integers(0, 20, count)
@@ -31,6 +33,7 @@ def sample_rows(count: int, *, seed: int = 0, rate: float = 0.15, first: int = 0
     genders = np.where(woman, "f", "m")
     return pl.DataFrame(
         {
+            "commit_seq": numbers + 1,
             "request_id": [f"r{number // 2}" for number in numbers],
             "item_id": item * 2 + numbers % 2 + 1_000,
             "user_id": random.integers(0, 50, count),
