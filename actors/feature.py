@@ -75,7 +75,6 @@ class FeatureOperator:
             disorder_ms=self._disorder_ms,
             seen=seen,
             profiles=state.profiles,
-            max_ts_ms=state.max_ts_ms,
             watermark_ms=state.watermark_ms,
         )
         return committed
@@ -110,7 +109,6 @@ class FeatureOperator:
         to_ms = self._stream.forgettable_to_ms()
         output = TaskOutput(
             partition=self._partition,
-            max_ts_ms=self._stream.max_ts_ms,
             watermark_ms=self._stream.watermark_ms,
             tiles=self._stream.tiles(),
             seen=self._stream.seen.new(),

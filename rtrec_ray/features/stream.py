@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import reduce
 from operator import or_
+from typing import Final
 
 import numpy as np
 import polars as pl
@@ -22,6 +23,8 @@ from rtrec_ray.features.seen import MINUTE_MS, Seen, hash_ids
 
 Counts = Counter[str]
 
+_LONG_AGO_MS: Final = -(1 << 62)
+
 
 class FeatureStream:
     """Takes events and profiles in the log's order, and answers the tile rows of what came since the last `settle`."""
@@ -33,11 +36,9 @@ class FeatureStream:
         disorder_ms: int,
         seen: Seen,
         profiles: pl.DataFrame,
-        max_ts_ms: int | None = None,
         watermark_ms: int | None = None,
     ) -> None:
         self.seen = seen
-        self.max_ts_ms = max_ts_ms
         self.watermark_ms = watermark_ms
         self._definitions = definitions
         self._disorder_ms = disorder_ms
@@ -69,7 +70,7 @@ class FeatureStream:
     def take_profiles(self, profiles: pl.DataFrame) -> Counts:
         """Take versions of profiles (PROFILE_SCHEMA). Those older than events already taken change nothing of these."""
         self._profiles.take(profiles)
-        late = 0 if self.max_ts_ms is None else int((profiles["ts"] <= self.max_ts_ms).sum())
+        late = 0 if self.watermark_ms is None else int((profiles["ts"] < self.watermark_ms).sum())
         return Counter(profile=profiles.height, late_profile=late)
 
     def advance(self, *, watermark_ms: int) -> None:
@@ -111,18 +112,15 @@ class FeatureStream:
     def _judge(self, events: pl.DataFrame, counts: Counts) -> pl.DataFrame:
         """Count the late events and answer those that count, moving the times on."""
         ts = events["ts"].to_numpy()
-        lowest = np.iinfo(np.int64).min // 2
-        before = np.maximum.accumulate(np.concatenate([[lowest if self.max_ts_ms is None else self.max_ts_ms], ts]))
-        marks = before[:-1] - self._disorder_ms
-        if self.watermark_ms is not None:
-            marks = np.maximum(marks, self.watermark_ms)
+        start = _LONG_AGO_MS if self.watermark_ms is None else self.watermark_ms
+        after = np.maximum.accumulate(np.concatenate([[start], ts - self._disorder_ms]))
+        marks = after[:-1]  # of each event, the watermark that those before it made
         late = ts < marks
         beyond = ts < marks - self._definitions.horizon_ms
         counts["late"] += int(np.count_nonzero(late))
         counts["beyond_horizon"] += int(np.count_nonzero(beyond))
         counts["corrected"] += int(np.count_nonzero(late & ~beyond))
-        self.max_ts_ms = int(before[-1])
-        self._raise_mark(self.max_ts_ms - self._disorder_ms)
+        self._raise_mark(int(after[-1]))
         return events.filter(pl.Series(~beyond)) if beyond.any() else events
 
     def _with_profiles(self, events: pl.DataFrame, counts: Counts) -> pl.DataFrame:

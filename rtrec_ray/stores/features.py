@@ -26,7 +26,6 @@ HOUR_MS: Final = 3_600_000
 class TaskState:
     """What the commits of one source partition left. `seen`: (minute_ms, packed hashes); times in ms UTC."""
 
-    max_ts_ms: int | None
     watermark_ms: int | None
     seen: Sequence[tuple[int, bytes]]
     profiles: pl.DataFrame  # PROFILE_SCHEMA
@@ -40,7 +39,6 @@ class TaskOutput:
     """
 
     partition: int
-    max_ts_ms: int | None
     watermark_ms: int | None
     tiles: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     seen: Sequence[tuple[int, bytes]] = ()

@@ -25,7 +25,7 @@ class MemoryFeatureTables:
         self.views: dict[_Versioned, str] = {}
         self.tiles: dict[_Versioned, dict[str, list[tuple[int, str]]]] = defaultdict(lambda: defaultdict(list))
         self.seen: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
-        self.partitions: dict[int, tuple[int | None, int | None]] = {}
+        self.watermarks: dict[int, int | None] = {}
         self.profiles: dict[int, dict[tuple[int, int], ProfileVersion]] = defaultdict(dict)
         self.items: dict[int, CatalogItem] = {}
         self.lists: dict[_Versioned, dict[str, Value]] = {}
@@ -46,10 +46,8 @@ class MemoryFeatureStore:
                 )
 
     def load(self, cursor: object, *, partition: int) -> TaskState:
-        max_ts_ms, watermark_ms = self._tables.partitions.get(partition, (None, None))
         return TaskState(
-            max_ts_ms=max_ts_ms,
-            watermark_ms=watermark_ms,
+            watermark_ms=self._tables.watermarks.get(partition),
             seen=list(self._tables.seen[partition]),
             profiles=_profile_frame(self._tables.profiles[partition].values()),
         )
@@ -58,7 +56,7 @@ class MemoryFeatureStore:
         self._append_tiles(output)
         kept = [row for row in self._tables.seen[output.partition] if not _forgotten(row[0], output.seen_to_ms)]
         self._tables.seen[output.partition] = [*kept, *output.seen]
-        self._tables.partitions[output.partition] = (output.max_ts_ms, output.watermark_ms)
+        self._tables.watermarks[output.partition] = output.watermark_ms
         for row in _rows(output.profiles):
             profile = ProfileVersion(**row)
             self._tables.profiles[output.partition][(profile.user_id, profile.ts)] = profile
@@ -124,7 +122,7 @@ class MemoryFeatureStore:
             self._tables.items[item.item_id] = item
 
     def _watermark_ms(self) -> int | None:
-        return max((mark for _, mark in self._tables.partitions.values() if mark is not None), default=None)
+        return max((mark for mark in self._tables.watermarks.values() if mark is not None), default=None)
 
 
 def _id(view: FeatureView) -> _Versioned:

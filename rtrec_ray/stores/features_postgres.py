@@ -59,9 +59,7 @@ class PostgresFeatureStore:
         seen = [(minute, bytes(hashes)) for minute, hashes in cursor.fetchall()]
         cursor.execute(self._sql["load_profiles"], key)
         profiles = pl.DataFrame(cursor.fetchall(), schema=PROFILE_SCHEMA, orient="row")
-        return TaskState(
-            max_ts_ms=row[0] if row else None, watermark_ms=row[1] if row else None, seen=seen, profiles=profiles
-        )
+        return TaskState(watermark_ms=row[0] if row else None, seen=seen, profiles=profiles)
 
     def append(self, cursor: Cursor, output: TaskOutput) -> int:
         written = self._append_tiles(cursor, output)
@@ -75,8 +73,7 @@ class PostgresFeatureStore:
             cursor.execute(self._sql["put_profiles"], {**key, **output.profiles.to_dict(as_series=False)})
         if output.items is not None:
             cursor.execute(self._sql["put_items"], output.items.to_dict(as_series=False))
-        times = {"max_ts_ms": output.max_ts_ms, "watermark_ms": output.watermark_ms}
-        cursor.execute(self._sql["put_partition"], {**key, **times})
+        cursor.execute(self._sql["put_partition"], {**key, "watermark_ms": output.watermark_ms})
         return written
 
     def get(
@@ -189,12 +186,12 @@ class PostgresFeatureStore:
         return len(values)
 
     def _drop(self, name: str) -> int:
-        try:
-            with self._transaction() as cursor:
-                cursor.execute(self._sql["patience"])
+        with self._transaction() as cursor:
+            cursor.execute(self._sql["patience"])
+            try:
                 cursor.execute(sql.SQL(self._sql["drop_partition"]).format(partition=sql.Identifier(name)))
-        except errors.LockNotAvailable:
-            return 0
+            except errors.LockNotAvailable:
+                return 0
         return 1
 
     def _view_id(self, cursor: Cursor, view: FeatureView) -> int:

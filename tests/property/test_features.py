@@ -54,7 +54,7 @@ ALL_KEYS = [
 EDGE = HORIZON + DISORDER
 times = st.sampled_from(
     [
-        *(BASE + step for step in (0, 0, 0, 1, TILE - 1, TILE)),
+        *(BASE + step for step in (0, 0, 0, 1, DISORDER, TILE - 1, TILE)),
         *(BASE + edge + step for edge in (MINUTE, 5 * MINUTE, 10 * MINUTE, 30 * MINUTE) for step in (-1, 0)),
         *(BASE + EDGE + step for step in (0, 1, TILE)),
     ]

@@ -57,7 +57,6 @@ def filled(dsn):
             cursor,
             TaskOutput(
                 partition=0,
-                max_ts_ms=None,
                 watermark_ms=None,
                 items=pl.DataFrame(rows, schema=ITEM_SCHEMA),
                 profiles=pl.DataFrame(profile, schema=PROFILE_SCHEMA),

@@ -62,12 +62,10 @@ COMMENT ON COLUMN features.seen.hashes IS '64-bit hashes of event_id, little end
 
 CREATE TABLE features.partitions (
     partition int PRIMARY KEY,
-    max_ts_ms bigint,
     watermark_ms bigint
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE features.partitions IS 'What decides whether an event is late, by source partition.';
+COMMENT ON TABLE features.partitions IS 'How far event time has come in each source partition: what is older is late.';
 COMMENT ON COLUMN features.partitions.partition IS 'Kafka partition.';
-COMMENT ON COLUMN features.partitions.max_ts_ms IS 'Largest accepted event time, ms UTC.';
 COMMENT ON COLUMN features.partitions.watermark_ms IS 'No event older than this is expected, ms UTC. Never moves back.';
 
 CREATE TABLE features.profiles (

@@ -54,7 +54,7 @@ SELECT item_id, ts_ms, item_type, category_id, title FROM features.items WHERE i
 SELECT item_id, ts_ms, item_type, category_id, title FROM features.items ORDER BY item_id;
 
 -- name: load_partition
-SELECT max_ts_ms, watermark_ms FROM features.partitions WHERE partition = %(partition)s;
+SELECT watermark_ms FROM features.partitions WHERE partition = %(partition)s;
 
 -- name: load_seen
 SELECT minute_ms, hashes FROM features.seen WHERE partition = %(partition)s ORDER BY minute_ms;
@@ -73,9 +73,8 @@ SELECT %(partition)s, * FROM unnest(%(minutes)s::bigint[], %(hashes)s::bytea[]);
 DELETE FROM features.seen WHERE partition = %(partition)s AND minute_ms <= %(to_minute_ms)s;
 
 -- name: put_partition
-INSERT INTO features.partitions (partition, max_ts_ms, watermark_ms)
-VALUES (%(partition)s, %(max_ts_ms)s, %(watermark_ms)s)
-ON CONFLICT (partition) DO UPDATE SET max_ts_ms = EXCLUDED.max_ts_ms, watermark_ms = EXCLUDED.watermark_ms;
+INSERT INTO features.partitions (partition, watermark_ms) VALUES (%(partition)s, %(watermark_ms)s)
+ON CONFLICT (partition) DO UPDATE SET watermark_ms = EXCLUDED.watermark_ms;
 
 -- name: put_profiles
 INSERT INTO features.profiles (user_id, ts_ms, country, gender, city, age_band, partition)

@@ -1,0 +1,281 @@
+"""What every feature store does, in memory and in PostgreSQL."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import polars as pl
+import pytest
+
+from actors.feature import FeatureOperator
+from rtrec_ray.errors import BeyondRetention, DefinitionInvalid, UnknownView
+from rtrec_ray.events import ITEM_SCHEMA, PROFILE_SCHEMA, CatalogItem, ProfileVersion
+from rtrec_ray.eventtime.watermark import WatermarkOptions
+from rtrec_ray.features.compute import TILE_SCHEMA
+from rtrec_ray.features.definition import Definitions
+from rtrec_ray.features.file import load_definitions
+from rtrec_ray.features.keys import ViewKey
+from rtrec_ray.kafka.base import record_batch
+from rtrec_ray.postgres.connection import Pool, PostgresOptions
+from rtrec_ray.stores.features import FeatureStore, TaskOutput, list_views, read_view
+from rtrec_ray.stores.features_memory import MemoryFeatureStore, MemoryFeatureTables
+from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+
+DEFINITIONS = load_definitions(Path(__file__).parents[2] / "configs" / "features.yaml")
+BASE = 1_767_225_600_000
+SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000
+QUERIES = ViewKey(view="top_queries_30m", key="all")
+
+
+class Place:
+    """One store's tables, and how to open it and a transaction on it."""
+
+    def __init__(self, pool: Pool | None) -> None:
+        self.pool = pool
+        self.tables = MemoryFeatureTables()
+
+    def transaction(self):
+        return nullcontext(None) if self.pool is None else self.pool.transaction()
+
+    def store(self, definitions: Definitions = DEFINITIONS) -> FeatureStore:
+        """A store of its own over the same tables, with the definitions entered."""
+        found: FeatureStore
+        if self.pool is None:
+            found = MemoryFeatureStore(definitions, tables=self.tables)
+        else:
+            found = PostgresFeatureStore(definitions, transaction=self.pool.transaction)
+        with self.transaction() as cursor:
+            found.apply(cursor)
+        return found
+
+    def append(self, store: FeatureStore, **parts) -> None:
+        with self.transaction() as cursor:
+            store.append(cursor, TaskOutput(**{"partition": 0, "watermark_ms": None, **parts}))
+
+
+@pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.server)])
+def place(request) -> Iterator[Place]:
+    if request.param == "memory":
+        yield Place(None)
+        return
+    pool = Pool(PostgresOptions(dsn=request.getfixturevalue("dsn")), size=2)
+    yield Place(pool)
+    pool.close()
+
+
+def tiles(*rows):
+    return pl.DataFrame(list(rows), schema=TILE_SCHEMA, orient="row")
+
+
+def searches(*rows):
+    """Tiles of top_queries_30m: (start, query, n)."""
+    return {"top_queries_30m": tiles(*(("all", start, f'[["{query}",{n}]]') for start, query, n in rows))}
+
+
+def test_rows_of_one_tile_add_up_over_commits_and_partitions(place):
+    store = place.store()
+    place.append(store, tiles=searches((BASE, "a", 1)))
+    place.append(store, tiles=searches((BASE, "a", 1), (BASE + 10 * SECOND, "b", 1)))
+    place.append(store, partition=1, tiles=searches((BASE, "b", 5)))
+    assert store.get([QUERIES], as_of_ms=None, now_ms=BASE + MINUTE) == {QUERIES: {"top": [["b", 6], ["a", 2]]}}
+
+
+def test_a_past_time_is_floored_to_the_tile_and_now_includes_the_open_one(place):
+    store = place.store()
+    place.append(store, tiles=searches((BASE, "a", 1), (BASE + 10 * SECOND, "b", 1)))
+    at = {as_of_ms: store.get([QUERIES], as_of_ms=as_of_ms, now_ms=BASE + 12 * SECOND)[QUERIES] for as_of_ms in (
+        BASE, BASE + 10 * SECOND - 1, BASE + 10 * SECOND, BASE + 19_999, BASE + 30 * MINUTE + 9_999,
+        BASE + 30 * MINUTE + 10 * SECOND, BASE + 30 * MINUTE + 20 * SECOND, None,
+    )}  # fmt: skip
+    a, b = ["a", 1], ["b", 1]
+    values = [None if value is None else value["top"] for value in at.values()]
+    assert values == [None, None, [a], [a], [a, b], [b], None, [a, b]]
+
+
+def test_a_time_ahead_of_the_watermark_neither_waits_nor_fails(place):
+    store = place.store()
+    place.append(store, watermark_ms=BASE, tiles=searches((BASE, "a", 1)))
+    assert store.get([QUERIES], as_of_ms=BASE + 10 * 365 * 24 * HOUR, now_ms=BASE) == {QUERIES: None}
+
+
+def test_a_time_whose_tiles_are_gone_is_refused_rather_than_answered_wrong(place):
+    store = place.store()
+    place.append(store, watermark_ms=BASE + DEFINITIONS.retention_ms, tiles=searches((BASE, "a", 1)))
+    assert store.get([QUERIES], as_of_ms=BASE + 30 * MINUTE, now_ms=BASE) == {QUERIES: {"top": [["a", 1]]}}
+    with pytest.raises(BeyondRetention, match="top_queries_30m"):
+        store.get([QUERIES], as_of_ms=BASE + 30 * MINUTE - 1, now_ms=BASE)
+
+
+def test_an_unknown_view_is_named_with_those_that_exist(place):
+    with pytest.raises(UnknownView, match="top_viewed_30m"):
+        place.store().get([ViewKey(view="nope", key="1")], as_of_ms=None, now_ms=BASE)
+
+
+def test_a_view_deleted_from_the_file_is_unknown_although_its_tiles_exist(place):
+    place.append(place.store(), tiles=searches((BASE, "a", 1)))
+    views = tuple(view for view in DEFINITIONS.views if view.name != QUERIES.view)
+    with pytest.raises(UnknownView, match=QUERIES.view):
+        place.store(replace(DEFINITIONS, views=views)).get([QUERIES], as_of_ms=None, now_ms=BASE)
+
+
+def test_a_view_nobody_applied_has_no_data(place):
+    store = PostgresFeatureStore(DEFINITIONS, transaction=place.pool.transaction) if place.pool else place.store()
+    assert store.get([QUERIES], as_of_ms=None, now_ms=BASE) == {QUERIES: None}
+
+
+def test_one_version_has_one_definition_and_values_of_versions_never_mix(place):
+    place.append(place.store(), tiles=searches((BASE, "a", 1)))
+    old = DEFINITIONS.view(QUERIES.view)
+    changed = replace(old, window_ms=10 * MINUTE)
+    others = tuple(view for view in DEFINITIONS.views if view is not old)
+    with pytest.raises(DefinitionInvalid, match="top_queries_30m version 1"):
+        place.store(replace(DEFINITIONS, views=(*others, changed)))
+    second = place.store(replace(DEFINITIONS, views=(*others, replace(changed, version=2))))
+    assert second.get([QUERIES], as_of_ms=None, now_ms=BASE) == {QUERIES: None}
+    assert place.store().get([QUERIES], as_of_ms=None, now_ms=BASE) == {QUERIES: {"top": [["a", 1]]}}
+
+
+def test_a_key_may_be_any_text(place):
+    store = place.store()
+    keys = ["", "é|\U0001f600", "a\tb\nc", 'q"\\', "NULL", "\\N", "x" * 1_000]
+    place.append(store, tiles={"segment_page_top_ads": tiles(*((key, BASE, '[[1,1],[0,"e",1]]') for key in keys))})
+    asks = [ViewKey(view="segment_page_top_ads", key=key) for key in [*keys, "a\0b", "\ud800", "x" * 100_000]]
+    values = store.get(asks, as_of_ms=None, now_ms=BASE)
+    assert [values[ask] for ask in asks] == [{"top": [[1, 1]], "last": [1]}] * len(keys) + [None] * 3
+
+
+def test_what_a_commit_left_is_what_the_next_owner_loads(place):
+    store = place.store()
+    profile = pl.DataFrame([(1, 5, "CN", "f", None, "20")], schema=PROFILE_SCHEMA, orient="row")
+    place.append(store, watermark_ms=7, seen=[(0, b"12345678"), (MINUTE, b"abcdefgh")], profiles=profile)
+    place.append(store, partition=1, watermark_ms=8)
+    place.append(store, watermark_ms=9, seen=[(MINUTE, b"ABCDEFGH")], seen_to_ms=0)
+    with place.transaction() as cursor:
+        state, other = (store.load(cursor, partition=partition) for partition in (0, 1))
+    assert (state.watermark_ms, other.watermark_ms) == (9, 8)
+    assert sorted(state.seen) == [(MINUTE, b"ABCDEFGH"), (MINUTE, b"abcdefgh")]
+    assert state.profiles.equals(profile)
+    assert (list(other.seen), other.profiles.height) == ([], 0)
+
+
+def test_a_user_has_the_newest_profile_that_held_at_the_time(place):
+    store = place.store()
+    rows = [(1, 5, "CN", "f", "Shanghai", "20"), (1, 9, "IN", "f", None, "20"), (2, 5, None, None, None, None)]
+    place.append(store, profiles=pl.DataFrame(rows, schema=PROFILE_SCHEMA, orient="row"))
+    place.append(store, profiles=pl.DataFrame([(1, 9, "FR", "m", None, "30")], schema=PROFILE_SCHEMA, orient="row"))
+    assert store.profiles([1, 2, 3], as_of_ms=8) == {
+        1: ProfileVersion(user_id=1, ts=5, country="CN", gender="f", city="Shanghai", age_band="20"),
+        2: ProfileVersion(user_id=2, ts=5),
+    }
+    assert store.profiles([1], as_of_ms=9)[1] == ProfileVersion(
+        user_id=1, ts=9, country="FR", gender="m", age_band="30"
+    )
+    assert store.profiles([1], as_of_ms=4) == {}
+
+
+def test_the_catalogue_holds_the_newest_version_of_every_item(place):
+    store = place.store()
+    place.append(store, items=pl.DataFrame([(2, 5, "ad", 3, "x"), (1, 5, None, None, None)], schema=ITEM_SCHEMA, orient="row"))  # fmt: skip  # noqa: E501
+    place.append(store, items=pl.DataFrame([(2, 4, "ad", 4, "older")], schema=ITEM_SCHEMA, orient="row"))
+    place.append(store, items=pl.DataFrame([(1, 5, "video", 9, "again")], schema=ITEM_SCHEMA, orient="row"))
+    ad = CatalogItem(item_id=2, ts=5, item_type="ad", category_id=3, title="x")
+    video = CatalogItem(item_id=1, ts=5, item_type="video", category_id=9, title="again")
+    assert store.catalogue() == [video, ad]
+    assert store.items([2, 3]) == {2: ad}
+
+
+def test_a_rebuilt_list_is_what_the_tiles_say_and_stays_until_the_next_rebuild(place):
+    store = place.store()
+    place.append(store, tiles=searches((BASE, "a", 1)))
+    assert store.get([QUERIES], as_of_ms=None, now_ms=BASE, cached=True) == {QUERIES: {"top": [["a", 1]]}}
+    assert store.rebuild_lists(now_ms=BASE) == 1
+    place.append(store, tiles=searches((BASE, "a", 1)))
+    assert store.get([QUERIES], as_of_ms=None, now_ms=BASE, cached=True) == {QUERIES: {"top": [["a", 1]]}}
+    assert store.get([QUERIES], as_of_ms=None, now_ms=BASE) == {QUERIES: {"top": [["a", 2]]}}
+    store.rebuild_lists(now_ms=BASE)
+    assert store.get([QUERIES], as_of_ms=None, now_ms=BASE, cached=True) == {QUERIES: {"top": [["a", 2]]}}
+    assert store.rebuild_lists(now_ms=BASE + HOUR) == 0
+    assert store.get([QUERIES], as_of_ms=None, now_ms=BASE, cached=True) == {QUERIES: None}
+
+
+def test_hours_that_no_window_reaches_are_dropped_and_no_others(place):
+    store = place.store()
+    hours = [BASE + n * HOUR for n in range(6)]
+    place.append(store, watermark_ms=hours[5], tiles=searches(*((hour, "a", 1) for hour in hours)))
+    kept_from = (hours[5] - DEFINITIONS.retention_ms) // HOUR * HOUR
+    assert store.drop_expired() == sum(hour < kept_from for hour in hours) > 0
+    assert store.drop_expired() == 0
+    assert store.get([QUERIES], as_of_ms=hours[5] + MINUTE, now_ms=0) == {QUERIES: {"top": [["a", 1]]}}
+    place.append(store, watermark_ms=hours[5], tiles=searches((hours[0], "a", 1)))
+    assert store.drop_expired() == 1
+
+
+def test_a_read_for_people_says_view_time_version_and_values(place):
+    store = place.store()
+    place.append(store, tiles={"user_browse_1m": tiles(("7", BASE, '[[0,"e",3],[0,"e",5]]'))})
+    answer = read_view(store, "user_browse_1m", ["7", "8"], as_of_ms=BASE + 10_007, now_ms=0)
+    assert answer == {
+        "view": "user_browse_1m",
+        "as_of_ms": BASE + 10_000,
+        "version": 1,
+        "values": {"7": {"pages": [3], "items": [5]}, "8": None},
+    }
+    assert [view["name"] for view in list_views(DEFINITIONS)] == [view.name for view in DEFINITIONS.views]
+
+
+def random_events(*, seed: int, n: int):
+    generator = random.Random(seed)
+    for number in range(n):
+        yield {
+            "event_id": f"e{number - generator.choice([0, 0, 0, 1])}",
+            "event_type": generator.choice(["view", "click", "search", "cart"]),
+            "ts": BASE + number * 2_000 - generator.choice([0, 0, 1, 120_000]),
+            "user_id": generator.randint(1, 5),
+            "item_id": generator.randint(1, 9),
+            "item_type": generator.choice(["product", "ad", "ad"]),
+            "category_id": generator.randint(1, 3),
+            "page_id": generator.randint(1, 2),
+            "dwell_ms": generator.randint(0, 9),
+            "query": generator.choice(["é", "b", 'q"\\\n', "\U0001f600"]),
+        }
+
+
+def test_a_stream_through_an_owner_that_starts_anew_gives_the_same_values_in_every_store(place):
+    events = [msgspec.json.encode(event) for event in random_events(seed=1, n=600)]
+    profiles = [
+        msgspec.json.encode({"user_id": user, "ts": BASE, "country": "CN", "gender": "f", "city": f"c{user}"})
+        for user in range(1, 5)
+    ]
+    asks = [
+        *(ViewKey(view=view, key=str(user)) for view in ("user_browse_5m", "user_browse_1m") for user in range(1, 6)),
+        *(ViewKey(view="category_top_items_10m", key=str(category)) for category in range(1, 4)),
+        *(ViewKey(view="segment_page_top_ads", key=f"CN|f|{page}") for page in (1, 2)),
+        ViewKey(view="segment_page_top_ads", key="CN|f|c1|1"),
+        ViewKey(view="top_viewed_30m", key="ad"),
+        QUERIES,
+    ]
+
+    def values(here: Place, *, cuts: list[int]):
+        store = here.store()
+        for start, end in zip([0, *cuts], [*cuts, len(events)], strict=True):
+            owner = FeatureOperator(
+                0, definitions=DEFINITIONS, store=store, latest_ms=lambda wall: 2**62, watermark=WatermarkOptions()
+            )
+            with here.transaction() as cursor:
+                owner.restore(cursor, committed={"behavior": start, "profile": 4 if start else 0})
+            if not start:
+                owner.apply(record_batch("profile", 0, profiles))
+            owner.apply(record_batch("behavior", 0, events[start:end], first_offset=start))
+            with here.transaction() as cursor:
+                owner.write(cursor)
+            owner.committed()
+        return [store.get(asks, as_of_ms=BASE + n * MINUTE, now_ms=0) for n in range(0, 30, 3)]
+
+    answers = values(place, cuts=[100, 101, 350])
+    assert answers == values(Place(None), cuts=[])
+    assert all(any(answer[ask] is not None for answer in answers) for ask in asks)

@@ -1,0 +1,224 @@
+"""The feature stage on a real PostgreSQL: what a crash, a lock and a stopped keeper do."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from actors.feature import FeatureKeeper, FeatureOperator, KeeperOptions
+from actors.task import TaskLoop, TaskOptions
+from rtrec_ray.clock import ManualClock
+from rtrec_ray.errors import StoreUnavailable
+from rtrec_ray.eventtime.watermark import WatermarkOptions
+from rtrec_ray.features.file import load_definitions
+from rtrec_ray.features.keys import ViewKey
+from rtrec_ray.kafka.memory import MemoryBroker
+from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transaction
+from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+
+pytestmark = pytest.mark.server
+
+DEFINITIONS = load_definitions(Path(__file__).parents[2] / "configs" / "features.yaml")
+BASE = 1_767_225_600_000
+MINUTE, HOUR = 60_000, 3_600_000
+PARTITIONS, EVENTS = 2, 3_000
+PROFILED = range(1, 20, 4)  # the users with odd numbers click
+KEYS = [
+    *(ViewKey(view="user_browse_5m", key=str(user)) for user in range(20)),
+    *(ViewKey(view="category_top_items_10m", key=str(category)) for category in range(3)),
+    ViewKey(view="top_viewed_30m", key="ad"),
+    ViewKey(view="segment_page_top_ads", key="CN|f|1"),
+]
+
+
+@pytest.fixture
+def pool(dsn):
+    found = Pool(PostgresOptions(dsn=dsn), size=3)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def store(pool):
+    found = PostgresFeatureStore(DEFINITIONS, transaction=pool.transaction)
+    with pool.transaction() as cursor:
+        found.apply(cursor)
+    return found
+
+
+@pytest.fixture
+def broker():
+    """Two partitions of views and clicks on ads, a third of them sent twice, and some users' profiles."""
+    found = MemoryBroker(partitions=PARTITIONS, now_ms=lambda: BASE + HOUR)
+    producer = found.producer()
+    for user in PROFILED:
+        profile = {"user_id": user, "ts": BASE, "country": "CN", "gender": "f"}
+        producer.send("profile", key=b"%d" % user, value=msgspec.json.encode(profile))
+    for number in range(EVENTS):
+        event = {
+            "event_id": f"e{number}",
+            "event_type": ("view", "click")[number % 2],
+            "ts": BASE + 1_000 + number * 100,
+            "user_id": number % 20,
+            "item_id": number % 7,
+            "item_type": "ad",
+            "category_id": number % 3,
+            "page_id": 1,
+            "dwell_ms": 3,
+        }
+        for _ in range(1 + (number % 3 == 0)):
+            producer.send("behavior", key=b"%d" % event["user_id"], value=msgspec.json.encode(event))
+    return found
+
+
+class Dying(FeatureOperator):
+    """Fails before or after the writing of some commits; each commit writes two partitions."""
+
+    commits = 0
+    before = (1, 6, 15)
+    after = (4, 9, 11)
+
+    def write(self, cursor):
+        Dying.commits += 1
+        if Dying.commits in self.before:
+            raise StoreUnavailable("killed before the write")
+        counts = super().write(cursor)
+        if Dying.commits in self.after:
+            raise StoreUnavailable("killed after the write, before the commit")
+        return counts
+
+
+def run_pipeline(dsn, broker, store, make, eventually):
+    options = TaskOptions(
+        task="features",
+        partitions=tuple(range(PARTITIONS)),
+        owner="one",
+        commit_every_s=0.01,
+        max_poll_records=200,
+        max_backoff_s=0.1,
+    )
+    loop = TaskLoop(
+        options,
+        make_operator=lambda partition: make(
+            partition,
+            definitions=DEFINITIONS,
+            store=store,
+            latest_ms=lambda wall: wall,
+            watermark=WatermarkOptions(),
+        ),
+        connect_consumer=broker.consumer,
+        connect_store=partial(connect, PostgresOptions(dsn=dsn), application="one", pipeline=True),
+        clock=ManualClock(now_ms=BASE + HOUR),
+    )
+    stop = threading.Event()
+    worker = threading.Thread(target=loop.run, args=(stop,))
+    worker.start()
+    try:
+        eventually(lambda: applied(dsn) == len(broker.records("behavior")), timeout_s=30, what="the log is applied")
+    finally:
+        stop.set()
+        worker.join()
+
+
+def applied(dsn):
+    connection = connect(PostgresOptions(dsn=dsn))
+    with transaction(connection) as cursor:
+        cursor.execute("SELECT coalesce(sum(next_offset), 0) FROM meta.positions WHERE topic = 'behavior'")
+        (total,) = cursor.fetchone()
+    connection.close()
+    return total
+
+
+def test_a_run_that_fails_in_its_commits_gives_the_values_and_counts_of_one_that_does_not(
+    dsn, broker, store, eventually
+):
+    run_pipeline(dsn, broker, store, Dying, eventually)
+    values = store.get(KEYS, as_of_ms=BASE + 5 * MINUTE, now_ms=0)
+    assert Dying.commits > max(Dying.before)
+    of_user = [values[ViewKey(view="user_browse_5m", key=str(user))] for user in range(20)]
+    within = [number for number in range(EVENTS) if 1_000 + number * 100 < 5 * MINUTE]
+    assert [value["view"] + value["click"] for value in of_user] == [
+        sum(number % 20 == user for number in within) for user in range(20)
+    ]
+    segment = values[ViewKey(view="segment_page_top_ads", key="CN|f|1")]
+    assert sum(n for _, n in segment["top"]) == sum(number % 20 in PROFILED for number in within)
+    assert sum(n for _, n in values[ViewKey(view="top_viewed_30m", key="ad")]["top"]) == sum(
+        number % 2 == 0 for number in within
+    )
+
+
+def test_a_reader_that_holds_a_lock_delays_the_dropping_of_tiles_but_is_not_waited_for(dsn, store, pool):
+    with pool.transaction() as cursor:
+        cursor.execute("SELECT features.ensure_tiles(ARRAY[0, 1, 2])")
+        cursor.execute("INSERT INTO features.partitions VALUES (0, %s)", (BASE,))
+    reader = connect(PostgresOptions(dsn=dsn))
+    with transaction(reader) as cursor:
+        cursor.execute("SELECT count(*) FROM features.tiles")
+        assert store.drop_expired() == 0
+    reader.close()
+    assert store.drop_expired() == 3
+
+
+def test_two_writers_may_need_the_same_new_hour(pool):
+    def make_hours(cursor):
+        cursor.execute("SELECT features.ensure_tiles(ARRAY[-1, 5, 6])")
+
+    def second():
+        with pool.transaction() as cursor:
+            make_hours(cursor)
+
+    with pool.transaction() as cursor:
+        make_hours(cursor)
+        other = threading.Thread(target=second)
+        other.start()
+    other.join(timeout=10)
+    assert not other.is_alive()
+    with pool.transaction() as cursor:
+        make_hours(cursor)
+        cursor.execute("SELECT count(*) FROM pg_inherits WHERE inhparent = 'features.tiles'::regclass")
+        assert cursor.fetchone() == (3,)
+
+
+def test_lists_of_a_keeper_that_stands_still_are_not_served(pool, store):
+    key = ViewKey(view="top_queries_30m", key="all")
+    store.rebuild_lists(now_ms=BASE)
+    with pool.transaction() as cursor:
+        cursor.execute(
+            "INSERT INTO features.top_lists SELECT view_id, 'all', '{\"top\": [[\"old\", 1]]}' FROM features.views "
+            "WHERE name = 'top_queries_30m'"
+        )
+    assert store.get([key], as_of_ms=None, now_ms=BASE, cached=True) == {key: {"top": [["old", 1]]}}
+    with pool.transaction() as cursor:
+        cursor.execute("UPDATE features.top_list_rounds SET rebuilt_at = rebuilt_at - interval '1 minute'")
+    assert store.get([key], as_of_ms=None, now_ms=BASE, cached=True) == {key: None}
+
+
+def test_the_keeper_goes_on_when_the_database_was_away(store, eventually):
+    class Away:
+        """The store, but every other round fails."""
+
+        def __init__(self):
+            self.rounds = []
+
+        def rebuild_lists(self, *, now_ms):
+            self.rounds.append(now_ms)
+            if len(self.rounds) % 2:
+                raise StoreUnavailable("away")
+            return store.rebuild_lists(now_ms=now_ms)
+
+        def drop_expired(self):
+            return store.drop_expired()
+
+    away, stop = Away(), threading.Event()
+    keeper = FeatureKeeper(
+        away, clock=ManualClock(now_ms=BASE), options=KeeperOptions(lists_every_s=0.01, expiry_every_s=0.02)
+    )
+    thread = threading.Thread(target=keeper.run, args=(stop,))
+    thread.start()
+    eventually(lambda: len(away.rounds) >= 4, what="four rounds")
+    stop.set()
+    thread.join()
