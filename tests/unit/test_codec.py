@@ -86,6 +86,13 @@ def assert_dead(topic: str, good: bytes, value: bytes | None, reason: str, field
     assert (letter.reason, letter.field) == (reason, field)
 
 
+def test_dead_letters_of_a_batch_come_in_the_order_of_the_log() -> None:
+    values: list[bytes | None] = [event(ts=0), b"{", event(), event(user_id=2**63), event(query="\0"), None]
+    found = decode(record_batch(BEHAVIOR, 0, values), latest_ms=lambda wall_ms: 2**62)
+    assert [letter.offset for letter in found.dead] == [0, 1, 3, 4, 5]
+    assert found.frame["offset"].to_list() == [2]
+
+
 def test_a_good_event_has_no_fault() -> None:
     assert judge(BEHAVIOR, event(), latest_ms=NOW_MS) is None
 
