@@ -32,9 +32,9 @@ def demo(where: Where, source: str, seed: int, minutes: float, out: Path) -> int
     from configs.settings import load_settings
     from rtrec_ray.clock import monotonic_s
     from rtrec_ray.demo.figures import summary
-    from rtrec_ray.demo.run import DemoOptions, run_demo
+    from rtrec_ray.demo.options import DemoOptions, ShowOptions
+    from rtrec_ray.demo.run import run_demo
     from rtrec_ray.demo.screen import Screen, print_outcome
-    from rtrec_ray.demo.show import ShowOptions
 
     if not where.debug:
         logging.disable(logging.WARNING)

@@ -14,12 +14,9 @@ from markupsafe import Markup
 
 from rtrec_ray.demo.charts import charts
 from rtrec_ray.demo.figures import Estimate, answered, percentiles, progressive, summary, switches
+from rtrec_ray.demo.options import OBJECT, PAGE, RECORD
 from rtrec_ray.demo.record import DemoRecord, VersionFacts, write_record
 from rtrec_ray.demo.words import in_ms, in_nats, minutes, span, thousands
-
-PAGE = "report.html"
-OBJECT = "report.json"
-RECORD = "record.json"
 
 
 def write_report(record: DemoRecord, directory: Path) -> Path:

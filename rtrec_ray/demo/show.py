@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any, Final
 
 import polars as pl
@@ -19,6 +18,7 @@ from rtrec_ray.demo.background import Background, pause, wait_until
 from rtrec_ray.demo.lineage import version_facts
 from rtrec_ray.demo.log import Log
 from rtrec_ray.demo.news import News
+from rtrec_ray.demo.options import Base, ShowOptions
 from rtrec_ray.demo.record import DemoRecord, ProgressPoint, TimeLine
 from rtrec_ray.demo.screen import Screen
 from rtrec_ray.demo.spotcheck import SpotChecks, questions
@@ -38,25 +38,6 @@ _DAY_MS: Final = 86_400_000
 _ONLINE_S: Final = 120.0
 _COMPLETE_S: Final = 90.0
 _LOGS: Final = "the logs are in logs/ beside the report"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
-    """A base model to be trained: `family`, once `after_days` of the log have passed."""
-
-    family: str
-    after_days: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShowOptions:
-    """What is shown. Rates in wall time; `spot_checks`: feature values to compare."""
-
-    seed: int = 0
-    minutes: float = 5.0
-    bases: tuple[Base, ...] = (Base(family="dcn", after_days=2.0), Base(family="logistic", after_days=3.5))
-    requests_per_s: float = 4.0
-    spot_checks: int = 40
 
 
 class Show:

@@ -91,7 +91,8 @@ class Traffic:
             self._broke = error
 
     async def _serve_audience(self) -> None:
-        limits = httpx.Limits(max_connections=64, max_keepalive_connections=16)
+        # Servers close idle connections after some 5 s: one taken up again at that moment would fail through our fault.
+        limits = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=2.0)
         async with (
             httpx.AsyncClient(base_url=self._url, timeout=self._options.timeout_s, limits=limits) as client,
             asyncio.TaskGroup() as visits,

@@ -1,0 +1,80 @@
+"""What may be chosen of a demonstration, and what follows from it for the system's settings."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from configs.settings import Settings
+from rtrec_ray.app.system import with_clock
+from rtrec_ray.demo.record import LogFacts
+from rtrec_ray.errors import ConfigInvalid, DirectoryUnusable
+
+OUT: Final = Path("out") / "demo"
+PAGE: Final = "report.html"
+OBJECT: Final = "report.json"
+RECORD: Final = "record.json"
+LOGS: Final = "logs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """A base model to be trained: `family`, once `after_days` of the log have passed."""
+
+    family: str
+    after_days: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowOptions:
+    """What is shown. Rates in wall time; `spot_checks`: feature values to compare."""
+
+    seed: int = 0
+    minutes: float = 5.0
+    bases: tuple[Base, ...] = (Base(family="dcn", after_days=2.0), Base(family="logistic", after_days=3.5))
+    requests_per_s: float = 4.0
+    spot_checks: int = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOptions:
+    """`out`: where the report goes, emptied first. Wall time: `lead_s` from the clock's start to the log's first event,
+    about what the servers need to start; `publish_every_s` between two increments.
+    """
+
+    out: Path
+    show: ShowOptions = field(default_factory=ShowOptions)
+    lead_s: float = 45.0
+    publish_every_s: float = 20.0
+
+
+def compressed(settings: Settings, log: LogFacts, options: DemoOptions) -> Settings:
+    """Settings with a clock on which the log passes in the minutes asked for, and increments as often as asked."""
+    minutes = options.show.minutes
+    if not 1.0 <= minutes <= 7 * 24 * 60:
+        raise ConfigInvalid(f"a demonstration takes 1 minute to 7 days, not {minutes:g} minutes", mend="see --minutes")
+    speed = (log.last_ms - log.first_ms) / (minutes * 60_000.0)
+    origin_ms = log.first_ms - round(options.lead_s * 1_000.0 * speed)
+    training = replace(settings.training, publish_every_s=options.publish_every_s)
+    settings = settings.model_copy(update={"training": training})
+    return with_clock(settings, origin_event_ms=origin_ms, speed=speed)
+
+
+def empty(directory: Path) -> None:
+    """Make the directory, without what was in it. Raises DirectoryUnusable for one that no report of ours was in."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        found = list(directory.iterdir())
+        ours = directory.parts[-2:] == OUT.parts or any(path.name in (PAGE, OBJECT, LOGS) for path in found)
+        if found and not ours:
+            raise DirectoryUnusable(
+                f"{directory} is not empty, and what is in it is no report of ours", mend="name another --out"
+            )
+        for path in found:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    except OSError as error:
+        raise DirectoryUnusable(
+            f"{directory} cannot be written: {error.strerror}", mend="name another --out"
+        ) from error
