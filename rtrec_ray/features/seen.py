@@ -19,7 +19,7 @@ import pyarrow as pa
 Hashes = npt.NDArray[np.uint64]
 
 MINUTE_MS: Final = 60_000
-_LONG: Final = 64  # bytes; longer ids are hashed one by one, so that one huge id does not widen the matrix of all
+_LONG: Final = 64  # bytes; longer ids are hashed one by one, so that one huge id does not cost a round over all
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1: Final = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2: Final = np.uint64(0x94D049BB133111EB)
@@ -48,14 +48,16 @@ def hash_ids(ids: pl.Series) -> Hashes:
 
 
 def _short_hashes(data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Hashes:
-    width = max(8, -(-int(lengths.max()) // 8) * 8)
-    columns = np.arange(width)
-    # Reading past the end of the last text: any byte will do, it is masked.
-    padded = np.concatenate([data, np.zeros(width, dtype=np.uint8)])
-    matrix = np.where(columns < lengths[:, None], padded[starts[:, None] + columns], 0).astype(np.uint8)
-    hashes = lengths.astype(np.uint64) * _GOLDEN
-    for word in np.ascontiguousarray(matrix).view("<u8").T:
-        hashes = _mix((hashes ^ word) + _GOLDEN)
+    hashes = _mix(lengths.astype(np.uint64) * _GOLDEN)
+    # Every byte of the text is also the start of a word of eight: an overlapping view, not a copy of each text.
+    padded = np.concatenate([data, np.zeros(8, dtype=np.uint8)])
+    words = np.ndarray(shape=(len(padded) - 7,), dtype="<u8", buffer=padded.data, strides=(1,))
+    for begin in range(0, int(lengths.max()), 8):
+        # A shorter text ends before this word: what it hashes to must not depend on its neighbours in the batch.
+        left = lengths - begin
+        word = words[np.where(left > 0, starts + begin, 0)]
+        kept = np.uint64(0xFFFFFFFFFFFFFFFF) >> (8 * (8 - np.clip(left, 1, 8))).astype(np.uint64)
+        hashes = np.where(left > 0, _mix((hashes ^ (word & kept)) + _GOLDEN), hashes)
     return hashes
 
 

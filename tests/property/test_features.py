@@ -60,6 +60,7 @@ times = st.sampled_from(
     ]
 )
 numbers = st.integers(0, 9)
+IDS = ["", "e1", "e10", "e2", "é", "\U0001f600", "a word of more than eight bytes", "x" * 70, "x" * 71, 'q"\\']
 
 
 def present(**fields):
@@ -68,26 +69,26 @@ def present(**fields):
 
 views = st.builds(
     lambda number, ts, user, item, page, kind: present(
-        event_id=f"e{number}", event_type="view", ts=ts, user_id=user, item_id=item, page_id=page, item_type=kind,
+        event_id=IDS[number], event_type="view", ts=ts, user_id=user, item_id=item, page_id=page, item_type=kind,
         dwell_ms=number,
     ),
     numbers, times, st.sampled_from([1, 1, 2]), st.integers(1, 4), st.sampled_from(PAGES), st.sampled_from(ITEM_TYPES),
 )  # fmt: skip
 ad_clicks = st.builds(
     lambda number, ts, user, item, page: present(
-        event_id=f"e{number}", event_type="click", ts=ts, user_id=user, item_id=item, page_id=page, item_type="ad",
+        event_id=IDS[number], event_type="click", ts=ts, user_id=user, item_id=item, page_id=page, item_type="ad",
         category_id=7,
     ),
     numbers, times, st.sampled_from([1, 1, 2, 3]), st.integers(10, 13), st.sampled_from(PAGES),
 )  # fmt: skip
 searches = st.builds(
     lambda number, ts, user, query: present(
-        event_id=f"e{number}", event_type="search", ts=ts, user_id=user, query=query
+        event_id=IDS[number], event_type="search", ts=ts, user_id=user, query=query
     ),
     numbers, times, st.sampled_from(USERS), st.sampled_from(QUERIES),
 )  # fmt: skip
 odd = st.builds(
-    lambda number, kind, ts, fields: present(event_id=f"e{number}", event_type=kind, ts=ts, **fields),
+    lambda number, kind, ts, fields: present(event_id=IDS[number], event_type=kind, ts=ts, **fields),
     numbers,
     st.sampled_from(TYPES),
     times,

@@ -1,0 +1,214 @@
+"""Definitions, duplicates, profiles and late events, case by case."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from rtrec_ray.errors import DefinitionInvalid
+from rtrec_ray.events import BEHAVIOR_SCHEMA, PROFILE_SCHEMA
+from rtrec_ray.features.compute import compute
+from rtrec_ray.features.file import load_definitions, parse_definitions
+from rtrec_ray.features.merge import merge
+from rtrec_ray.features.profiles import ProfileVersions, attribute
+from rtrec_ray.features.seen import MINUTE_MS, Seen, hash_ids
+from rtrec_ray.features.stream import FeatureStream
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "configs" / "features.yaml").read_text()
+DEFINITIONS = parse_definitions(TEXT)
+BASE = 1_767_225_600_000
+MINUTE = 60_000
+
+SMALL = """\
+tile: 10s
+horizon: 40m
+retention: 70m
+views:
+  - name: seen
+    version: 1
+    keys: [user_id]
+    window: 5m
+    source: {event_type: view}
+    aggregations:
+      n: {count: events}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "what"),
+    [
+        ("tile: 10s", "tile: 10", 1, "duration"),
+        ("tile: 10s", "tile: 0s", 1, "duration"),
+        ("tile: 10s", "tile: 7s", 8, "multiple of the tile"),
+        ("horizon: 40m", "horizon: 14m", 2, "longest window"),
+        ("retention: 70m", "retention: 44m", 3, "retention must"),
+        ("retention: 70m", "retain: 70m", 3, 'unknown key "retain"'),
+        ("horizon: 40m\n", "", 1, '"horizon" is missing'),
+        ("name: seen", "name: Seen-5", 5, "not a name"),
+        ("version: 1", "version: 0", 6, "1 or more"),
+        ("version: 1", "version: one", 6, "whole number"),
+        ("keys: [user_id]", "keys: user_id", 7, "a list"),
+        ("keys: [user_id]", "keys: [usr_id]", 7, "usr_id"),
+        ("keys: [user_id]", "keys: [user_id, user_id]", 7, "different forms"),
+        ("window: 5m", "windw: 5m", 8, 'unknown key "windw"'),
+        ("event_type: view", "event_type: vieww", 9, "vieww"),
+        ("event_type: view", "event_typ: view", 9, "event_typ"),
+        ("event_type: view", "item_id: x", 9, "whole number"),
+        ("event_type: view", "event_type: []", 9, "at least one value"),
+        ("n: {count: events}", "n: {count: event}", 11, '"events"'),
+        ("n: {count: events}", "n: {sum: query}", 11, "dwell_ms"),
+        ("n: {count: events}", "n: {sum: dwell_ms, limit: 3}", 11, "limit"),
+        ("n: {count: events}", "n: {top_k: item_id}", 11, "limit"),
+        ("n: {count: events}", "n: {distinct: item_id, repeats: true}", 11, "repeats"),
+        ("n: {count: events}", "n: {last_n: item_id, limit: 3, repeats: maybe}", 11, "true or false"),
+        ("n: {count: events}", "n: {where: {event_type: view}}", 11, "exactly one"),
+        ("n: {count: events}", "n: {count: events}\n      n: {sum: dwell_ms}", 12, "twice"),
+        ("n: {count: events}", "n: [", 12, "not YAML"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named_with_its_line(old, new, line, what):
+    assert SMALL.count(old) == 1
+    with pytest.raises(DefinitionInvalid) as caught:
+        parse_definitions(SMALL.replace(old, new), source="f.yaml")
+    assert f"f.yaml, line {line}:" in caught.value.message
+    assert what in caught.value.message
+
+
+def test_a_second_view_of_one_name_and_an_empty_file_are_refused():
+    with pytest.raises(DefinitionInvalid, match='second view "seen"'):
+        parse_definitions(SMALL + SMALL[SMALL.index("  - name") :])
+    with pytest.raises(DefinitionInvalid, match="empty"):
+        parse_definitions("# nothing\n")
+    with pytest.raises(DefinitionInvalid, match="cannot be read"):
+        load_definitions(ROOT / "no-such-file.yaml")
+
+
+def test_a_file_may_define_no_view_at_all():
+    definitions = parse_definitions("tile: 10s\nhorizon: 40m\nretention: 70m\nviews: []\n")
+    stream = FeatureStream(definitions, disorder_ms=0, seen=Seen(), profiles=PROFILE_SCHEMA.to_frame())
+    assert stream.take(frame({"event_type": "view"}))["late"] == 0
+    assert stream.tiles() == {}
+
+
+def test_the_shipped_views_are_those_of_the_contract():
+    assert {(view.name, view.window_ms // MINUTE) for view in DEFINITIONS.views} == {
+        ("user_browse_5m", 5),
+        ("user_browse_1m", 1),
+        ("category_top_items_10m", 10),
+        ("top_viewed_30m", 30),
+        ("top_queries_30m", 30),
+        ("segment_page_top_ads", 10),
+    }
+
+
+def frame(*events):
+    rows = [
+        {"event_id": f"e{n}", "ts": BASE, "user_id": 1, "event_type": "view", **each} for n, each in enumerate(events)
+    ]
+    return pl.DataFrame(rows, schema=BEHAVIOR_SCHEMA)
+
+
+def stream(**state):
+    fresh = {"seen": Seen(), "profiles": PROFILE_SCHEMA.to_frame(), **state}
+    return FeatureStream(DEFINITIONS, disorder_ms=5_000, **fresh)
+
+
+def test_a_watermark_that_went_on_while_idle_makes_old_events_late():
+    taken = stream()
+    taken.take(frame({"ts": BASE}))
+    taken.advance(watermark_ms=BASE + 41 * MINUTE)
+    taken.advance(watermark_ms=BASE)  # it never moves back
+    counts = taken.take(frame({"ts": BASE + MINUTE - 1}, {"ts": BASE + MINUTE}, {"ts": BASE + 41 * MINUTE}))
+    assert (counts["late"], counts["beyond_horizon"], counts["corrected"]) == (2, 1, 1)
+
+
+def test_a_new_owner_judges_lateness_as_the_old_one_did():
+    counts = stream(watermark_ms=BASE + 41 * MINUTE).take(frame({"ts": BASE}))
+    assert counts["beyond_horizon"] == 1
+
+
+def test_hashes_are_forgotten_only_when_their_minute_is_beyond_the_horizon():
+    taken = stream()
+    taken.take(frame({"ts": BASE}))
+    for ahead, known in ((40 * MINUTE, 1), (41 * MINUTE - 1, 1), (41 * MINUTE, 0)):
+        taken.advance(watermark_ms=BASE + ahead)
+        taken.forget()
+        assert len(taken.seen) == known, ahead
+
+
+def test_tiles_that_no_window_will_reach_are_not_written():
+    taken = stream()
+    taken.take(frame({"ts": BASE}, {"ts": BASE + 3 * 60 * MINUTE}))
+    assert taken.tiles()["top_viewed_30m"].height == 0
+    assert taken.tiles()["user_browse_5m"]["tile_start_ms"].to_list() == [BASE + 3 * 60 * MINUTE]
+
+
+def test_a_profile_older_than_events_already_taken_is_counted_and_changes_nothing_of_them():
+    click = {"event_type": "click", "item_type": "ad", "item_id": 5, "page_id": 3}
+    profile = pl.DataFrame([(1, BASE, "CN", "f", None, None)], schema=PROFILE_SCHEMA, orient="row")
+    taken = stream()
+    assert taken.take(frame({**click, "ts": BASE + MINUTE}))["without_profile"] == 1
+    assert taken.take_profiles(profile)["late_profile"] == 1
+    assert taken.take(frame({**click, "ts": BASE + MINUTE, "event_id": "second"}))["without_profile"] == 0
+    (row,) = taken.tiles()["segment_page_top_ads"].rows()
+    assert (row[0], merge(DEFINITIONS.view("segment_page_top_ads"), [row[1:]])) == ("CN|f|3", {"top": [[5, 1]], "last": [5]})  # fmt: skip  # noqa: E501
+
+
+def test_the_last_sent_of_two_profiles_of_one_time_holds():
+    versions = ProfileVersions(PROFILE_SCHEMA.to_frame())
+    for country in ("CN", "IN"):
+        versions.take(pl.DataFrame([(1, 5, country, "f", None, None)], schema=PROFILE_SCHEMA, orient="row"))
+    events = pl.DataFrame({"user_id": [1, 1, 2], "ts": [5, 4, 5]})
+    found = attribute(events, versions.frame()).sort("user_id", "ts")
+    assert found["country"].to_list() == [None, "IN", None]
+
+
+def test_a_duplicate_is_known_by_its_id_within_its_minute():
+    seen = Seen()
+    ids = hash_ids(pl.Series(["a", "a", "b", "a"]))
+    assert seen.first_time(np.array([0, MINUTE_MS - 1, 1, MINUTE_MS]), ids).tolist() == [True, False, True, True]
+    assert seen.first_time(np.array([5]), ids[:1]).tolist() == [False]
+
+
+def test_what_is_new_is_told_once_it_is_settled_no_more_and_can_be_loaded():
+    seen, again = Seen(), Seen()
+    seen.first_time(np.array([0, MINUTE_MS]), hash_ids(pl.Series(["a", "b"])))
+    again.load(seen.new())
+    assert again.first_time(np.array([1, MINUTE_MS]), hash_ids(pl.Series(["a", "c"]))).tolist() == [False, True]
+    seen.settle()
+    assert seen.new() == []
+    assert again.new() == [(MINUTE_MS, hash_ids(pl.Series(["c"])).tobytes())]
+
+
+def test_the_hash_of_an_id_does_not_depend_on_its_neighbours_and_is_the_same_for_ever():
+    ids = ["", "a", "e7-12345", "é", "x" * 64, "x" * 65, "x" * 5_000, "a\0", "a" * 8, "a" * 9]
+    together = hash_ids(pl.Series(ids))
+    assert together.tolist() == [int(hash_ids(pl.Series([each]))[0]) for each in ids]
+    assert len(set(together.tolist())) == len(ids)
+    assert hash_ids(pl.Series(ids)[3:7]).tolist() == together[3:7].tolist()
+    # Written to tables: a change would count the events of the last 40 minutes twice.
+    assert together[2] == 0x4837743ED71EB915
+
+
+def test_hashes_of_many_ids_do_not_collide():
+    numbered = hash_ids(pl.select(pl.format("e7-{}", pl.int_range(200_000))).to_series())
+    assert len(np.unique(numbered)) == 200_000
+    low = Counter((numbered & np.uint64(15)).tolist())
+    assert max(low.values()) < 1.1 * 200_000 / 16
+
+
+def test_a_key_too_long_for_an_index_is_left_out_and_a_sum_beyond_64_bits_is_right():
+    clicks = frame({"event_type": "click", "item_type": "ad", "item_id": 1, "page_id": 1})
+    nothing = pl.lit(None, dtype=pl.String)
+    profiled = clicks.with_columns(country=pl.lit("x" * 2_000), gender=pl.lit("f"), city=nothing, age_band=nothing)
+    assert compute(DEFINITIONS.view("segment_page_top_ads"), profiled, tile_ms=10_000).height == 0
+    long = frame({"dwell_ms": 2**63 - 1}, {"dwell_ms": 2**63 - 1})
+    (row,) = compute(DEFINITIONS.view("user_browse_5m"), long, tile_ms=10_000).rows()
+    value = merge(DEFINITIONS.view("user_browse_5m"), [row[1:]])
+    assert value is not None
+    assert value["dwell_ms"] == 2**64 - 2

@@ -1,0 +1,128 @@
+"""Raw features become the same columns wherever they come from."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from rtrec_ray.events import CatalogItem, ProfileVersion
+from rtrec_ray.features.keys import ViewKey
+from rtrec_ray.features.request import (
+    ITEM_INPUTS,
+    REQUEST_INPUTS,
+    item_asks,
+    item_features,
+    request_asks,
+    request_features,
+    trends,
+)
+from rtrec_ray.features.vector import ModelInput, assemble, assemble_candidates
+
+CATEGORY = ModelInput(name="x", kind="category")
+NUMBER = ModelInput(name="x", kind="number")
+IDS = ModelInput(name="x", kind="ids", length=2)
+PROFILE = ProfileVersion(user_id=1, ts=0, country="CN", gender="f", city="Shanghai", age_band="20")
+ITEM = CatalogItem(item_id=5, ts=0, item_type="ad", category_id=3)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        (CATEGORY, "Delhi", "Delhi"),
+        (CATEGORY, 7, "7"),
+        (CATEGORY, 7.0, "7"),
+        (CATEGORY, True, "true"),
+        (CATEGORY, None, ""),
+        (CATEGORY, float("nan"), ""),
+        (CATEGORY, [1], ""),
+        (NUMBER, 3, 3.0),
+        (NUMBER, True, 1.0),
+        (NUMBER, None, 0.0),
+        (NUMBER, "3", 0.0),
+        (NUMBER, float("nan"), 0.0),
+        (NUMBER, float("-inf"), 0.0),
+        (NUMBER, 10**400, np.float32(3e38)),
+        (NUMBER, -1e300, np.float32(-3e38)),
+        (IDS, [7, 8, 9], [7, 8]),
+        (IDS, [7, None, "8", True, 2**63, 9], [7, 9]),
+        (IDS, None, [-1, -1]),
+        (IDS, 7, [-1, -1]),
+    ],
+)
+def test_whatever_was_logged_has_a_value_for_the_model(column, value, expected):
+    (got,) = assemble([column], [{"x": value}])["x"].tolist()
+    assert got == pytest.approx(expected) if column is NUMBER else got == expected
+
+
+def test_columns_have_the_promised_types_and_shapes_also_without_rows():
+    for rows in ([], [{}], [{}, {"x": "é"}]):
+        columns = [assemble([each], rows)["x"] for each in (CATEGORY, NUMBER, IDS)]
+        assert [column.dtype.kind for column in columns] == ["U", "f", "i"]
+        assert [column.shape for column in columns] == [(len(rows),), (len(rows),), (len(rows), 2)]
+
+
+def test_candidates_are_assembled_as_each_with_the_requests_features():
+    request = {"city": "Delhi", "last": [1, 2], "n": 3, "both": 1}
+    items = [{"kind": "ad", "both": 5}, {"kind": "video"}]
+    inputs = [
+        *(ModelInput(name=name, kind="category") for name in ("city", "kind", "missing")),
+        *(ModelInput(name=name, kind="number") for name in ("n", "both")),
+        ModelInput(name="last", kind="ids", length=3),
+    ]
+    at_once = assemble_candidates(inputs, request, items)
+    one_by_one = assemble(inputs, [{**request, **item} for item in items])
+    assert at_once.keys() == one_by_one.keys()
+    assert all(np.array_equal(at_once[name], one_by_one[name]) for name in at_once)
+
+
+def test_the_features_of_a_request_have_the_names_the_inputs_ask_for():
+    request = request_features({}, None, user_id=1)
+    item = item_features(ITEM, trends({}, None, page_id=None), recent_items=[])
+    assert list(request) == [each.name for each in REQUEST_INPUTS]
+    assert list(item) == [each.name for each in ITEM_INPUTS]
+
+
+def test_what_was_logged_as_json_gives_the_same_columns_as_what_was_served():
+    values = {ViewKey(view="user_browse_5m", key="1"): {"view": 2, "dwell_ms": 7, "last_items": list(range(50))}}
+    served = request_features(values, PROFILE, user_id=1)
+    logged = json.loads(json.dumps(served))
+    a, b = (assemble(REQUEST_INPUTS, [row]) for row in (served, logged))
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert served["user_last_items"] == list(range(10))
+    assert (served["user_5m_view"], served["user_5m_click"], served["city"]) == (2, 0, "Shanghai")
+
+
+def test_an_item_has_its_counts_on_the_lists_of_its_category_type_and_segments():
+    values = {
+        ViewKey(view="category_top_items_10m", key="3"): {"top": [[5, 9]]},
+        ViewKey(view="category_top_items_10m", key="4"): {"top": [[5, 100]]},
+        ViewKey(view="top_viewed_30m", key="ad"): {"top": [[6, 8], [5, 7]]},
+        ViewKey(view="segment_page_top_ads", key="CN|f|2"): {"top": [[5, 4]], "last": [5]},
+        ViewKey(view="segment_page_top_ads", key="CN|f|Shanghai|2"): None,
+        ViewKey(view="segment_page_top_ads", key="CN|f|3"): {"top": [[5, 100]], "last": [5]},
+    }
+    found = item_features(ITEM, trends(values, PROFILE, page_id=2), recent_items=[9, 5])
+    assert found == {
+        "item_category": "3",
+        "item_type": "ad",
+        "item_category_clicks_10m": 9,
+        "item_type_views_30m": 7,
+        "item_segment_clicks_10m": 4,
+        "item_city_segment_clicks_10m": 0,
+        "item_recently_viewed": 1,
+    }
+
+
+def test_only_keys_that_can_have_data_are_asked_for():
+    assert [ask.key for ask in request_asks(user_id=1, profile=PROFILE, page_id=2)] == [
+        "1",
+        "1",
+        "CN|f|2",
+        "CN|f|Shanghai|2",
+    ]
+    nowhere = ProfileVersion(user_id=1, ts=0, country="CN", gender="f")
+    assert [ask.key for ask in request_asks(user_id=1, profile=nowhere, page_id=2)] == ["1", "1", "CN|f|2"]
+    assert len(request_asks(user_id=1, profile=PROFILE, page_id=None)) == 2
+    assert item_asks([CatalogItem(item_id=1, ts=0)]) == []
