@@ -89,10 +89,9 @@ def _category(value: Any) -> str:
 def _number(value: Any) -> float:
     if not isinstance(value, (int, float)):
         return NO_NUMBER
-    if abs(value) <= _FLOAT32_MAX:
-        return value
-    # NaN fails every comparison and so lands here, beside the infinite and the merely huge.
-    return NO_NUMBER if math.isnan(value) or value in (math.inf, -math.inf) else math.copysign(_FLOAT32_MAX, value)
+    if value != value or value in (math.inf, -math.inf):  # noqa: PLR0124 - only NaN differs from itself
+        return NO_NUMBER
+    return min(max(value, -_FLOAT32_MAX), _FLOAT32_MAX)
 
 
 def _ids(values: Sequence[Any], *, length: int) -> npt.NDArray[np.int64]:
