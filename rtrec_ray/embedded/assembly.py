@@ -16,14 +16,17 @@ from rtrec_ray.embedded.state import Addresses
 from rtrec_ray.errors import EmbeddedFailure
 
 PARTS = ("kafka", "postgres", "mlflow", "ray")
-"""The servers there are. MLflow keeps its records in PostgreSQL and brings it along."""
+"""The servers there are. MLflow keeps its records in PostgreSQL and brings it along unless told of another."""
 
 MLFLOW_DATABASE = "mlflow"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedOptions:
-    """Preferred ports (another one is taken when it is in use) and sizes of the embedded servers."""
+    """Preferred ports (another one is taken when it is in use) and sizes of the embedded servers.
+
+    `mlflow_store`: connection string of an existing PostgreSQL for MLflow's records; none takes the embedded one.
+    """
 
     kafka_port: int = 29092
     postgres_port: int = 25432
@@ -31,6 +34,7 @@ class EmbeddedOptions:
     dashboard_port: int = 28265
     partitions: int = 4
     kafka_heap: str = "512m"
+    mlflow_store: str | None = None
     cpus: int = 16
     object_store_bytes: int = 1_000_000_000
 
@@ -47,7 +51,7 @@ def build(parts: Collection[str], directory: Path, options: EmbeddedOptions) -> 
         return taken[-1]
 
     servers: dict[str, Server] = {}
-    if {"postgres", "mlflow"} & set(parts):
+    if "postgres" in parts or ("mlflow" in parts and options.mlflow_store is None):
         postgres = PostgresServerOptions(directory=directory / "postgres", port=port(options.postgres_port))
         servers["postgres"] = PostgresServer(postgres)
     if "kafka" in parts:
@@ -60,7 +64,7 @@ def build(parts: Collection[str], directory: Path, options: EmbeddedOptions) -> 
         )
         servers["kafka"] = KafkaServer(kafka)
     if "mlflow" in parts:
-        store = postgres_of(servers).dsn(MLFLOW_DATABASE)
+        store = options.mlflow_store or postgres_of(servers).dsn(MLFLOW_DATABASE)
         mlflow = MlflowServerOptions(directory=directory / "mlflow", store=store, port=port(options.mlflow_port))
         servers["mlflow"] = MlflowServer(mlflow)
     if "ray" in parts:

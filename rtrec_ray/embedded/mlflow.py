@@ -48,12 +48,13 @@ class MlflowServer(Server):
         return [
             *(sys.executable, "-m", "mlflow", "server"),
             *("--host", ports.LOOPBACK, "--port", str(self.port), "--workers", "1"),
-            *("--backend-store-uri", store_uri(self._options.store)),
             *("--artifacts-destination", (self.directory / "artifacts").as_uri()),
         ]
 
     def _environment(self) -> Mapping[str, str]:
         return {
+            # Not an argument: everybody can read those, and the address of another PostgreSQL may have a password.
+            "MLFLOW_BACKEND_STORE_URI": store_uri(self._options.store),
             # Ten helper processes of 280 MB each, for a feature that nobody here uses.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -78,6 +79,9 @@ def store_uri(dsn: str) -> str:
     'postgresql+psycopg2://me@127.0.0.1:5432/mlflow?passfile=%2Fa+b%2Fc'
     """
     fields: dict[str, str] = parse_dsn(dsn)
-    user, host, port, database = (fields.pop(name, "") for name in ("user", "host", "port", "dbname"))
+    user, password, host, port, database = (
+        quote(fields.pop(name, ""), safe="") for name in ("user", "password", "host", "port", "dbname")
+    )
+    login = f"{user}{':' if password else ''}{password}@" if user else ""
     rest = f"?{urlencode(fields)}" if fields else ""
-    return f"postgresql+psycopg2://{quote(user)}@{host}{':' if port else ''}{port}/{quote(database)}{rest}"
+    return f"postgresql+psycopg2://{login}{host}{':' if port else ''}{port}/{database}{rest}"

@@ -92,8 +92,8 @@ class RayServer(Server):
         self._clean()
         if not self.token_path.exists():
             write_secret(self.token_path, secrets.token_hex(32))
-        # A unix socket's path may have 107 bytes, and Ray's own part takes 70 of them.
-        short = tempfile.mkdtemp(prefix="rtrec-ray-", dir="/tmp" if Path("/tmp").is_dir() else None)
+        # A unix socket's path may have 107 bytes, HAProxy's 97, and Ray's own part takes 70 of them.
+        short = tempfile.mkdtemp(prefix="rr-", dir="/tmp" if Path("/tmp").is_dir() else None)
         self._short.symlink_to(short)
         proxy = self.directory / "haproxy"
         proxy.write_text(_PROXY.format(loopback=ports.LOOPBACK, program=haproxy()))
@@ -138,10 +138,10 @@ class RayServer(Server):
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(self.directory / "haproxy"),
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(short / "haproxy" / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(short / "haproxy" / "admin.sock"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(short / "haproxy"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(short / "haproxy" / "server-state"),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(short / "h" / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(short / "h" / "a.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(short / "h"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(short / "h" / "server-state"),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),

@@ -82,7 +82,7 @@ class Running:
         with ThreadPoolExecutor(len(self._servers) or 1) as threads:
             begun: dict[str, Future[None]] = {}
             for name in self._servers:
-                needed = [begun["postgres"]] if name == "mlflow" else []
+                needed = [begun["postgres"]] if name == "mlflow" and "postgres" in begun else []
                 begun[name] = threads.submit(self._start_one, name, needed)
             try:
                 done, _ = wait(begun.values(), return_when=FIRST_EXCEPTION)
