@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import reduce
-from operator import and_
+from operator import and_, or_
 from typing import Final
 
 import polars as pl
@@ -33,6 +33,11 @@ def concerns(view: FeatureView) -> pl.Expr:
     """Whether an event counts in the view for some key, whatever the user's profile says."""
     forms = [meets(Condition(field=name) for name in form if name not in PROFILE_FIELDS) for form in view.keys]
     return meets(view.source) & pl.any_horizontal(forms)
+
+
+def concerns_some(views: Iterable[FeatureView]) -> pl.Expr:
+    """Whether an event counts in some of the views."""
+    return reduce(or_, map(concerns, views), pl.lit(False))
 
 
 def compute(view: FeatureView, events: pl.DataFrame, *, tile_ms: int) -> pl.DataFrame:

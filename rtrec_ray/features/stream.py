@@ -8,15 +8,13 @@ on while the partition was idle can be ahead of that.
 from __future__ import annotations
 
 from collections import Counter
-from functools import reduce
-from operator import or_
 from typing import Final
 
 import numpy as np
 import polars as pl
 
 from rtrec_ray.events import BEHAVIOR_SCHEMA
-from rtrec_ray.features.compute import PROFILED_SCHEMA, compute, concerns
+from rtrec_ray.features.compute import PROFILED_SCHEMA, compute, concerns_some
 from rtrec_ray.features.definition import PROFILE_FIELDS, Definitions
 from rtrec_ray.features.profiles import ProfileVersions, attribute
 from rtrec_ray.features.seen import MINUTE_MS, Seen, hash_ids
@@ -44,9 +42,8 @@ class FeatureStream:
         self._disorder_ms = disorder_ms
         self._profiles = ProfileVersions(profiles)
         self._pending: list[pl.DataFrame] = []
-        nothing = pl.lit(False)
-        self._counts_somewhere = reduce(or_, map(concerns, definitions.views), nothing)
-        self._counts_by_profile = reduce(or_, (concerns(v) for v in definitions.views if v.needs_profile), nothing)
+        self._counts_somewhere = concerns_some(definitions.views)
+        self._counts_by_profile = concerns_some(view for view in definitions.views if view.needs_profile)
 
     def take(self, events: pl.DataFrame) -> Counts:
         """Take events (BEHAVIOR_SCHEMA) in offset order.

@@ -89,7 +89,8 @@ def _category(value: Any) -> str:
 def _number(value: Any) -> float:
     if not isinstance(value, (int, float)):
         return NO_NUMBER
-    if value != value or value in (math.inf, -math.inf):  # noqa: PLR0124 - only NaN differs from itself
+    # Only NaN differs from itself; math.isnan would choke on an integer beyond a float.
+    if value != value or value in (math.inf, -math.inf):
         return NO_NUMBER
     return min(max(value, -_FLOAT32_MAX), _FLOAT32_MAX)
 

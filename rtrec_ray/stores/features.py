@@ -60,7 +60,7 @@ class Past(Protocol):
     """Events older than the tiles, out of the history."""
 
     def behavior(self, *, from_ms: int, to_ms: int) -> pl.DataFrame:
-        """Accepted events with ts in [from_ms, to_ms): BEHAVIOR_SCHEMA and `partition`, `offset` (Int64)."""
+        """Accepted events with ts in [from_ms, to_ms): BEHAVIOR_SCHEMA, `partition` and `offset`, in any order."""
         ...
 
 
@@ -139,18 +139,21 @@ def plan(definitions: Definitions, keys: Iterable[ViewKey], *, as_of_ms: int | N
     return asks
 
 
-def require_kept(asks: Iterable[Ask], definitions: Definitions, *, watermark_ms: int | None) -> None:
-    """Refuse windows that begin before the tiles do. Raises BeyondRetention."""
+def beyond_retention(asks: Iterable[Ask], definitions: Definitions, *, watermark_ms: int | None) -> list[Ask]:
+    """Those whose windows begin before the tiles do."""
     if watermark_ms is None:
-        return
+        return []
     kept_from_ms = watermark_ms - definitions.retention_ms
+    return [ask for ask in asks if ask.span.from_ms < kept_from_ms]
+
+
+def refuse(asks: Sequence[Ask]) -> None:
+    """Raise BeyondRetention for the first of these, if there is any."""
     for ask in asks:
-        if ask.span.from_ms < kept_from_ms:
-            raise BeyondRetention(
-                f"{ask.view.name} as of {ask.span.as_of_ms} needs tiles from {ask.span.from_ms} on; "
-                f"they are kept from {kept_from_ms} on",
-                mend="raise retention in features.yaml, or read that time from the history",
-            )
+        raise BeyondRetention(
+            f"{ask.view.name} as of {ask.span.as_of_ms} needs tiles from {ask.span.from_ms} on, which are dropped",
+            mend="raise retention in features.yaml, or read that time from the history",
+        )
 
 
 def list_views(definitions: Definitions) -> list[dict[str, Any]]:

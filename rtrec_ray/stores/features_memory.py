@@ -13,7 +13,7 @@ from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value, merge
-from rtrec_ray.stores.features import HOUR_MS, Ask, TaskOutput, TaskState, plan, require_kept
+from rtrec_ray.stores.features import HOUR_MS, Ask, TaskOutput, TaskState, beyond_retention, plan, refuse
 
 _Versioned = tuple[str, int]
 
@@ -69,7 +69,7 @@ class MemoryFeatureStore:
     ) -> dict[ViewKey, Value | None]:
         planned = plan(self.definitions, asks, as_of_ms=as_of_ms, now_ms=now_ms)
         if as_of_ms is not None:
-            require_kept(planned, self.definitions, watermark_ms=self._watermark_ms())
+            refuse(beyond_retention(planned, self.definitions, watermark_ms=self._watermark_ms()))
         return {ask.key: self._value(ask, cached=cached and as_of_ms is None) for ask in planned}
 
     def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> dict[int, ProfileVersion]:

@@ -18,22 +18,28 @@ from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value, merge
+from rtrec_ray.features.past import minutes_around, recompute
 from rtrec_ray.postgres.connection import Cursor
 from rtrec_ray.postgres.copy import copy_frame
 from rtrec_ray.postgres.statements import load
-from rtrec_ray.stores.features import HOUR_MS, Ask, TaskOutput, TaskState, plan, require_kept
+from rtrec_ray.stores.features import HOUR_MS, Ask, Past, TaskOutput, TaskState, beyond_retention, plan, refuse
 
 Transaction = Callable[[], AbstractContextManager[Cursor]]
 
 _FRESH_MS: Final = 10_000  # wall time; the rebuilder has missed several rounds by then
+_NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
 _HOUR_TABLE: Final = re.compile(r"tiles_(m?)(\d+)")
 
 
 class PostgresFeatureStore:
-    """FeatureStore. `transaction` opens one for each read and each chore (a Pool's, as a rule)."""
+    """FeatureStore. `transaction` opens one for each read and each chore (a Pool's, as a rule).
 
-    def __init__(self, definitions: Definitions, *, transaction: Transaction) -> None:
+    `past` gives the events of times whose tiles are dropped; without it such reads raise BeyondRetention.
+    """
+
+    def __init__(self, definitions: Definitions, *, transaction: Transaction, past: Past | None = None) -> None:
         self.definitions: Final = definitions
+        self._past = past
         self._transaction = transaction
         self._sql = load("rtrec_ray.stores.queries", "features.sql")
         self._view_ids: dict[tuple[str, int], int] = {}
@@ -84,10 +90,11 @@ class PostgresFeatureStore:
             of_lists = self._from_lists(cursor, planned) if cached and as_of_ms is None else {}
             rest = [ask for ask in planned if ask.key not in of_lists]
             rows, watermark_ms = self._read_tiles(cursor, rest)
-        if as_of_ms is not None:
-            require_kept(planned, self.definitions, watermark_ms=watermark_ms)
-        merged = {ask.key: merge(ask.view, rows[ask.key]) for ask in rest}
-        return {ask.key: of_lists[ask.key] if ask.key in of_lists else merged[ask.key] for ask in planned}
+        gone = [] if as_of_ms is None else beyond_retention(rest, self.definitions, watermark_ms=watermark_ms)
+        of_past = self._from_past(gone)
+        merged = {ask.key: merge(ask.view, rows[ask.key]) for ask in rest if ask.key not in of_past}
+        found = {**of_lists, **merged, **of_past}
+        return {ask.key: found[ask.key] for ask in planned}
 
     def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> dict[int, ProfileVersion]:
         with self._transaction() as cursor:
@@ -170,6 +177,31 @@ class PostgresFeatureStore:
         found = {(ids[view_id], key): value for view_id, key, value in rows if key is not None}
         values = {ask.key: found.get((ask.key.view, _text(ask.key.key))) for ask in wanted if ask.key.view in fresh}
         return {key: None if text is None else msgspec.json.decode(text) for key, text in values.items()}
+
+    def _from_past(self, asks: Sequence[Ask]) -> dict[ViewKey, Value | None]:
+        """Values recomputed from the history, a view at a time. Raises BeyondRetention when there is none."""
+        if self._past is None:
+            refuse(asks)
+            return {}
+        values: dict[ViewKey, Value | None] = {}
+        for view in {ask.view.name: ask.view for ask in asks}.values():
+            of_view = [ask for ask in asks if ask.view is view]
+            values |= self._recompute(self._past, of_view)
+        return values
+
+    def _recompute(self, past: Past, asks: Sequence[Ask]) -> dict[ViewKey, Value | None]:
+        view, span = asks[0].view, asks[0].span
+        from_ms, to_ms = minutes_around(span)
+        events = past.behavior(from_ms=from_ms, to_ms=to_ms)
+        profiles = self._profile_versions(events["user_id"].unique().to_list()) if view.needs_profile else _NO_PROFILES
+        keys = [ask.key.key for ask in asks]
+        values = recompute(self.definitions, (view.name, keys), events, profiles, span=span)
+        return {ask.key: values[ask.key.key] for ask in asks}
+
+    def _profile_versions(self, user_ids: list[int]) -> pl.DataFrame:
+        with self._transaction() as cursor:
+            cursor.execute(self._sql["get_profile_versions"], {"user_ids": user_ids})
+            return pl.DataFrame(cursor.fetchall(), schema=PROFILE_SCHEMA, orient="row")
 
     def _rebuild(self, view: FeatureView, *, now_ms: int) -> int:
         span = self.definitions.window(view).now(now_ms)

@@ -14,7 +14,7 @@ import pytest
 
 from actors.feature import FeatureOperator
 from rtrec_ray.errors import BeyondRetention, DefinitionInvalid, UnknownView
-from rtrec_ray.events import ITEM_SCHEMA, PROFILE_SCHEMA, CatalogItem, ProfileVersion
+from rtrec_ray.events import BEHAVIOR_SCHEMA, ITEM_SCHEMA, PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.compute import TILE_SCHEMA
 from rtrec_ray.features.definition import Definitions
@@ -279,3 +279,41 @@ def test_a_stream_through_an_owner_that_starts_anew_gives_the_same_values_in_eve
     answers = values(place, cuts=[100, 101, 350])
     assert answers == values(Place(None), cuts=[])
     assert all(any(answer[ask] is not None for answer in answers) for ask in asks)
+
+
+@pytest.mark.server
+def test_a_time_whose_tiles_are_gone_is_answered_out_of_the_history_as_the_tiles_would(dsn):
+    class Log:
+        """Past over a list of events, duplicates and all."""
+
+        def behavior(self, *, from_ms, to_ms):
+            rows = [{**event, "partition": 0, "offset": n} for n, event in enumerate(random_events(seed=2, n=600))]
+            schema = {**BEHAVIOR_SCHEMA, "partition": pl.Int32, "offset": pl.Int64}
+            found = pl.DataFrame(rows, schema=schema).sample(fraction=1.0, shuffle=True, seed=0)
+            return found.filter(pl.col("ts") >= from_ms, pl.col("ts") < to_ms)
+
+    pool = Pool(PostgresOptions(dsn=dsn), size=2)
+    place = Place(pool)
+    place.store()
+    store = PostgresFeatureStore(DEFINITIONS, transaction=pool.transaction, past=Log())
+    owner = FeatureOperator(
+        0, definitions=DEFINITIONS, store=store, latest_ms=lambda wall: 2**62, watermark=WatermarkOptions()
+    )
+    with pool.transaction() as cursor:
+        owner.restore(cursor, committed={})
+        profile = {"user_id": 1, "ts": BASE, "country": "CN", "gender": "f"}
+        owner.apply(record_batch("profile", 0, [msgspec.json.encode(profile)]))
+        owner.apply(record_batch("behavior", 0, [msgspec.json.encode(event) for event in random_events(seed=2, n=600)]))
+        owner.write(cursor)
+    asks = [
+        *(ViewKey(view="user_browse_5m", key=str(user)) for user in range(1, 7)),
+        *(ViewKey(view="segment_page_top_ads", key=f"CN|f|{page}") for page in (1, 2)),
+        QUERIES,
+    ]
+    moments = [BASE + n * 70_000 for n in range(3, 18)]
+    before = [store.get(asks, as_of_ms=moment, now_ms=0) for moment in moments]
+    place.append(store, watermark_ms=BASE + 30 * 24 * HOUR)
+    assert store.drop_expired() > 0
+    assert [store.get(asks, as_of_ms=moment, now_ms=0) for moment in moments] == before
+    assert all(any(values[ask] is not None for values in before) for ask in asks if ask.key != "6")
+    pool.close()

@@ -47,6 +47,9 @@ SELECT DISTINCT ON (user_id) user_id, ts_ms, country, gender, city, age_band
 FROM features.profiles WHERE user_id = ANY (%(user_ids)s) AND ts_ms <= %(as_of_ms)s
 ORDER BY user_id, ts_ms DESC;
 
+-- name: get_profile_versions
+SELECT user_id, ts_ms, country, gender, city, age_band FROM features.profiles WHERE user_id = ANY (%(user_ids)s);
+
 -- name: get_items
 SELECT item_id, ts_ms, item_type, category_id, title FROM features.items WHERE item_id = ANY (%(item_ids)s);
 

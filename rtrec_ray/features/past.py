@@ -1,0 +1,63 @@
+"""Values recomputed from events, by the very functions of the stream: for times whose tiles are gone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import polars as pl
+
+from rtrec_ray.events import BEHAVIOR_SCHEMA
+from rtrec_ray.eventtime.window import Span
+from rtrec_ray.features.compute import compute, concerns, concerns_some
+from rtrec_ray.features.definition import PROFILE_FIELDS, Definitions, FeatureView
+from rtrec_ray.features.merge import Value, merge
+from rtrec_ray.features.profiles import attribute
+from rtrec_ray.features.seen import MINUTE_MS
+
+
+def minutes_around(span: Span) -> tuple[int, int]:
+    """[from, to) of whole minutes around a span, ms: within its minute an event is told from its duplicates.
+
+    >>> minutes_around(Span(from_ms=70_000, to_ms=130_000, as_of_ms=130_000))
+    (60000, 180000)
+    """
+    return span.from_ms // MINUTE_MS * MINUTE_MS, -(-span.to_ms // MINUTE_MS) * MINUTE_MS
+
+
+def recompute(
+    definitions: Definitions,
+    asks: tuple[str, Iterable[str]],
+    events: pl.DataFrame,
+    profiles: pl.DataFrame,
+    *,
+    span: Span,
+) -> Mapping[str, Value | None]:
+    """The values over the span of a view under some keys (`asks`: the view's name, the keys); None without data.
+
+    `events`: BEHAVIOR_SCHEMA, `partition` and `offset`, all of `minutes_around(span)`, in any order, duplicates
+    included. `profiles`: PROFILE_SCHEMA, the versions of these events' users.
+    """
+    view, wanted = definitions.view(asks[0]), set(asks[1])
+    counted = first_of_duplicates(events, definitions).filter(concerns(view))
+    tiles = compute(view, _profiled(view, counted, profiles), tile_ms=definitions.tile_ms)
+    inside = tiles.filter(
+        pl.col("key").is_in(wanted), pl.col("tile_start_ms") >= span.from_ms, pl.col("tile_start_ms") < span.to_ms
+    )
+    rows: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for key, start, state in inside.iter_rows():
+        rows[key].append((start, state))
+    return {key: merge(view, rows[key]) for key in wanted}
+
+
+def first_of_duplicates(events: pl.DataFrame, definitions: Definitions) -> pl.DataFrame:
+    """The events that count in some view; of those with one event_id in a partition and minute the first that came."""
+    minute = (pl.col("ts") // MINUTE_MS).alias("minute")
+    concerned = events.filter(concerns_some(definitions.views)).sort("partition", "offset").with_columns(minute)
+    return concerned.unique(subset=["partition", "minute", "event_id"], keep="first").select(BEHAVIOR_SCHEMA.names())
+
+
+def _profiled(view: FeatureView, events: pl.DataFrame, profiles: pl.DataFrame) -> pl.DataFrame:
+    if view.needs_profile:
+        return attribute(events, profiles)
+    return events.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in PROFILE_FIELDS)

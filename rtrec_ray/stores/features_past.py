@@ -1,0 +1,27 @@
+"""Events older than the tiles, out of the history."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import polars as pl
+
+from rtrec_ray.events import BEHAVIOR, BEHAVIOR_SCHEMA
+from rtrec_ray.stores.history import History
+
+_COLUMNS: Final = (*BEHAVIOR_SCHEMA.names(), "partition", "offset")
+
+
+class HistoryPast:
+    """Past over the history's files."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+
+    def behavior(self, *, from_ms: int, to_ms: int) -> pl.DataFrame:
+        """Accepted events with ts in [from_ms, to_ms)."""
+        frames = self._history.scan(BEHAVIOR, from_ms=from_ms, to_ms=to_ms, columns=_COLUMNS)
+        empty = BEHAVIOR_SCHEMA.to_frame().with_columns(
+            pl.lit(None, dtype=pl.Int32).alias("partition"), pl.lit(None, dtype=pl.Int64).alias("offset")
+        )
+        return pl.concat([empty, *frames])
