@@ -14,7 +14,7 @@ import pytest
 
 from actors.feature import FeatureOperator
 from rtrec_ray.errors import BeyondRetention, DefinitionInvalid, UnknownView
-from rtrec_ray.events import BEHAVIOR_SCHEMA, ITEM_SCHEMA, PROFILE_SCHEMA, CatalogItem, ProfileVersion
+from rtrec_ray.events import ITEM_SCHEMA, PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.compute import TILE_SCHEMA
 from rtrec_ray.features.definition import Definitions
@@ -24,7 +24,11 @@ from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
 from rtrec_ray.stores.features import FeatureStore, TaskOutput, list_views, read_view
 from rtrec_ray.stores.features_memory import MemoryFeatureStore, MemoryFeatureTables
+from rtrec_ray.stores.features_past import HistoryPast
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.history import History, schema
+from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history_manifest import MemoryHistoryManifest
 
 DEFINITIONS = load_definitions(Path(__file__).parents[2] / "configs" / "features.yaml")
 BASE = 1_767_225_600_000
@@ -282,20 +286,19 @@ def test_a_stream_through_an_owner_that_starts_anew_gives_the_same_values_in_eve
 
 
 @pytest.mark.server
-def test_a_time_whose_tiles_are_gone_is_answered_out_of_the_history_as_the_tiles_would(dsn):
-    class Log:
-        """Past over a list of events, duplicates and all."""
-
-        def behavior(self, *, from_ms, to_ms):
-            rows = [{**event, "partition": 0, "offset": n} for n, event in enumerate(random_events(seed=2, n=600))]
-            schema = {**BEHAVIOR_SCHEMA, "partition": pl.Int32, "offset": pl.Int64}
-            found = pl.DataFrame(rows, schema=schema).sample(fraction=1.0, shuffle=True, seed=0)
-            return found.filter(pl.col("ts") >= from_ms, pl.col("ts") < to_ms)
-
+def test_a_time_whose_tiles_are_gone_is_answered_out_of_the_history_as_the_tiles_would(dsn, tmp_path):
+    rows = [
+        {**event, "partition": 0, "offset": n, "kafka_ts": 0, "raw": b""}
+        for n, event in enumerate(random_events(seed=2, n=600))
+    ]
+    files, manifest = ArrowHistoryFiles(HistoryFilesOptions(uri=str(tmp_path))), MemoryHistoryManifest()
+    shuffled = pl.DataFrame(rows, schema=schema("behavior")).sample(fraction=1.0, shuffle=True, seed=0)
+    manifest.add(None, files.write("behavior", shuffled, partition=0))
+    past = HistoryPast(History(files, manifest))
     pool = Pool(PostgresOptions(dsn=dsn), size=2)
     place = Place(pool)
     place.store()
-    store = PostgresFeatureStore(DEFINITIONS, transaction=pool.transaction, past=Log())
+    store = PostgresFeatureStore(DEFINITIONS, transaction=pool.transaction, past=past)
     owner = FeatureOperator(
         0, definitions=DEFINITIONS, store=store, latest_ms=lambda wall: 2**62, watermark=WatermarkOptions()
     )
