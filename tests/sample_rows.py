@@ -76,6 +76,6 @@ def put_samples(dsn: str, rows: pl.DataFrame) -> None:
     connection = connect(PostgresOptions(dsn=dsn))
     try:
         with transaction(connection) as cursor:
-            ledger.write(cursor, settled, read_to=0)
+            ledger.write(cursor, settled)
     finally:
         connection.close()

@@ -225,18 +225,23 @@ class Follower:
 
     def _tell(self, chain: Chain) -> None:
         """Points of progress and new versions, when their time has come."""
-        if self._window.fresh and self._is_due("progress", self._options.progress_every_s):
-            point = self._window.point(
-                commit_seq=chain.position,
-                event_time_ms=chain.trained_to_ms,
-                lag_rows=self._lag_rows,
-                base_version=chain.root,
-            )
-            self._desk.book.put(self._options.run, point)
-            self._window.taken()
-            self._background.submit(self._log_point, point)
+        if self._is_due("progress", self._options.progress_every_s):
+            self._put_point(chain)
         if self._published() and chain.moved() and self._is_due("publish", self._options.publish_every_s):
             self._publish(chain)
+
+    def _put_point(self, chain: Chain) -> None:
+        if not self._window.fresh:
+            return
+        point = self._window.point(
+            commit_seq=chain.position,
+            event_time_ms=chain.trained_to_ms,
+            lag_rows=self._lag_rows,
+            base_version=chain.root,
+        )
+        self._desk.book.put(self._options.run, point)
+        self._window.taken()
+        self._background.submit(self._log_point, point)
 
     def _publish(self, chain: Chain) -> None:
         draft = Draft(
@@ -291,9 +296,11 @@ class Follower:
             return
         self._settle()
         chain = self._chain
-        if chain is not None and chain.moved():
-            self._publish(chain)
-            self._settle()
+        if chain is not None:
+            self._patiently(lambda: self._put_point(chain))
+            if chain.moved():
+                self._publish(chain)
+                self._settle()
         self._patiently(lambda: self._beat(state="stopped"))
 
     def _beat(self, *, state: RunState | None = None) -> bool:

@@ -69,7 +69,11 @@ class ValidationGate:
                     self._patiently(partial(listener.ack, event.offset))
         finally:
             listener.close()
-            self._events.close()
+            self.close()
+
+    def close(self) -> None:
+        """Give back connections; `run` does so at its end."""
+        self._events.close()
 
     def stop(self) -> None:
         """End `run` after the version it is at."""

@@ -27,15 +27,19 @@ class ServedModel:
         self.card = card
 
     def score(self, columns: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
-        """Probabilities of a click, (n,)."""
+        """Probabilities of a click, (n,). Raises ModelRejected when the signature does not take the columns."""
         rows = len(next(iter(columns.values())))
-        parts = [
-            self._signature(**{name: tf.constant(column[start : start + _ROWS]) for name, column in columns.items()})[
-                "probability"
-            ].numpy()
-            for start in range(0, rows, _ROWS)
-        ]
+        try:
+            parts = [
+                self._part({name: column[start : start + _ROWS] for name, column in columns.items()})
+                for start in range(0, rows, _ROWS)
+            ]
+        except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
+            raise ModelRejected(f"it does not take the inputs of its card: {str(error).splitlines()[0]}") from error
         return np.concatenate(parts).astype(np.float64) if parts else np.zeros(0)
+
+    def _part(self, columns: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        return self._signature(**{name: tf.constant(column) for name, column in columns.items()})["probability"].numpy()
 
 
 def load_served(directory: Path) -> ServedModel:

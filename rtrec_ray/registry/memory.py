@@ -27,6 +27,7 @@ class MemoryModelCenter:
         shutil.copytree(directory, self._root / number)
         version = ModelVersion(version=number, run_id=f"run-{number}", status="generated", draft=draft)
         self._versions[number] = version
+        self.points[version.run_id] = []
         return version
 
     def get(self, version: str) -> ModelVersion | None:
