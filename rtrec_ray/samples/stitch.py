@@ -86,8 +86,8 @@ class Stitcher:
         self._next_offset = max(self._next_offset, next_offset)
 
     def advance(self, *, watermark_ms: int) -> None:
-        """Event time has come to `watermark_ms`."""
-        self._watermark_ms = max(watermark_ms, self._watermark_ms or watermark_ms)
+        """Event time has come to `watermark_ms`, never less than before."""
+        self._watermark_ms = watermark_ms
 
     # --- a commit ---------------------------------------------------------------------------------------------------
 

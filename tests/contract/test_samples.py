@@ -206,6 +206,33 @@ def test_a_request_without_a_record_is_a_miss_until_the_record_comes(backend):
     assert task.show(("s", 1)).commit(LATER)["missed"] == 0
 
 
+def test_a_record_a_click_and_a_repetition_in_one_commit_complete_a_miss_together(backend):
+    task = Task(backend).show(("r", 1), ("s", 1))
+    task.commit(LATER)
+    task.click(("r", 1)).show(("s", 1)).click(("s", 1)).serve("r", "s").commit(LATER)
+    assert current(backend) == {("r", 1): 1, ("s", 1): 1}
+    assert [row["revision"] for row in read(backend)] == [0, 0]
+
+
+def test_a_click_too_late_for_an_impression_does_not_hide_an_earlier_one_from_it(backend):
+    task = Task(backend).serve("r").show(("r", 1))
+    task.commit(LATER)
+    again = NOON_MS + RULES.horizon_ms
+    task.show(("r", 1), ts=again).click(("r", 1), ts=again + 1).commit()
+    assert current(backend) == {("r", 1): 0}
+    task.click(("r", 1), ts=again - 1).commit()
+    assert current(backend) == {("r", 1): 1}
+
+
+def test_of_two_held_clicks_the_earlier_counts(backend):
+    task = Task(backend).click(("r", 1), ts=NOON_MS + RULES.horizon_ms)
+    task.commit(NOON_MS)
+    task.click(("r", 1)).commit()
+    task = Task(backend).serve("r").show(("r", 1))
+    task.commit()
+    assert current(backend) == {("r", 1): 1}
+
+
 def test_an_impression_that_comes_late_finds_its_request_in_the_store(backend):
     items = [{"item_id": 5, "position": 2, "score": 0.5}]
     Task(backend).serve("r", items=items).commit(LATER)
