@@ -39,6 +39,19 @@ ended.wait()
 running.stop()
 """
 
+_INTERRUPTED = """
+import signal, sys
+from pathlib import Path
+from rtrec_ray.embedded.assembly import EmbeddedOptions
+from rtrec_ray.embedded.system import start
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+try:
+    start(["postgres", "kafka"], Path(sys.argv[1]), EmbeddedOptions(), on_step=lambda name, text: print(name, text))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
 
 @dataclass
 class Up:
@@ -176,6 +189,24 @@ def test_a_server_that_dies_is_reported_and_started_again(
     state = read_state(running.directory)
     assert state is not None
     assert state.processes["postgres"].pid == running.servers["postgres"].processes()[0].pid
+
+
+def test_an_interrupt_while_starting_leaves_nothing_even_when_it_comes_twice(
+    tmp_path: Path, eventually: Callable[..., Any]
+) -> None:
+    directory = tmp_path / "data"
+    child = subprocess.Popen([sys.executable, "-c", _INTERRUPTED, str(directory)], stdout=subprocess.DEVNULL)
+
+    def started() -> bool:
+        state = read_state(directory)
+        return state is not None and "kafka" in state.processes
+
+    eventually(started, timeout_s=60, what="Kafka's process to be recorded")
+    for _ in range(2):
+        child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=30) == 130
+    assert _left(directory) == []
+    assert read_state(directory) is None
 
 
 def test_when_one_cannot_start_all_are_stopped_and_the_directory_is_free(
