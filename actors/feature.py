@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from actors.operator import BatchOutcome
-from rtrec_ray.clock import Clock
+from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.errors import ServerUnavailable
 from rtrec_ray.events import BEHAVIOR, BEHAVIOR_SCHEMA, ITEM, ITEM_SCHEMA, PROFILE, PROFILE_SCHEMA
 from rtrec_ray.eventtime.watermark import WatermarkOptions
@@ -31,10 +32,14 @@ TASK = "features"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeeperOptions:
-    """`lists_every_s`, `expiry_every_s`: wall time between two rebuilds of the top lists, two looks for old tiles."""
+    """`lists_every_s`, `expiry_every_s`: wall time between two rebuilds of the top lists, two looks for old tiles.
+
+    `busy_share`: rebuilds come more rarely where they would take more of a core than that.
+    """
 
     lists_every_s: float = 1.0
     expiry_every_s: float = 30.0
+    busy_share: float = 0.25
 
 
 class FeatureOperator:
@@ -136,17 +141,17 @@ class FeatureKeeper:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; while PostgreSQL is away, try again at the next round."""
-        rounds = max(1, round(self._options.expiry_every_s / self._options.lists_every_s))
-        number = 0
-        while not stop.wait(self._options.lists_every_s):
+        wait_s, looked_s = 0.0, -math.inf
+        while not stop.wait(wait_s):
+            started_s = monotonic_s()
             try:
                 self._store.rebuild_lists(now_ms=self._clock.now_ms())
-                if number % rounds == 0:
-                    dropped = self._store.drop_expired()
-                    log.info("tiles_expired", extra={"hours": dropped})
+                if started_s - looked_s >= self._options.expiry_every_s:
+                    looked_s = started_s
+                    log.info("tiles_expired", extra={"hours": self._store.drop_expired()})
             except ServerUnavailable as error:
                 log.warning("keeper_waits", extra={"cause": error.line()})
-            number += 1
+            wait_s = max(self._options.lists_every_s, (monotonic_s() - started_s) / self._options.busy_share)
 
 
 def _newest_items(items: pl.DataFrame) -> pl.DataFrame:

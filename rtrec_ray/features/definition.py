@@ -59,10 +59,6 @@ class FeatureView:
         """Whether a form of the key has a field of the user's profile."""
         return any(name in PROFILE_FIELDS for form in self.keys for name in form)
 
-    def text(self) -> str:
-        """The definition as JSON, equal for equal definitions."""
-        return msgspec.json.encode(self, order="sorted").decode()
-
 
 @dataclass(frozen=True, kw_only=True)
 class Definitions:
@@ -101,6 +97,10 @@ class Definitions:
     def window(self, view: FeatureView) -> Window:
         """The window of a view over the tiles."""
         return Window(length_ms=view.window_ms, tile_ms=self.tile_ms)
+
+    def text(self, view: FeatureView) -> str:
+        """All that gives a view's tiles their meaning, as JSON: equal for equal definitions."""
+        return msgspec.json.encode({"tile_ms": self.tile_ms, "view": view}, order="sorted").decode()
 
     @property
     def longest_window_ms(self) -> int:

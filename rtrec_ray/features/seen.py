@@ -98,8 +98,11 @@ class Seen:
 
     def load(self, rows: Iterable[tuple[int, bytes]]) -> None:
         """Take what the table holds."""
+        by_minute: dict[int, list[bytes]] = {}
         for minute, packed in rows:
-            self._remember(minute, np.unique(np.frombuffer(packed, dtype="<u8").astype(np.uint64)))
+            by_minute.setdefault(minute, []).append(packed)
+        for minute, parts in by_minute.items():
+            self._remember(minute, np.unique(np.frombuffer(b"".join(parts), dtype="<u8").astype(np.uint64)))
 
     def forget(self, *, before_ms: int) -> None:
         """Drop the minutes that end at `before_ms` or earlier: their events are refused as too late."""

@@ -40,7 +40,7 @@ class MemoryFeatureStore:
 
     def apply(self, cursor: object) -> None:
         for view in self.definitions.views:
-            if self._tables.views.setdefault(_id(view), view.text()) != view.text():
+            if self._tables.views.setdefault(_id(view), self.definitions.text(view)) != self.definitions.text(view):
                 raise DefinitionInvalid(
                     f"{view.name} version {view.version} is already defined otherwise", mend="raise its version"
                 )

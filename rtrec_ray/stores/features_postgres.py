@@ -26,7 +26,7 @@ from rtrec_ray.stores.features import HOUR_MS, Ask, Past, TaskOutput, TaskState,
 
 Transaction = Callable[[], AbstractContextManager[Cursor]]
 
-_FRESH_MS: Final = 10_000  # wall time; the rebuilder has missed several rounds by then
+_FRESH_MS: Final = 60_000  # wall time; the rebuilder has missed several rounds by then
 _NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
 _HOUR_TABLE: Final = re.compile(r"tiles_(m?)(\d+)")
 
@@ -47,12 +47,13 @@ class PostgresFeatureStore:
     def apply(self, cursor: Cursor) -> None:
         for view in self.definitions.views:
             cursor.execute(
-                self._sql["add_view"], {"name": view.name, "version": view.version, "definition": view.text()}
+                self._sql["add_view"],
+                {"name": view.name, "version": view.version, "definition": self.definitions.text(view)},
             )
         cursor.execute(self._sql["list_views"])
         known = {(name, version): text for _, name, version, text in cursor.fetchall()}
         for view in self.definitions.views:
-            if known[(view.name, view.version)] != view.text():
+            if known[(view.name, view.version)] != self.definitions.text(view):
                 raise DefinitionInvalid(
                     f"{view.name} version {view.version} is already defined otherwise", mend="raise its version"
                 )

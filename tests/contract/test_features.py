@@ -139,6 +139,8 @@ def test_one_version_has_one_definition_and_values_of_versions_never_mix(place):
     others = tuple(view for view in DEFINITIONS.views if view is not old)
     with pytest.raises(DefinitionInvalid, match="top_queries_30m version 1"):
         place.store(replace(DEFINITIONS, views=(*others, changed)))
+    with pytest.raises(DefinitionInvalid, match="version 1"):
+        place.store(replace(DEFINITIONS, tile_ms=5_000))
     second = place.store(replace(DEFINITIONS, views=(*others, replace(changed, version=2))))
     assert second.get([QUERIES], as_of_ms=None, now_ms=BASE) == {QUERIES: None}
     assert place.store().get([QUERIES], as_of_ms=None, now_ms=BASE) == {QUERIES: {"top": [["a", 1]]}}

@@ -193,7 +193,7 @@ def test_lists_of_a_keeper_that_stands_still_are_not_served(pool, store):
         )
     assert store.get([key], as_of_ms=None, now_ms=BASE, cached=True) == {key: {"top": [["old", 1]]}}
     with pool.transaction() as cursor:
-        cursor.execute("UPDATE features.top_list_rounds SET rebuilt_at = rebuilt_at - interval '1 minute'")
+        cursor.execute("UPDATE features.top_list_rounds SET rebuilt_at = rebuilt_at - interval '2 minutes'")
     assert store.get([key], as_of_ms=None, now_ms=BASE, cached=True) == {key: None}
 
 

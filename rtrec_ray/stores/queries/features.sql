@@ -25,8 +25,7 @@ WHERE r.view_id = ANY (%(view_ids)s) AND r.rebuilt_at > clock_timestamp() - %(fr
 
 -- name: scan_view
 SELECT key, tile_start_ms, state FROM features.tiles
-WHERE view_id = %(view_id)s AND tile_start_ms >= %(from_ms)s AND tile_start_ms < %(to_ms)s
-ORDER BY key;
+WHERE view_id = %(view_id)s AND tile_start_ms >= %(from_ms)s AND tile_start_ms < %(to_ms)s;
 
 -- name: put_lists (an unchanged list is not written again)
 INSERT INTO features.top_lists (view_id, key, value)
