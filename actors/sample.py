@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import polars as pl
 
@@ -16,7 +16,6 @@ from rtrec_ray.samples.definition import SampleDefinition
 from rtrec_ray.samples.keys import clicks_of, impressions_of, keyed, requests_of
 from rtrec_ray.samples.stitch import Stitcher
 from rtrec_ray.stores.samples_ledger import SampleLedger
-from rtrec_ray.stores.samples_postgres import PostgresSampleLedger
 
 
 class SampleOperator:
@@ -119,10 +118,3 @@ class SampleOperator:
 
 def _latest(frame: pl.DataFrame) -> int | None:
     return frame["ts"].max()  # type: ignore[return-value]  # an Int64 column
-
-
-def sample_operator(definition: SampleDefinition, *, latest_ms: LatestMs) -> Callable[[int], SampleOperator]:
-    """Makes the operator of a partition, on PostgreSQL."""
-    return lambda partition: SampleOperator(
-        definition, ledger=PostgresSampleLedger(partition=partition), latest_ms=latest_ms
-    )

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from actors.sample import SampleOperator, sample_operator
+from actors.sample import SampleOperator
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.samples.definition import SampleDefinition
@@ -52,6 +52,10 @@ def make_log(seed: int) -> dict[str, list[bytes]]:
     }
 
 
+def make_operator(partition: int) -> SampleOperator:
+    return SampleOperator(RULES, ledger=PostgresSampleLedger(partition=partition), latest_ms=lambda wall_ms: 2**62)
+
+
 class Partition:
     """The consume-compute-commit loop on one partition, with faults at will."""
 
@@ -63,7 +67,7 @@ class Partition:
         self.begin()
 
     def begin(self) -> None:
-        self.operator = sample_operator(RULES, latest_ms=lambda wall_ms: 2**62)(0)
+        self.operator = make_operator(0)
         with transaction(self.connection) as cursor:
             self.position = dict(self.operator.restore(cursor, committed=self.committed))
         self.applied, self.fresh = dict(self.committed), Counter()
@@ -155,9 +159,7 @@ def test_a_reader_below_the_high_water_never_misses_a_row_of_two_writers_that_ma
 
     def write(partition: int) -> None:
         connection = connect(PostgresOptions(dsn=dsn), pipeline=True)
-        operator = SampleOperator(
-            RULES, ledger=PostgresSampleLedger(partition=partition), latest_ms=lambda wall_ms: 2**62
-        )
+        operator = make_operator(partition)
         with transaction(connection) as cursor:
             operator.restore(cursor, committed={})
         for number, ts in enumerate(days):
