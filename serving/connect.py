@@ -34,7 +34,10 @@ _PROGRESS_KEY: Final = {"task": FEATURES_TASK, "topic": BEHAVIOR}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaOptions:
-    """All that a replica is told. `skew_ms`: how far ahead of the clock a posted event may be."""
+    """All that a replica is told. `skew_ms`: how far ahead of the clock a posted event may be.
+
+    `on_loopback`: the cluster is this machine, so nobody else need reach the replica's own port.
+    """
 
     postgres: PostgresOptions
     kafka: KafkaOptions
@@ -43,6 +46,7 @@ class ReplicaOptions:
     serving: ServingOptions = field(default_factory=ServingOptions)
     clock: ScaledClock = REAL
     skew_ms: int = 60_000
+    on_loopback: bool = False
     token: str | None = field(default=None, repr=False)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fastapi import FastAPI
 from ray import serve
 
+from rtrec_ray.embedded.loopback import keep_replica_on_loopback
 from serving.connect import ReplicaOptions, connect
 from serving.model import preload
 from serving.replica import Backends, Replica
@@ -18,6 +19,8 @@ class RecommendReplica:
     """A deployment's replica: builds its parts in its own process, and hands its application to Serve."""
 
     def __init__(self, options: ReplicaOptions, connect_servers: Callable[[ReplicaOptions], Backends]) -> None:
+        if options.on_loopback:
+            keep_replica_on_loopback()
         # Before the first request: importing TensorFlow holds the interpreter for seconds.
         preload()
         self._replica = Replica(

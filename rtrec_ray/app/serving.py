@@ -27,6 +27,7 @@ def start_serving(system: System) -> str:
         serving=system.settings.serving,
         clock=system.clock,
         skew_ms=system.skew_ms,
+        on_loopback=system.addresses.ray_token is not None,  # an embedded head, on this machine
         token=token,
     )
     serve.start(http_options=HTTPOptions(host=http.host, port=http.port))

@@ -134,10 +134,15 @@ class KafkaServer(Server):
         if not ports.answers(self.port):
             return False
         try:
-            AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0}).list_topics(timeout=5.0)
+            found = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0}).list_topics(timeout=5.0)
         except KafkaException:
             return False
-        return True
+        # Another Kafka that took the port in the same moment would answer just as well.
+        return found.cluster_id == self._cluster_id()
+
+    def _cluster_id(self) -> str:
+        lines = (self.directory / "log" / "meta.properties").read_text().splitlines()
+        return next(line.partition("=")[2] for line in lines if line.startswith("cluster.id="))
 
 
 def java() -> Path:
