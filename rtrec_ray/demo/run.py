@@ -19,7 +19,6 @@ from rtrec_ray.demo.options import LOGS, DemoOptions, compressed, empty
 from rtrec_ray.demo.record import DemoRecord
 from rtrec_ray.demo.report import write_report
 from rtrec_ray.demo.screen import Screen
-from rtrec_ray.demo.show import Show
 
 
 def run_demo(options: DemoOptions, settings: Settings, screen: Screen) -> tuple[DemoRecord, Path]:
@@ -46,6 +45,9 @@ def _show(
             steps = _steps(screen)
             system = stack.enter_context(running(settings, directory, on_step=steps))
             _end_on_sigterm()  # Ray's driver has put its own handler in place
+        # Ray reads variables as it is imported, and these are known only now that its head runs.
+        from rtrec_ray.demo.show import Show
+
         record = Show(options.show, system, log, screen=screen, began_ms=began_ms).play()
         stack.enter_context(screen.phase("everything stops"))
         return record

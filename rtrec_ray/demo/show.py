@@ -97,14 +97,19 @@ class Show:
             return self._verify()
 
     def _let_pass(self, base: Base) -> None:
-        """Wait until the log has come to the moment at which this base is to be trained."""
+        """Wait until the samples have come to the moment at which this base is to be trained."""
         moment_ms = self._log.facts.first_ms + round(base.after_days * _DAY_MS)
         with self._screen.phase(f"{base.after_days:g} days of the log"):
             self._wait(
-                lambda: self._system.clock.now_ms() >= moment_ms,
+                lambda: self._sampled_to_ms() >= moment_ms,
                 timeout_s=60.0 + 120.0 * self._options.minutes,
-                what="event time did not come so far",
+                what=f"the samples of the log's first {base.after_days:g} days were not made",
             )
+
+    def _sampled_to_ms(self) -> int:
+        moments = self._timeline.moments()
+        stage = moments[-1].stages.get("samples") if moments else None
+        return 0 if stage is None or stage.watermark_ms is None else stage.watermark_ms
 
     def _train(self, base: Base) -> None:
         """Train on what there is by now, while the log goes on, and see what the gate says of it."""
