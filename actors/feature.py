@@ -108,6 +108,10 @@ class FeatureOperator:
         """Events, versions of profiles and items waiting for a commit."""
         return self._stream.pending() + sum(frame.height for frame in [*self._profiles, *self._items])
 
+    def open_rows(self) -> int:
+        """Nothing waits for event time: a tile is written with the commit that touched it."""
+        return 0
+
     def write(self, cursor: Cursor) -> Mapping[str, int]:
         """Append the tiles of what came since the last commit."""
         self._stream.forget()

@@ -103,6 +103,10 @@ class HistoryOperator:
         """Records since the last commit, whether in a file or not."""
         return self._waiting.rows
 
+    def open_rows(self) -> int:
+        """Nothing waits for event time."""
+        return 0
+
     def write(self, cursor: Cursor) -> Mapping[str, int]:
         """Make the files visible in the open transaction, once every dead letter is acknowledged."""
         self._flush()

@@ -51,6 +51,10 @@ class Operator(Protocol):
         """Rows waiting for a commit: beyond a bound the task commits early."""
         ...
 
+    def open_rows(self) -> int:
+        """Rows in memory that wait for event time: beyond a bound the task stops reading the topics that are ahead."""
+        ...
+
     def write(self, cursor: Cursor) -> Mapping[str, int]:
         """Write the outputs since the last commit in the open transaction. Answers counts."""
         ...

@@ -57,7 +57,7 @@ class SampleOperator:
         return self._waiting_rows
 
     def open_rows(self) -> int:
-        """Impressions in memory whose wait is not over: what grows while the inference log is stalled."""
+        """See Operator: impressions whose wait is not over, which grow while the inference log is stalled."""
         return self._stitcher.open_rows
 
     def write(self, cursor: Cursor) -> Mapping[str, int]:

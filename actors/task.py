@@ -27,7 +27,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOptions:
-    """One actor's share of a task. Times in wall time; `max_pending_rows` bounds what waits for a commit."""
+    """One actor's share of a task. Times in wall time.
+
+    `max_pending_rows` bounds what waits for a commit, in the whole share; `max_open_rows` what waits for event time, in
+    one partition: a topic that is ahead of a stalled one is then not read until that one has come as far.
+    """
 
     task: str
     partitions: tuple[int, ...]
@@ -38,6 +42,7 @@ class TaskOptions:
     lease_ttl_ms: int = 10_000
     max_poll_records: int = 20_000
     max_pending_rows: int = 200_000
+    max_open_rows: int = 1_000_000
     max_backoff_s: float = 5.0
     watermark: WatermarkOptions = field(default_factory=WatermarkOptions)
 
@@ -84,6 +89,13 @@ class Part:
             self.lag += max(0, end - position)
             if topic not in self.operator.preload:
                 self.watermark.looked(topic, at_end=position >= end, wall_ms=wall_ms())
+
+    def ahead(self) -> list[str]:
+        """Topics whose event time is beyond that of the slowest: those of unknown time are the slowest."""
+        joined = [topic for topic in self.position if topic not in self.operator.preload]
+        times = {topic: self.watermark.max_ts_ms(topic) for topic in joined}
+        slowest = min((-1 if ts is None else ts) for ts in times.values())
+        return [topic for topic, ts in times.items() if ts is not None and ts > slowest]
 
     def _observe(self, topic: str, outcome: BatchOutcome) -> None:
         self.counts.update(outcome.counts)
@@ -151,6 +163,7 @@ class Session:
         self._parts: dict[int, Part] = {}
         self._last_commit = self._last_renewal = monotonic_s()
         self._last_look = 0.0
+        self._paused: set[TopicPartition] = set()
 
     def begin(self, make_operator: Callable[[int], Operator]) -> None:
         """Take the leases, load the state, read the topics that come first. Raises LeaseHeld, ServerUnavailable."""
@@ -240,6 +253,20 @@ class Session:
         now_ms = self._clock.now_ms()
         for part in self._parts.values():
             part.advance(now_ms=now_ms)
+        self._hold_back()
+
+    def _hold_back(self) -> None:
+        """Read no further in topics that are ahead, while a partition has too much that waits for a slower one."""
+        wanted = {
+            TopicPartition(topic=topic, partition=partition)
+            for partition, part in self._parts.items()
+            if part.operator.open_rows() >= self._options.max_open_rows
+            for topic in part.ahead()
+        }
+        if wanted != self._paused:
+            self._consumer.resume(self._paused - wanted)
+            self._consumer.pause(wanted - self._paused)
+            self._paused = wanted
 
     def _poll(self) -> Sequence[RecordBatch]:
         return self._consumer.poll(max_records=self._options.max_poll_records, timeout_s=self._options.poll_s)

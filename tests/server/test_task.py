@@ -7,6 +7,7 @@ import pytest
 from actors.operator import BatchOutcome
 from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.clock import REAL
+from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.stores.progress import read_stages
@@ -42,6 +43,9 @@ class Keeper:
     def pending_rows(self):
         return len(self._rows)
 
+    def open_rows(self):
+        return 0
+
     def write(self, cursor):
         for value in self._rows:
             cursor.execute("INSERT INTO public.taken VALUES (%s, %s)", (self._partition, value))
@@ -58,6 +62,7 @@ class Bench:
         self.options = PostgresOptions(dsn=dsn)
         self.broker = MemoryBroker(partitions=2)
         self.operators = []
+        self.loops = []
         self.stops = []
         self.threads = []
         self.query(TABLE)
@@ -81,16 +86,24 @@ class Bench:
     def rows(self):
         return sorted(value for (value,) in self.query("SELECT value FROM public.taken"))
 
-    def start(self, owner, *, make=None):
+    def start(self, owner, *, make=None, idle_after_ms=10_000, **options):
         loop = TaskLoop(
             TaskOptions(
-                task="keep", partitions=(0, 1), owner=owner, commit_every_s=0.05, poll_s=0.02, max_backoff_s=0.2
+                watermark=WatermarkOptions(idle_after_ms=idle_after_ms),
+                **options,
+                task="keep",
+                partitions=(0, 1),
+                owner=owner,
+                commit_every_s=0.05,
+                poll_s=0.02,
+                max_backoff_s=0.2,
             ),
             make_operator=make or self.make,
             connect_consumer=self.broker.consumer,
             connect_store=lambda: connect(self.options, application=owner, pipeline=True),
             clock=REAL,
         )
+        self.loops.append(loop)
         stop = threading.Event()
         thread = threading.Thread(target=loop.run, args=(stop,), name=owner)
         thread.start()
@@ -175,6 +188,38 @@ def test_a_broker_that_was_away_is_read_on_from_the_committed_position(bench, ev
     bench.send(100, 200)
     eventually(lambda: len(bench.rows()) >= 200)
     assert bench.rows() == values(0, 200)
+
+
+class Joiner(Keeper):
+    """Holds records of `behavior` until `inference-log` has come as far, as a join does."""
+
+    preload = ()
+    topics = ("behavior", "inference-log")
+    most_open = 0
+
+    def apply(self, batch):
+        self._open = getattr(self, "_open", 0) + (len(batch) if batch.topic == "behavior" else 0)
+        Joiner.most_open = max(Joiner.most_open, self._open)
+        return super().apply(batch)
+
+    def advance(self, *, watermark_ms):
+        self._open = 0
+        return {}
+
+    def open_rows(self):
+        return getattr(self, "_open", 0)
+
+
+def test_a_stalled_topic_makes_the_others_wait_within_bounds_and_nothing_is_lost(bench, eventually):
+    bench.send(0, 20_000)
+    bench.start("one", make=Joiner, max_poll_records=100, max_open_rows=1_000, idle_after_ms=600_000)
+    eventually(lambda: len(bench.rows()) >= 1_000)
+    held = bench.rows()
+    eventually(lambda: bench.loops[0].trouble == "" and bench.rows() == held)
+    assert Joiner.most_open <= 1_000 + 100
+    bench.send(0, 20_000, topic="inference-log")
+    eventually(lambda: len(bench.rows()) >= 40_000, timeout_s=30)
+    assert bench.rows() == values(0, 20_000) + values(0, 20_000, topic="inference-log")
 
 
 def test_progress_is_what_was_committed(bench, eventually):
