@@ -18,6 +18,8 @@ NAME = "recommend"
 class RecommendReplica:
     """A deployment's replica: builds its parts in its own process, and hands its application to Serve."""
 
+    _replica: Replica | None = None
+
     def __init__(self, options: ReplicaOptions, connect_servers: Callable[[ReplicaOptions], Backends]) -> None:
         if options.on_loopback:
             keep_replica_on_loopback()
@@ -34,10 +36,13 @@ class RecommendReplica:
         self._replica.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        assert self._replica is not None
         return self._replica.app
 
     def __del__(self) -> None:
-        self._replica.close()
+        # Serve calls it also after a constructor that raised.
+        if self._replica is not None:
+            self._replica.close()
 
 
 def application(

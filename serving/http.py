@@ -63,7 +63,7 @@ Answer = Callable[[Service, Request], Awaitable[Response]]
 
 
 class BodyTooLarge(Exception):
-    """A body is over the limit."""
+    """A body is over the limit; the message says which."""
 
 
 def create_app(service: Service) -> FastAPI:
@@ -82,7 +82,7 @@ def create_app(service: Service) -> FastAPI:
 
 async def recommend(service: Service, request: Request) -> Response:
     """Recommend items to a user on a page."""
-    body = await read_body(request, limit=service.options.body_limit_bytes)
+    body = await read_body(request, limit=service.options.request_limit_bytes)
     try:
         ask = RecommendRequest.model_validate_json(body)
     except ValidationError as error:
@@ -96,7 +96,7 @@ async def recommend(service: Service, request: Request) -> Response:
 
 async def post_events(service: Service, request: Request) -> Response:
     """Write behaviour events to the log; answered when all replicas have them."""
-    body = await read_body(request, limit=service.options.body_limit_bytes)
+    body = await read_body(request, limit=service.options.events_limit_bytes)
     try:
         judged: Judged = await service.event_calls.run(partial(service.intake.take, body))
     except RecordInvalid as error:
@@ -154,6 +154,7 @@ def not_ready(service: Service) -> list[str]:
         "store_unavailable": age_s is not None and age_s > 60.0 * service.options.lists_refresh_s + 2.0,
         "store_hangs": service.recommender.store_calls.stuck() > 0,
         "no_model": service.models.current() is None,
+        "inference_log_waits": service.inference_log.waiting() > service.options.log_queue // 10,
     }
     return [reason for reason, holds in reasons.items() if holds]
 
@@ -179,7 +180,7 @@ async def read_body(request: Request, *, limit: int) -> bytes:
         elif size > _DRAINED * limit:
             break
     if size > limit:
-        raise BodyTooLarge
+        raise BodyTooLarge(f"the body is over the limit of {limit} bytes")
     return b"".join(chunks)
 
 
@@ -204,9 +205,8 @@ def _counted(service: Service, route: str, answer: Answer) -> Callable[[Request]
         began_s = monotonic_s()
         try:
             response = await answer(service, request)
-        except BodyTooLarge:
-            limit = service.options.body_limit_bytes
-            response = _json(413, Problem(detail=f"the body is over the limit of {limit} bytes"))
+        except BodyTooLarge as error:
+            response = _json(413, Problem(detail=str(error)))
         except ClientDisconnect:
             response = Response(status_code=400)  # nobody is there to read it; the count is for us
         latency.observe(monotonic_s() - began_s)

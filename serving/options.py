@@ -26,7 +26,9 @@ class ServingOptions:
     most_keys: int = 200
     exploration: float = 0.05
     arms: tuple[str, ...] = ()
-    body_limit_bytes: int = 2 * 1024 * 1024
+    events_limit_bytes: int = 2 * 1024 * 1024
+    # What a request says is in its inference record, which must stay below Kafka's limit of 1 MiB whatever is said.
+    request_limit_bytes: int = 256 * 1024
     # A healthy store answers in one or two ms and a model in three: what takes longer than this is not coming.
     store_deadline_s: float = 0.3
     store_threads: int = 4

@@ -263,6 +263,15 @@ def test_context_goes_before_our_own_features_and_cannot_break_them(stage, event
     assert (record["features"]["user_5m_view"], record["features"]["user_last_items"]) == (99, "no list")
 
 
+def test_the_largest_request_there_may_be_is_logged(stage, eventually):
+    most = {f"feature_{i}": ["\u0001" * 19] * 33 for i in range(64)}
+    body = json.dumps({"user_id": 1, "k": 100, "context": most}).encode()
+    assert OPTIONS.request_limit_bytes * 0.9 < len(body) < OPTIONS.request_limit_bytes
+    assert stage.ready().client.post("/v1/recommend", content=body).status_code == 200
+    (record,) = eventually(stage.logged)
+    assert record["features"]["feature_63"] == most["feature_63"]
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [

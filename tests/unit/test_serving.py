@@ -37,7 +37,9 @@ def servers():
 
 @pytest.fixture
 def replica(servers):
-    options = ServingOptions(body_limit_bytes=20_000, read_deadline_s=0.2, events_deadline_s=0.5)
+    options = ServingOptions(
+        events_limit_bytes=20_000, request_limit_bytes=20_000, read_deadline_s=0.2, events_deadline_s=0.5
+    )
     replica = Replica(servers.backends(), options=options, clock=ManualClock(now_ms=NOW_MS))
     yield replica
     servers.store.answers.set()
@@ -202,6 +204,17 @@ def test_readiness_names_what_is_missing(servers, replica):
     servers.put_items([CatalogItem(item_id=1, ts=0)])
     replica.lists.refresh(catalogue_s=0.0)
     assert call(replica, "GET", "/readyz").json()["missing"] == ["no_model"]
+
+
+def test_a_replica_that_cannot_log_is_not_ready(servers, eventually):
+    replica = Replica(servers.backends(), options=ServingOptions(log_queue=20), clock=ManualClock(now_ms=NOW_MS))
+    servers.broker.stop()
+    for _ in range(5):
+        assert call(replica, "POST", "/v1/recommend", json={"user_id": 1}).status_code == 200
+    assert "inference_log_waits" in call(replica, "GET", "/readyz").json()["missing"]
+    servers.broker.start()
+    eventually(lambda: "inference_log_waits" not in call(replica, "GET", "/readyz").json()["missing"])
+    replica.close()
 
 
 def test_metrics_are_prometheus_text(replica):
