@@ -251,6 +251,28 @@ def random_events(*, seed: int, n: int):
         }
 
 
+def owner_of(store: FeatureStore) -> FeatureOperator:
+    return FeatureOperator(
+        0, definitions=DEFINITIONS, store=store, latest_ms=lambda wall: 2**62, watermark=WatermarkOptions()
+    )
+
+
+def test_the_next_owner_calls_late_and_duplicate_what_the_last_one_would(place):
+    store = place.store()
+    counts = []
+    for number, ts in enumerate((BASE + HOUR, BASE + HOUR - MINUTE, BASE, BASE + HOUR)):
+        event = {"event_id": f"e{number % 3}", "event_type": "view", "ts": ts, "user_id": 1}
+        owner = owner_of(store)
+        with place.transaction() as cursor:
+            owner.restore(cursor, committed={"behavior": number})
+        taken = owner.apply(record_batch("behavior", 0, [msgspec.json.encode(event)], first_offset=number))
+        counts.append({name for name, n in taken.counts.items() if n} - {"in"})
+        with place.transaction() as cursor:
+            owner.write(cursor)
+        owner.committed()
+    assert counts == [set(), {"late", "corrected"}, {"late", "beyond_horizon"}, {"duplicate"}]
+
+
 def test_a_stream_through_an_owner_that_starts_anew_gives_the_same_values_in_every_store(place):
     events = [msgspec.json.encode(event) for event in random_events(seed=1, n=600)]
     profiles = [
@@ -269,9 +291,7 @@ def test_a_stream_through_an_owner_that_starts_anew_gives_the_same_values_in_eve
     def values(here: Place, *, cuts: list[int]):
         store = here.store()
         for start, end in zip([0, *cuts], [*cuts, len(events)], strict=True):
-            owner = FeatureOperator(
-                0, definitions=DEFINITIONS, store=store, latest_ms=lambda wall: 2**62, watermark=WatermarkOptions()
-            )
+            owner = owner_of(store)
             with here.transaction() as cursor:
                 owner.restore(cursor, committed={"behavior": start, "profile": 4 if start else 0})
             if not start:
@@ -301,9 +321,7 @@ def test_a_time_whose_tiles_are_gone_is_answered_out_of_the_history_as_the_tiles
     place = Place(pool)
     place.store()
     store = PostgresFeatureStore(DEFINITIONS, transaction=pool.transaction, past=past)
-    owner = FeatureOperator(
-        0, definitions=DEFINITIONS, store=store, latest_ms=lambda wall: 2**62, watermark=WatermarkOptions()
-    )
+    owner = owner_of(store)
     with pool.transaction() as cursor:
         owner.restore(cursor, committed={})
         profile = {"user_id": 1, "ts": BASE, "country": "CN", "gender": "f"}
