@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import click
@@ -28,19 +27,23 @@ def demo(where: Where, source: str, seed: int, minutes: float, out: Path) -> int
 
     Starts a system of its own in a temporary directory, whatever --data-dir says, and stops it at the end.
     """
-    # Imported when called: Ray, MLflow and matplotlib take seconds.
+    # Imported when called: MLflow, Polars and matplotlib take seconds.
     from configs.settings import load_settings
     from rtrec_ray.clock import monotonic_s
     from rtrec_ray.demo.figures import summary
-    from rtrec_ray.demo.options import DemoOptions, ShowOptions
+    from rtrec_ray.demo.options import LOGS, DemoOptions, ShowOptions, empty
     from rtrec_ray.demo.run import run_demo
     from rtrec_ray.demo.screen import Screen, print_outcome
+    from rtrec_ray.demo.streams import set_aside
 
-    if not where.debug:
-        logging.disable(logging.WARNING)
+    began_s, settings = monotonic_s(), load_settings(where.config)
     options = DemoOptions(out=out.absolute(), show=ShowOptions(seed=seed, minutes=minutes))
-    console = Console(stderr=where.json, highlight=False)
-    with Screen(console, began_s=monotonic_s()) as screen:
-        record, page = run_demo(options, load_settings(where.config), screen)
-    where.answer(summary(record), lambda: print_outcome(console, record, page=str(page)))
+    empty(options.out)
+    with set_aside(options.out / LOGS / "driver.log") as (stdout, stderr):
+        console = Console(file=stderr if where.json else stdout, highlight=False)
+        with Screen(console, began_s=began_s) as screen:
+            record, page = run_demo(options, settings, screen)
+        if not where.json:
+            print_outcome(console, record, page=str(page))
+    where.answer(summary(record), lambda: None)
     return 0 if record.ok else 1

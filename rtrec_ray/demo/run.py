@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,24 +15,27 @@ from configs.settings import Settings
 from rtrec_ray.app.up import running
 from rtrec_ray.clock import wall_ms
 from rtrec_ray.demo.log import Log, load_log
-from rtrec_ray.demo.options import LOGS, DemoOptions, compressed, empty
+from rtrec_ray.demo.options import LOGS, DemoOptions, compressed
 from rtrec_ray.demo.record import DemoRecord
 from rtrec_ray.demo.report import write_report
 from rtrec_ray.demo.screen import Screen
 
 
 def run_demo(options: DemoOptions, settings: Settings, screen: Screen) -> tuple[DemoRecord, Path]:
-    """Run it and write the report; answers what was observed and the page's path.
+    """Run it and write the report; answers what was observed and the page's path. `options.out` is there, empty.
 
-    Raises DemoFailed, and what servers and stages raise; then `out` holds the servers' logs.
+    Raises DemoFailed, and what servers and stages raise. The servers' logs are kept there unless all is well.
     """
     began_ms = wall_ms()
     _end_on_sigterm()
-    empty(options.out)
     log = load_log()
     settings = compressed(settings, log.facts, options)
-    with TemporaryDirectory(prefix="rtrec-demo-", ignore_cleanup_errors=True) as name, _logs_kept(Path(name), options):
+    with TemporaryDirectory(prefix="rtrec-demo-", ignore_cleanup_errors=True) as name, ExitStack() as unless_well:
+        unless_well.callback(_keep_logs, Path(name), options.out / LOGS)
         record = _show(options, settings, Path(name), log=log, screen=screen, began_ms=began_ms)
+        if record.ok:
+            unless_well.pop_all()
+            shutil.rmtree(options.out / LOGS, ignore_errors=True)
     record = replace(record, phases=screen.phases, seconds=(wall_ms() - began_ms) / 1_000.0)
     return record, write_report(record, options.out)
 
@@ -73,15 +76,10 @@ def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-@contextmanager
-def _logs_kept(directory: Path, options: DemoOptions) -> Iterator[None]:
-    """When the block fails, keep the servers' logs beside the report: the directory is about to go."""
-    try:
-        yield
-    except BaseException:
-        for path in directory.rglob("*.log"):
-            with suppress(OSError):
-                target = options.out / LOGS / path.relative_to(directory)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
-        raise
+def _keep_logs(directory: Path, to: Path) -> None:
+    """Copy the servers' logs: their directory is about to go."""
+    for path in directory.rglob("*.log"):
+        with suppress(OSError):
+            target = to / path.relative_to(directory)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)

@@ -1,5 +1,7 @@
 """What the demonstration claims, and what it tells while it runs."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,3 +224,19 @@ def test_only_a_directory_of_reports_is_emptied(tmp_path):
     (mine / "report.json").write_text("{}")
     empty(mine)
     assert list(mine.iterdir()) == []
+
+
+def test_foreign_words_go_into_the_log_and_ours_to_the_terminal(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from rtrec_ray.demo.streams import set_aside\n"
+        "print('before')\n"
+        "with set_aside(Path(sys.argv[1]) / 'logs' / 'x.log') as (out, err):\n"
+        "    print('ray says'); os.write(2, b'tensorflow says'); out.write('ours\\n')\n"
+        "print('after')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["before", "ours", "after"]
+    assert done.stderr == ""
+    log = (tmp_path / "logs" / "x.log").read_text()
+    assert "ray says" in log
+    assert "tensorflow says" in log
