@@ -47,7 +47,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Write a line with the time since the run began."""
-        self._console.print(Text(f"{minutes(self._now_s()):>5}  ", style="dim") + Text(text))
+        self._console.print(Text(f"{minutes(self._now_s()):>5}  ", style="dim") + Text(text), soft_wrap=True)
 
     @contextmanager
     def phase(self, name: str, *, of_s: float | None = None) -> Iterator[None]:
