@@ -17,6 +17,7 @@ from rtrec_ray.postgres.connection import Pool, PostgresOptions
 from rtrec_ray.postgres.statements import load as load_statements
 from rtrec_ray.registry.base import ModelCenter
 from rtrec_ray.registry.mlflow import MlflowModelCenter, RegistryOptions
+from rtrec_ray.stores.features_past import past_of
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from serving.model import fetch
 from serving.options import ServingOptions
@@ -34,7 +35,8 @@ _PROGRESS_KEY: Final = {"task": FEATURES_TASK, "topic": BEHAVIOR}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaOptions:
-    """All that a replica is told. `skew_ms`: how far ahead of the clock a posted event may be.
+    """All that a replica is told. `history_uri`: where features of times before the tiles are read from, None refuses
+    them; `skew_ms`: how far ahead of the clock a posted event may be.
 
     `on_loopback`: the cluster is this machine, so nobody else need reach the replica's own port.
     """
@@ -46,6 +48,7 @@ class ReplicaOptions:
     serving: ServingOptions = field(default_factory=ServingOptions)
     clock: ScaledClock = REAL
     skew_ms: int = 60_000
+    history_uri: str | None = None
     on_loopback: bool = False
     token: str | None = field(default=None, repr=False)
 
@@ -57,8 +60,9 @@ def connect(options: ReplicaOptions) -> Backends:
     )
     pool = Pool(postgres, size=options.serving.store_threads + _SHARED_CONNECTIONS, application="rtrec-serving")
     registry = Registry(partial(MlflowModelCenter, options.registry))
+    past = None if options.history_uri is None else past_of(options.history_uri, postgres)
     return Backends(
-        store=PostgresFeatureStore(options.definitions, transaction=pool.transaction),
+        store=PostgresFeatureStore(options.definitions, transaction=pool.transaction, past=past),
         newest_event_ms=partial(newest_event_ms, pool),
         connect_producer=partial(connect_producer, options.kafka),
         champion=registry.champion,

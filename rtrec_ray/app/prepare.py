@@ -11,8 +11,9 @@ from rtrec_ray.kafka.connect import connect_admin
 from rtrec_ray.kafka.topics import ensure_topics
 from rtrec_ray.metadata.catalogue import system_datasets
 from rtrec_ray.metadata.postgres import PostgresMetadataStore
-from rtrec_ray.postgres.connection import connect, transaction
+from rtrec_ray.postgres.connection import Pool, connect, transaction
 from rtrec_ray.postgres.migrate import migrate
+from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.progress import put_clock
 
 
@@ -20,10 +21,11 @@ def prepare(system: System) -> System:
     """Make what is missing of tables, topics and the clock; answers the system with what holds now.
 
     The first start fixes the clock: a system that was stopped goes on where its line has come to. Raises
-    StoreUnavailable, KafkaUnavailable, ConfigInvalid.
+    StoreUnavailable, KafkaUnavailable, ConfigInvalid, DefinitionInvalid.
     """
     if system.addresses.postgres is not None:
         migrate(system.postgres)
+        _enter_definitions(system)
         system = replace(system, clock=_fix_clock(system))
     if system.addresses.kafka is not None:
         with connect_admin(system.kafka) as admin:
@@ -31,6 +33,12 @@ def prepare(system: System) -> System:
     if system.addresses.postgres is not None and system.addresses.kafka is not None:
         _register_datasets(system)
     return system
+
+
+def _enter_definitions(system: System) -> None:
+    # Here and not in the first actor: a definition that cannot be applied is said in one line, at once.
+    with closing(Pool(system.postgres, size=1)) as pool, pool.transaction() as cursor:
+        PostgresFeatureStore(system.features, transaction=pool.transaction).apply(cursor)
 
 
 def _fix_clock(system: System) -> ScaledClock:

@@ -24,6 +24,7 @@ def start_serving(system: System) -> str:
         kafka=system.kafka,
         registry=RegistryOptions(url=system.mlflow_url),
         definitions=system.features,
+        history_uri=system.history_uri,
         serving=system.settings.serving,
         clock=system.clock,
         skew_ms=system.skew_ms,

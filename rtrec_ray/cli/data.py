@@ -19,6 +19,7 @@ from rtrec_ray.postgres.connection import Pool, connect, transaction
 from rtrec_ray.simulate.replay import ReplayOptions, ReplaySummary
 from rtrec_ray.simulate.replay import replay as write_log
 from rtrec_ray.stores.features import list_views, read_view
+from rtrec_ray.stores.features_past import past_of
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.progress import read_stages
 from rtrec_ray.stores.samples_postgres import PostgresSampleStore
@@ -88,7 +89,8 @@ def get(where: Where, view: str, keys: tuple[str, ...], as_of_ms: int | None) ->
     """Read VIEW for KEYS."""
     system = open_system(where.config, where.data_dir)
     with closing(Pool(system.postgres, size=1)) as pool:
-        store = PostgresFeatureStore(system.features, transaction=pool.transaction)
+        past = past_of(system.history_uri, system.postgres)
+        store = PostgresFeatureStore(system.features, transaction=pool.transaction, past=past)
         found = read_view(store, view=view, keys=keys, as_of_ms=as_of_ms, now_ms=system.clock.now_ms())
     where.answer(found, lambda: _print_values(found))
 

@@ -7,9 +7,18 @@ from typing import Final
 import polars as pl
 
 from rtrec_ray.events import BEHAVIOR, BEHAVIOR_SCHEMA
+from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.stores.history import History
+from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
 
 _COLUMNS: Final = (*BEHAVIOR_SCHEMA.names(), "partition", "offset")
+
+
+def past_of(uri: str, postgres: PostgresOptions) -> HistoryPast:
+    """The history below `uri`, by the manifest in `postgres`."""
+    files = ArrowHistoryFiles(HistoryFilesOptions(uri=uri))
+    return HistoryPast(History(files, PostgresHistoryManifest(postgres)))
 
 
 class HistoryPast:

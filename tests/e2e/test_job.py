@@ -1,0 +1,70 @@
+"""The pipeline as a job on a Ray cluster that runs already, submitted as the README says."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rtrec_ray.embedded.ray import client_environment
+from tests.e2e.commands import ROOT, Installation
+
+pytestmark = [pytest.mark.server, pytest.mark.ray, pytest.mark.slow]
+
+CONFIG = """
+servers:
+  kafka: {bootstrap: "${KAFKA_BOOTSTRAP}"}
+  postgres: {dsn: "${POSTGRES_DSN}"}
+  ray: {address: auto}
+"""
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    installation = Installation(tmp_path_factory.mktemp("servers") / "data")
+    installation.run("up", "--only", "kafka,postgres,ray", "--detach")
+    yield installation
+    installation.run("down", check=False)
+    assert installation.processes() == []
+
+
+def ray_job(status, *words):
+    ray = status["ray"]
+    environment = client_environment(
+        address=ray["address"], dashboard=ray["dashboard"], token_path=Path(ray["token_path"])
+    )
+    command = [str(Path(sys.executable).parent / "ray"), "job", *words]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=180, env={**os.environ, **environment}, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_submitted_job_runs_the_pipeline_and_its_stop_ends_it_in_order(servers, tmp_path, eventually):
+    status = servers.json("status")
+    working_dir = tmp_path / "work"
+    working_dir.mkdir()
+    (working_dir / "rtrec.yaml").write_text(CONFIG)
+    variables = {"KAFKA_BOOTSTRAP": status["kafka"]["bootstrap"], "POSTGRES_DSN": status["postgres"]["dsn"]}
+    for package in ("rtrec_ray", "actors", "training", "serving", "configs"):
+        shutil.copytree(ROOT / package, working_dir / package, ignore=shutil.ignore_patterns("__pycache__"))
+    ray_job(
+        status,
+        "submit",
+        *("--submission-id", "pipeline", "--no-wait", "--working-dir", str(working_dir)),
+        *("--runtime-env-json", json.dumps({"env_vars": variables})),
+        *("--", "rtrec", "up", "--only", "pipeline", "--config", "rtrec.yaml", "--data-dir", str(tmp_path / "job")),
+    )
+    up = eventually(lambda: all_up(servers), timeout_s=120, what="history, features and samples are up")
+    assert set(up) == {"history", "features", "samples"}
+    ray_job(status, "stop", "pipeline")
+    eventually(lambda: not any(stage["up"] for stage in servers.json("status")["stages"].values()), timeout_s=60)
+
+
+def all_up(servers):
+    stages = servers.json("status")["stages"]
+    return stages if stages and all(stage["up"] for stage in stages.values()) else None

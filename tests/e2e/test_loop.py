@@ -1,0 +1,230 @@
+"""The whole loop by the command line: a log in, features and samples out, a model online, its answers back again."""
+
+import os
+import signal
+import threading
+import uuid
+from contextlib import closing
+
+import httpx
+import psutil
+import psycopg2
+import pytest
+
+from rtrec_ray.clock import wall_ms
+from rtrec_ray.embedded.state import read_state
+from tests.e2e.commands import Installation
+
+pytestmark = [pytest.mark.server, pytest.mark.ray, pytest.mark.slow]
+
+# Short waits, so that a live impression becomes a sample within seconds.
+CONFIG = """
+servers: {{http: {{port: {port}}}, ray: {{object_store_mb: 256}}}}
+pipeline: {{disorder_ms: 1000, idle_after_ms: 2000, history_commit_s: 2.0}}
+training: {{publish_every_s: 10.0}}
+definitions: {{samples: {samples}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loop")
+    (folder / "samples.yaml").write_text("wait_ms: 2000\n")
+    config = folder / "rtrec.yaml"
+    config.write_text(CONFIG.format(port=18_000 + os.getpid() % 1000, samples=folder / "samples.yaml"))
+    installation = Installation(folder / "data", config=config)
+    installation.run("up", "--detach")
+    yield installation
+    installation.run("down", check=False)
+    assert installation.processes() == []
+
+
+@pytest.fixture(scope="module")
+def http(system):
+    with httpx.Client(base_url=system.json("status")["serve"]["url"], timeout=10) as client:
+        yield client
+
+
+def recommend(http, **ask):
+    answer = http.post("/v1/recommend", json={"user_id": 7, "page_id": 1, "k": 3, **ask})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def counts(system):
+    found = system.json("samples", "stats")
+    return found["rows"], found["positives"]
+
+
+def test_01_before_the_first_model_and_item_an_answer_says_what_it_lacks(http):
+    answer = recommend(http)
+    assert answer["model_version"] == "none"
+    assert {"no_model", "empty_catalogue"} <= set(answer["degraded"])
+
+
+def test_02_a_second_up_says_what_is_running(system):
+    done = system.run("up", "--detach", check=False)
+    assert done.returncode != 0
+    assert "already running" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_03_a_replayed_log_becomes_features_and_samples(system, http, eventually):
+    summary = system.json("replay", "open-bandit")
+    assert summary["records"]["behavior"] == 60_287
+    eventually(lambda: counts(system) == (60_000, 287), timeout_s=150, what="60,000 samples, 287 positives")
+    last_ms = summary["last_ts_ms"]
+    url = f"/v1/features/category_top_items_10m?key=0&as_of_ms={last_ms}"
+    by_http, by_command = (
+        http.get(url).json(),
+        system.json("features", "get", "category_top_items_10m", "0", "--as-of", str(last_ms)),
+    )
+    assert by_http == by_command
+    assert by_http["view"] == "category_top_items_10m"
+    stages = system.json("status")["stages"]
+    assert [stages[name]["lag"] for name in ("history", "features", "samples")] == [0, 0, 0]
+
+
+def test_04_a_second_replay_of_the_same_log_is_refused(system):
+    done = system.run("replay", "open-bandit", check=False)
+    assert done.returncode != 0
+    assert "--shift-to-now" in done.stderr
+
+
+def test_05_a_trained_model_goes_online_without_a_failed_request(system, http, eventually):
+    failures, stop = [], threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            answer = http.post("/v1/recommend", json={"user_id": 1, "page_id": 1})
+            if answer.status_code != 200:
+                failures.append(answer.text)
+            stop.wait(0.05)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        trained = system.json("train", "base", timeout_s=400)
+        eventually(lambda: recommend(http)["model_version"] == trained["version"], timeout_s=90, what="it serves")
+    finally:
+        stop.set()
+        asking.join()
+    assert failures == []
+    assert trained["kind"] == "base"
+    listed = system.json("models", "list")
+    assert listed["champion"] == trained["version"]
+    kinds = [event["type"] for event in system.json("events", "list")["events"]]
+    assert kinds.index("MODEL_GENERATED") < kinds.index("MODEL_VALIDATED") < kinds.index("MODEL_DEPLOYED")
+
+
+def test_06_what_was_shown_and_clicked_comes_back_as_samples_of_that_request(system, http, eventually):
+    before = counts(system)
+    answer = recommend(http, user_id=77)
+    assert len(answer["items"]) == 3
+    assert answer["degraded"] == []
+    clicked = answer["items"][0]["item_id"]
+    events = [event("impression", answer, item) for item in answer["items"]]
+    events.append(event("click", answer, answer["items"][0], later_ms=500))
+    posted = http.post("/v1/events", json=events)
+    assert (posted.status_code, posted.json()["accepted"]) == (202, 4)
+    eventually(
+        lambda: counts(system) == (before[0] + 3, before[1] + 1), timeout_s=60, what="three samples, one clicked"
+    )
+    rows = query(
+        system,
+        f"SELECT item_id, label, features, model_version FROM samples.current"
+        f" WHERE request_id = '{answer['request_id']}'",
+    )
+    assert {item for item, label, _, _ in rows if label == 1} == {clicked}
+    assert {version for *_, version in rows} == {answer["model_version"]}
+    assert all("user_5m_view" in features for _, _, features, _ in rows)
+
+
+def test_07_increments_are_published_and_served(system, http, eventually):
+    first = recommend(http)["model_version"]
+    for _ in range(40):
+        answer = recommend(http, user_id=5)
+        http.post("/v1/events", json=[event("impression", answer, item) for item in answer["items"]])
+    eventually(
+        lambda: any(
+            model["kind"] == "increment" and model["parent"] for model in system.json("models", "list")["models"]
+        ),
+        timeout_s=120,
+        what="an increment on the base",
+    )
+    increment = next(m for m in system.json("models", "list")["models"] if m["kind"] == "increment")
+    chain = system.json("models", "lineage", increment["version"])["lineage"]
+    assert chain[-1]["version"] == first or chain[-1]["kind"] == "base"
+    eventually(lambda: ended(system, increment["version"]), timeout_s=60, what="the gate has judged it")
+
+
+def test_08_bad_events_are_named_and_the_good_ones_taken(http):
+    good = {"event_id": uuid.uuid4().hex, "event_type": "view", "ts": wall_ms(), "user_id": 1, "item_id": 1001}
+    bad = [{**good, "user_id": "seven"}, {**good, "event_type": "hover"}, {**good, "ts": None}, {"event_id": "e"}]
+    answer = http.post("/v1/events", json=[good, *bad])
+    assert answer.status_code == 422
+    assert answer.json()["accepted"] == 1
+    text = answer.text
+    assert all(name in text for name in ("user_id", "event_type", "ts"))
+    assert http.post("/v1/events", content=b"x" * 5_000_000).status_code == 413
+
+
+def test_09_kafka_and_postgresql_killed_under_load_lose_nothing_and_fail_no_request(system, http, eventually):
+    before = counts(system)
+    shown, statuses = 0, set()
+    state = read_state(system.directory)
+    for turn in range(30):
+        if turn == 5:
+            psutil.Process(state.processes["postgres"].pid).send_signal(signal.SIGKILL)
+        if turn == 15:
+            psutil.Process(state.processes["kafka"].pid).send_signal(signal.SIGKILL)
+        answer = http.post("/v1/recommend", json={"user_id": turn, "page_id": 1, "k": 2})
+        statuses.add(answer.status_code)
+        shown += send_until_taken(http, [event("impression", answer.json(), item) for item in answer.json()["items"]])
+    assert statuses == {200}
+    eventually(lambda: outcomes(system) == before[0] + shown, timeout_s=120, what=f"{shown} more impressions")
+
+
+def test_10_an_unknown_view_and_rubbish_are_named(system, http):
+    done = system.run("features", "get", "no_such_view", "1", check=False)
+    assert done.returncode != 0
+    assert "no_such_view" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert http.get("/v1/features/no_such_view?key=1").status_code == 404
+    assert http.post("/v1/recommend", content=b"{").status_code == 422
+
+
+def event(kind, answer, item, *, later_ms=0):
+    return {
+        "event_id": uuid.uuid4().hex,
+        "event_type": kind,
+        "ts": wall_ms() + later_ms,
+        "user_id": 77,
+        "item_id": item["item_id"],
+        "page_id": 1,
+        "request_id": answer["request_id"],
+        "position": item["position"],
+    }
+
+
+def send_until_taken(http, events):
+    """As a client that retries does: the event ids stay, so a repetition is no second event."""
+    while http.post("/v1/events", json=events, timeout=30).status_code == 503:
+        pass
+    return len(events)
+
+
+def outcomes(system):
+    found = system.json("samples", "stats")
+    return found["rows"] + sum(found["misses"].values())
+
+
+def ended(system, version):
+    return next(m for m in system.json("models", "list")["models"] if m["version"] == version)["status"] != "generated"
+
+
+def query(system, statement):
+    dsn = system.json("status")["postgres"]["dsn"]
+    with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall()
