@@ -132,6 +132,8 @@ class RayServer(Server):
             # A submitted job says `python` and `rtrec` and means those of this environment.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # By default workers yield to everything else, and here everything else is part of the same system.
+            "RAY_worker_niceness": "0",
             # Draining is for clusters with other nodes to move to; here it only delays the end.
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "DASHBOARD_METRIC_PORT": str(pages),
