@@ -37,11 +37,15 @@ def commit(postgres, *, task, partition, applied):
         write_committed(cursor, task=task, partition=partition, at=at, lag=0, counts={"in": applied})
 
 
+def produce(kafka, count):
+    with closing(connect_producer(kafka)) as producer:
+        producer.send_many(BEHAVIOR, [str(n).encode() for n in range(count)], [b"{}"] * count)
+        producer.flush(timeout_s=10.0)
+
+
 def test_the_timeline_sees_the_log_the_stages_and_the_models(kafka, dsn, eventually):
     postgres = PostgresOptions(dsn=dsn)
-    with closing(connect_producer(kafka)) as producer:
-        producer.send_many(BEHAVIOR, [str(n).encode() for n in range(20)], [b"{}"] * 20)
-        producer.flush(timeout_s=10.0)
+    produce(kafka, 20)
     commit(postgres, task="features", partition=0, applied=3)
     commit(postgres, task="features", partition=1, applied=4)
     told = []
@@ -73,9 +77,16 @@ def test_the_timeline_sees_the_log_the_stages_and_the_models(kafka, dsn, eventua
 
 REQUEST = """INSERT INTO samples.requests (event_day, request_id, user_id, event_time_ms, model_version, arm, features)
              VALUES (%s, %s, 1, 0, %s, %s, '{}')"""
-REVISION = """INSERT INTO samples.revisions (event_day, request_id, item_id, revision, user_id, event_time_ms, arm, label,
-                  labels, commit_seq, source_partition)
-              VALUES (%s, %s, %s, %s, 1, 0, %s, %s, '{}', %s, 0)"""
+REVISION = """INSERT INTO samples.revisions (event_day, request_id, item_id, revision, arm, label, commit_seq, user_id,
+                  event_time_ms, labels, source_partition)
+              VALUES (%s, %s, %s, %s, %s, %s, %s, 1, 0, '{}', 0)"""
+REVISIONS = [
+    ("a", 1, 0, "bts", 0),
+    ("a", 2, 0, "bts", 1),
+    ("l", 1, 0, ARM, 0),
+    ("l", 1, 1, ARM, 1),
+    ("m", 1, 0, ARM, 0),
+]
 
 
 def test_the_stores_are_read_by_arm_and_by_newest_revision(dsn):
@@ -84,15 +95,8 @@ def test_the_stores_are_read_by_arm_and_by_newest_revision(dsn):
         cursor.execute("SELECT samples.ensure_days(ARRAY[%s])", (day,))
         for request, version, arm in (("a", "open-bandit-bts", "bts"), ("l", "3", ARM), ("m", "4", ARM)):
             cursor.execute(REQUEST, (day, request, version, arm))
-        rows = [
-            ("a", 1, 0, "bts", 0),
-            ("a", 2, 0, "bts", 1),
-            ("l", 1, 0, ARM, 0),
-            ("l", 1, 1, ARM, 1),
-            ("m", 1, 0, ARM, 0),
-        ]
-        for seq, (request, item, revision, arm, label) in enumerate(rows, start=1):
-            cursor.execute(REVISION, (day, request, item, revision, arm, label, seq))
+        for seq, revision in enumerate(REVISIONS, start=1):
+            cursor.execute(REVISION, (day, *revision, seq))
     stored = read_stored(postgres)
     assert (stored.samples_log, stored.positives_log) == (2, 1)
     assert (stored.samples_live, stored.positives_live) == (2, 1)
