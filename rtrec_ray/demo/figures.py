@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +13,9 @@ import numpy.typing as npt
 from rtrec_ray.demo.record import Call, DemoRecord, ProgressPoint
 
 Array = npt.NDArray[np.float64]
+
+NO_MODEL: Final = "none"
+"""The version of an answer that no model ranked."""
 
 _DRAWS: Final = 2_000
 _FEWEST: Final = 8  # an interval from fewer blocks would only look like one
@@ -37,9 +40,11 @@ class Progressive:
     """Losses of samples scored before they were trained on, one entry per point: (n,).
 
     `rows`: samples in the point. The losses are means over them, in nats: of the model that learns, of the base it
-    began from, and of a constant, the click rate known when the base was made.
+    began from (`version`), and of a constant, the click `rate` known when the base was made.
     """
 
+    version: str
+    rate: float
     at_s: Array
     event_time_ms: Array
     rows: Array
@@ -84,9 +89,15 @@ def constant_loss(rows: Array, positives: Array, *, rate: float) -> Array:
 
 
 def progressive(record: DemoRecord) -> Progressive | None:
-    """The losses of a run; None before there are any."""
-    points = [point for point in record.progress if _scored(point)]
-    if not points or record.base_rate is None:
+    """The losses on the base model that most samples were scored by; None before there are any.
+
+    A new base begins anew behind samples that the increments on the one before have seen already, so the losses on two
+    bases cannot be one curve.
+    """
+    base = _longest_base(record.progress)
+    points = [point for point in record.progress if point.base == base and _scored(point)]
+    rate = record.base_rates.get(base)
+    if not points or rate is None:
         return None
     columns = {
         name: np.array([getattr(point, name) for point in points], dtype=np.float64)
@@ -94,13 +105,15 @@ def progressive(record: DemoRecord) -> Progressive | None:
     }
     rows, positives = columns["rows"], columns["positives"]
     return Progressive(
+        version=base,
+        rate=rate,
         at_s=columns["at_s"],
         event_time_ms=columns["event_time_ms"],
         rows=rows,
         positives=positives,
         current=columns["log_loss"],
         base=columns["base_log_loss"],
-        constant=constant_loss(rows, positives, rate=record.base_rate),
+        constant=constant_loss(rows, positives, rate=rate),
     )
 
 
@@ -121,14 +134,16 @@ def answered(calls: Sequence[Call]) -> list[Call]:
 
 
 def switches(calls: Sequence[Call]) -> list[Call]:
-    """The first answers of a model version other than the answer's before; not the very first.
+    """The first answer of each model version, by the time of the request. An answer without a model has version "none".
 
     >>> [call.version for call in switches([Call(at_s=t, latency_ms=1, status=200, version=v) for t, v in
-    ...     enumerate(["none", "1", "1", "2"])])]
+    ...     enumerate(["none", "1", "none", "1", "2"])])]
     ['1', '2']
     """
-    good = answered(calls)
-    return [after for before, after in pairwise(good) if after.version != before.version]
+    first: dict[str, Call] = {}
+    for call in sorted(answered(calls), key=lambda call: call.at_s):
+        first.setdefault(call.version, call)
+    return [call for version, call in first.items() if version != NO_MODEL]
 
 
 def summary(record: DemoRecord) -> dict[str, Any]:
@@ -152,6 +167,13 @@ def summary(record: DemoRecord) -> dict[str, Any]:
         "phases": [{"name": phase.name, "seconds": round(phase.end_s - phase.start_s, 1)} for phase in record.phases],
         "bounds_ms": record.bounds_ms,
     }
+
+
+def _longest_base(points: Sequence[ProgressPoint]) -> str:
+    rows: Counter[str] = Counter()
+    for point in points:
+        rows[point.base] += point.rows
+    return rows.most_common(1)[0][0] if rows else ""
 
 
 def _scored(point: ProgressPoint) -> bool:
@@ -192,7 +214,8 @@ def _progressive(record: DemoRecord) -> dict[str, Any]:
         "current_minus_base": _estimate(losses.difference(losses.current, losses.base)),
         "current_minus_constant": _estimate(losses.difference(losses.current, losses.constant)),
         "base_minus_constant": _estimate(losses.difference(losses.base, losses.constant)),
-        "base_rate": record.base_rate,
+        "base": losses.version,
+        "base_rate": round(losses.rate, 6),
     }
 
 

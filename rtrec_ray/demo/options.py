@@ -33,7 +33,7 @@ class ShowOptions:
 
     seed: int = 0
     minutes: float = 5.0
-    bases: tuple[Base, ...] = (Base(family="dcn", after_days=2.0), Base(family="logistic", after_days=3.5))
+    bases: tuple[Base, ...] = (Base(family="logistic", after_days=1.5), Base(family="dcn", after_days=3.0))
     requests_per_s: float = 4.0
     spot_checks: int = 40
 

@@ -81,7 +81,7 @@ class Moment:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressPoint:
     """Samples scored before they were trained on. Losses: mean over these `rows`, nats, of the model that learns and of
-    the base it began from.
+    the base it began from, version `base`.
     """
 
     at_s: float
@@ -91,6 +91,7 @@ class ProgressPoint:
     log_loss: float | None = None
     base_log_loss: float | None = None
     lag_rows: int = 0
+    base: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,14 +130,16 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveFacts:
-    """What the live client did. `accepted`: events that Kafka has acknowledged; `refused`: events not taken."""
+    """What the live client did. `accepted`: events whose taking was acknowledged, `impressions` and `clicks` of them;
+    `unknown`: events whose post failed, which may have been taken nevertheless.
+    """
 
     requests: int = 0
     failed: int = 0
     impressions: int = 0
     clicks: int = 0
     accepted: int = 0
-    refused: int = 0
+    unknown: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +154,8 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoRecord:
-    """A whole run. `began_ms`: when it began, wall time UTC; `base_rate`: clicks per impression of the samples before
-    the base model, which the constant-rate baseline predicts; `bounds_ms`: settings in event time that shape the run.
+    """A whole run. `began_ms`: when it began, wall time UTC; `base_rates`: by base version, clicks per impression of
+    the samples before it, which the constant baseline predicts; `bounds_ms`: settings in event time that shape the run.
     """
 
     seed: int
@@ -168,7 +171,7 @@ class DemoRecord:
     calls: tuple[Call, ...] = ()
     live: LiveFacts = LiveFacts()
     checks: tuple[Check, ...] = ()
-    base_rate: float | None = None
+    base_rates: dict[str, float] = field(default_factory=dict)
     bounds_ms: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import resources
@@ -31,6 +32,7 @@ def write_report(record: DemoRecord, directory: Path) -> Path:
 
 def to_html(record: DemoRecord) -> str:
     """The page, self-contained: no script, no address of anything else."""
+    good = answered(record.calls)
     template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(thousands=thousands, minutes=minutes, ms=in_ms, nats=in_nats, span=span)
@@ -46,7 +48,11 @@ def to_html(record: DemoRecord) -> str:
         rejected=[version for version in record.versions if version.outcome == "rejected"],
         reloads=len(switches(record.calls)),
         learning=_learning(record),
-        latency=percentiles([call.latency_ms for call in answered(record.calls)], 50.0, 99.0),
+        losses=progressive(record),
+        answers=len(good),
+        whole=sum(not call.degraded for call in good),
+        lacking=Counter(reason for call in good for reason in call.degraded).most_common(),
+        latency=percentiles([call.latency_ms for call in good], 50.0, 99.0),
     )
 
 

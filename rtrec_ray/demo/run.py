@@ -44,7 +44,7 @@ def _show(
     options: DemoOptions, settings: Settings, directory: Path, *, log: Log, screen: Screen, began_ms: int
 ) -> DemoRecord:
     with ExitStack() as stack:
-        with screen.phase("servers and stages start"):
+        with screen.phase("starting"):
             steps = _steps(screen)
             system = stack.enter_context(running(settings, directory, on_step=steps))
             _end_on_sigterm()  # Ray's driver has put its own handler in place
@@ -52,8 +52,9 @@ def _show(
         from rtrec_ray.demo.show import Show
 
         record = Show(options.show, system, log, screen=screen, began_ms=began_ms).play()
-        stack.enter_context(screen.phase("everything stops"))
-        return record
+        with screen.phase("stopping"):
+            stack.close()
+    return record
 
 
 def _steps(screen: Screen) -> Callable[[str, str], None]:

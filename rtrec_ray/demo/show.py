@@ -90,16 +90,16 @@ class Show:
         for base in self._options.bases:
             self._let_pass(base)
             self._train(base)
-        with self._screen.phase("the rest of the log: the model learns on"):
+        with self._screen.phase("learning on"):
             self._wait(self._replay.done, timeout_s=60.0 + 120.0 * self._options.minutes, what="the log did not end")
             self._replay.result()
-        with self._screen.phase("the last windows close, the stores are asked"):
+        with self._screen.phase("completing, verifying"):
             return self._verify()
 
     def _let_pass(self, base: Base) -> None:
         """Wait until the samples have come to the moment at which this base is to be trained."""
         moment_ms = self._log.facts.first_ms + round(base.after_days * _DAY_MS)
-        with self._screen.phase(f"{base.after_days:g} days of the log"):
+        with self._screen.phase(f"{base.after_days:g} days of log"):
             self._wait(
                 lambda: self._sampled_to_ms() >= moment_ms,
                 timeout_s=60.0 + 120.0 * self._options.minutes,
@@ -113,7 +113,7 @@ class Show:
 
     def _train(self, base: Base) -> None:
         """Train on what there is by now, while the log goes on, and see what the gate says of it."""
-        with self._screen.phase(f"a base model ({base.family}) is trained and examined"):
+        with self._screen.phase(f"base model ({base.family})"):
             version = train_base(self._system, family=base.family)
             self._wait(
                 lambda: self._outcome(version) is not None,
@@ -164,7 +164,6 @@ class Show:
     def _record(self, evidence: Evidence, registered: Sequence[ModelVersion]) -> DemoRecord:
         system, options = self._system, self._options
         stored, live = evidence.stored, evidence.live
-        first = min((version for version in registered if version.draft.kind == "base"), key=_number, default=None)
         return DemoRecord(
             seed=options.seed,
             minutes=options.minutes,
@@ -179,7 +178,7 @@ class Show:
             calls=tuple(evidence.calls),
             live=live,
             checks=checks(evidence),
-            base_rate=None if first is None else read_click_rate(system.postgres, to_seq=first.draft.to_seq),
+            base_rates=self._base_rates(registered),
             bounds_ms={
                 "disorder_ms": system.watermark.disorder_ms,
                 "skew_ms": system.skew_ms,
@@ -219,9 +218,16 @@ class Show:
                 log_loss=point.log_loss,
                 base_log_loss=point.base_log_loss,
                 lag_rows=point.lag_rows,
+                base=point.base_version,
             )
             for point in points
         )
+
+    def _base_rates(self, registered: Sequence[ModelVersion]) -> dict[str, float]:
+        """Clicks per impression of the samples before each base model, by its version."""
+        bases = {version.version: version.draft.to_seq for version in registered if version.draft.kind == "base"}
+        found = {number: read_click_rate(self._system.postgres, to_seq=to_seq) for number, to_seq in bases.items()}
+        return {number: rate for number, rate in found.items() if rate is not None}
 
     def _write_log(self) -> ReplaySummary:
         options = ReplayOptions(pace="clock", skew_ms=self._system.skew_ms)
@@ -250,7 +256,3 @@ def _all_events(log: Log, live: Sequence[dict[str, Any]]) -> pl.DataFrame:
     columns = ["event_type", "ts", "user_id", "item_id", "category_id"]
     of_log = log.records[BEHAVIOR].select(columns)
     return pl.concat([of_log, pl.DataFrame(list(live), schema=log.records[BEHAVIOR].schema).select(columns)])
-
-
-def _number(version: ModelVersion) -> int:
-    return int(version.version)

@@ -47,7 +47,7 @@ class Traffic:
         self._thread = threading.Thread(target=self._run, name="live-traffic", daemon=True)
         self._calls: list[Call] = []
         self._taken: list[dict[str, Any]] = []
-        self._refused = 0
+        self._unknown = 0
         self._broke: BaseException | None = None
 
     def start(self) -> None:
@@ -69,7 +69,7 @@ class Traffic:
         return list(self._calls)
 
     def events(self) -> list[dict[str, Any]]:
-        """The events so far that Kafka has acknowledged."""
+        """The events so far whose taking was acknowledged."""
         return list(self._taken)
 
     def facts(self) -> LiveFacts:
@@ -81,7 +81,7 @@ class Traffic:
             impressions=sum(event["event_type"] == "impression" for event in taken),
             clicks=sum(event["event_type"] == "click" for event in taken),
             accepted=len(taken),
-            refused=self._refused,
+            unknown=self._unknown,
         )
 
     def _run(self) -> None:
@@ -146,7 +146,7 @@ class Traffic:
         if taken:
             self._taken.extend(events)
         else:
-            self._refused += len(events)
+            self._unknown += len(events)
         return taken
 
 

@@ -55,6 +55,7 @@ def point(index: int, *, better: float = 0.001) -> ProgressPoint:
         positives=2,
         log_loss=0.030 - better,
         base_log_loss=0.030,
+        base="1",
     )
 
 
@@ -92,7 +93,7 @@ def record() -> DemoRecord:
         ),
         live=LiveFacts(requests=9, impressions=27, clicks=1, accepted=28),
         checks=(Check(stage="samples", claim="all there", ok=True, figure="60,000 samples"),),
-        base_rate=0.005,
+        base_rates={"1": 0.005},
         counts={"samples_log": 60_000, "positives_log": 287},
     )  # fmt: skip
 
@@ -183,7 +184,15 @@ def test_the_running_mean_weighs_by_samples_and_ends_at_the_whole():
     losses = np.array([0.4, 0.2])
     zeros = np.zeros(2)
     found = Progressive(
-        at_s=zeros, event_time_ms=zeros, rows=rows, positives=zeros, current=losses, base=losses, constant=zeros
+        version="1",
+        rate=0.1,
+        at_s=zeros,
+        event_time_ms=zeros,
+        rows=rows,
+        positives=zeros,
+        current=losses,
+        base=losses,
+        constant=zeros,
     )
     assert found.running(losses).tolist() == pytest.approx([0.4, 0.25])
     assert found.saved(losses).tolist() == pytest.approx([-40.0, -100.0])

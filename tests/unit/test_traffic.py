@@ -135,7 +135,7 @@ def test_events_that_kafka_has_not_are_refused_not_accepted(shop, eventually):
     traffic = visit(shop, eventually, calls=5)
     facts = traffic.facts()
     assert (facts.accepted, traffic.events()) == (0, [])
-    assert facts.refused == 2 * facts.requests
+    assert facts.unknown == 2 * facts.requests
 
 
 def test_a_server_that_is_away_fails_requests_and_not_the_client(eventually):

@@ -18,7 +18,9 @@ _DAY_MS: Final = 86_400_000
 
 def time_axis(panel: Any, *, end_s: float, start_s: float = 0.0) -> None:
     """Write wall time below the panel, from `start_s` to `end_s`."""
-    step = next(step for step in (5.0, 15.0, 30.0, 60.0, 300.0, 3_600.0) if end_s - start_s <= 14 * step)
+    step = next(
+        step for step in (5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3_600.0, 86_400.0) if end_s - start_s <= 14 * step
+    )
     panel.set_xlim(start_s, end_s)
     panel.set_xticks(np.arange(np.ceil(start_s / step) * step, end_s + 1e-9, step))
     panel.xaxis.set_major_formatter(FuncFormatter(minutes))
@@ -69,19 +71,25 @@ def end_labels(panel: Any, labels: Sequence[tuple[str, float, str]], *, at: floa
         )
 
 
-def mark(panel: Any, at_s: float, text: str) -> None:
-    """Mark a moment with a line and a name at its head."""
-    panel.axvline(at_s, color=PALETTE["quiet"], linewidth=0.6, linestyle=(0, (2, 2)), zorder=0.5)
-    panel.annotate(
-        text,
-        xy=(at_s, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(2, -2),
-        textcoords="offset points",
-        va="top",
-        fontsize=7.5,
-        color=PALETTE["quiet"],
-    )
+def mark(panel: Any, moments: Sequence[tuple[float, str]]) -> None:
+    """Mark moments (seconds, name) with lines, and with their names where these do not run into each other."""
+    start_s, end_s = panel.get_xlim()
+    named_to_s = start_s
+    for at_s, name in moments:
+        panel.axvline(at_s, color=PALETTE["quiet"], linewidth=0.6, linestyle=(0, (2, 2)), zorder=0.5)
+        if at_s < named_to_s:
+            continue
+        named_to_s = at_s + 0.03 * (end_s - start_s)
+        panel.annotate(
+            name,
+            xy=(at_s, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(2, -2),
+            textcoords="offset points",
+            va="top",
+            fontsize=7.5,
+            color=PALETTE["quiet"],
+        )
 
 
 def share_of(panel: Any, y: float) -> float:
@@ -98,11 +106,13 @@ def days_above(panel: Any, record: DemoRecord) -> None:
     shown = [day for day in range(first, last + 1) if record.log.first_ms - _DAY_MS < day * _DAY_MS]
     upper = panel.secondary_xaxis("top")
     upper.patch.set_visible(False)
-    upper.set_xticks([time.at_s(day * _DAY_MS) for day in shown], [_day_name(day) for day in shown])
+    # A day needs an eleventh of the width for its name with the weekday.
+    room = (time.at_s(_DAY_MS) - time.at_s(0)) / record.seconds
+    upper.set_xticks([time.at_s(day * _DAY_MS) for day in shown], [_day_name(day, short=room < 0.09) for day in shown])
     upper.tick_params(length=3, labelsize=8.0, pad=1)
     upper.spines["top"].set_visible(False)
 
 
-def _day_name(day: int) -> str:
+def _day_name(day: int, *, short: bool) -> str:
     date = datetime.fromtimestamp(day * _DAY_MS / 1_000.0, tz=UTC)
-    return f"{date:%a} {date.day} {date:%b}"
+    return f"{date.day} {date:%b}" if short else f"{date:%a} {date.day} {date:%b}"

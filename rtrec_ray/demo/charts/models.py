@@ -39,8 +39,9 @@ def losses(record: DemoRecord) -> str:
             mean, "Mean log loss of all samples so far, each scored before it is trained on (nats; lower is better)"
         )
         heading(saved, "Nats saved in sum against the constant rate (higher is better)")
-        _mark_versions(mean, record)
-        _mark_versions(saved, record, named=False)
+        online = [(at_s, f"v{v.version}") for v in record.versions if (at_s := v.online_s) and start_s <= at_s <= end_s]
+        mark(mean, online)
+        mark(saved, [(at_s, "") for at_s, _ in online])
         saved.yaxis.set_major_formatter(FuncFormatter(thousands))
         time_axis(saved, start_s=start_s, end_s=end_s)
         return to_svg(made, title="Progressive log loss of the base model and of the model that learns on")
@@ -77,33 +78,37 @@ def _draw_version(panel: Any, version: VersionFacts, *, row: int, end_s: float) 
         until = end_s if version.offline_s is None else version.offline_s
         panel.barh(row, until - version.online_s, left=version.online_s, height=0.5, color=colour, alpha=0.55)
     if words := _words(version):
-        after = max(at for at in (version.generated_s, version.decided_s, version.offline_s) if at is not None)
-        panel.annotate(
-            words,
-            xy=(after, row),
-            xytext=(7, 0),
-            textcoords="offset points",
-            va="center",
-            ha="left",
-            fontsize=8.0,
-            color=colour if rejected else PALETTE["quiet"],
-        )
+        _write_beside(panel, version, words, row=row, end_s=end_s)
+
+
+def _write_beside(panel: Any, version: VersionFacts, words: str, *, row: int, end_s: float) -> None:
+    """On the side where there is room."""
+    left = version.generated_s > 0.5 * end_s
+    last_s = version.generated_s if version.decided_s is None else version.decided_s
+    panel.annotate(
+        words,
+        xy=(version.generated_s if left else last_s, row),
+        xytext=(-7 if left else 7, 0),
+        textcoords="offset points",
+        va="center",
+        ha="right" if left else "left",
+        fontsize=8.0,
+        color=PALETTE["red"] if version.outcome == "rejected" else PALETTE["quiet"],
+    ).set_in_layout(False)
 
 
 def _words(version: VersionFacts) -> str:
     if version.outcome == "rejected":
-        return f"rejected: {version.reason[:80]}" if version.reason else "rejected"
+        return f"rejected: {_cut(version.reason)}" if version.reason else "rejected"
     return "" if version.outcome else "not validated by the end of the run"
+
+
+def _cut(text: str, *, most: int = 75) -> str:
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
 
 
 def _name(version: VersionFacts) -> str:
     return f"v{version.version} {version.family} {version.kind}"
-
-
-def _mark_versions(panel: Any, record: DemoRecord, *, named: bool = True) -> None:
-    for version in record.versions:
-        if version.online_s is not None:
-            mark(panel, version.online_s, f"v{version.version}" if named else "")
 
 
 def _leave_out_the_start(panel: Any, curves: Any) -> None:

@@ -37,11 +37,11 @@ def latency(record: DemoRecord) -> str:
             )
         _draw_medians(panel, good)
         _draw_failures(panel, record.calls)
-        _mark_switches(panel, good)
         panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         panel.yaxis.set_major_formatter(FuncFormatter(thousands))
         panel.yaxis.set_minor_locator(NullLocator())
         time_axis(panel, end_s=record.seconds)
+        mark(panel, [(call.at_s, f"v{call.version}") for call in switches(good)])
         return to_svg(made, title="Latency of live requests, and reloads of the model")
 
 
@@ -72,11 +72,6 @@ def _draw_failures(panel: Any, calls: Sequence[Call]) -> None:
             markersize=6,
             color=PALETTE["red"],
         )
-
-
-def _mark_switches(panel: Any, good: Sequence[Call]) -> None:
-    for call in switches(good):
-        mark(panel, call.at_s, f"v{call.version}" if call.version.isdigit() else call.version)
 
 
 def _whole(calls: Sequence[Call]) -> list[Call]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from rtrec_ray.demo.charts.axes import days_above, end_labels, heading, share_of, time_axis
 from rtrec_ray.demo.charts.svg import PALETTE, figure, house_style, to_svg
@@ -22,25 +22,29 @@ STAGES: Final = {
 
 def phases(record: DemoRecord) -> str:
     """What the run did when."""
-    shades = (PALETTE["sky"], PALETTE["blue"])
+    if not record.phases:
+        return ""
     with house_style():
-        made, (panel,) = figure(1.3)
-        for index, phase in enumerate(record.phases):
-            width = phase.end_s - phase.start_s
-            panel.barh(0.0, width, left=phase.start_s, height=0.9, color=shades[index % 2], alpha=0.4, linewidth=0)
-            # Names above and below in turn, since a short phase has less room than its name needs.
-            above = index % 2 == 0
+        made, (panel,) = figure(0.45 + 0.24 * len(record.phases))
+        for row, phase in enumerate(record.phases):
+            took_s = phase.end_s - phase.start_s
+            panel.barh(row, took_s, left=phase.start_s, height=0.55, color=PALETTE["sky"], linewidth=0)
+            # On the side where there is room.
+            early = phase.end_s < 0.8 * record.seconds
             panel.annotate(
-                f"{phase.name}, {width:.0f} s",
-                xy=(phase.start_s, 0.45 if above else -0.45),
-                xytext=(1, 4 if above else -4),
+                f"{took_s:.0f} s",
+                xy=(phase.end_s if early else phase.start_s, row),
+                xytext=(5 if early else -5, 0),
                 textcoords="offset points",
-                va="bottom" if above else "top",
+                va="center",
+                ha="left" if early else "right",
                 fontsize=8.5,
+                color=PALETTE["quiet"],
             )
-        panel.set_ylim(-1.5, 1.5)
+        panel.set_yticks(range(len(record.phases)), [phase.name for phase in record.phases])
+        panel.tick_params(axis="y", labelcolor=PALETTE["ink"])
+        panel.set_ylim(len(record.phases) - 0.4, -0.6)
         panel.grid(visible=False)
-        panel.yaxis.set_major_locator(NullLocator())
         panel.spines["left"].set_visible(False)
         time_axis(panel, end_s=record.seconds)
         return to_svg(made, title="What the run did when")
