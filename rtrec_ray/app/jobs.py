@@ -6,6 +6,7 @@ Import this only when Ray's variables are set (`join_environment`): Ray reads so
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 from rtrec_ray.app import cluster
 from rtrec_ray.app.pipeline import shares, start_pipeline
@@ -18,17 +19,22 @@ Step = Callable[[str, str], None]
 
 
 def start_jobs(system: System, parts: Collection[str], *, on_step: Step) -> System:
-    """Start the wanted ones in flow order, each when the one before is up; answers the system with its HTTP address.
+    """Start the wanted ones side by side; answers the system with its HTTP address when all are up.
 
     Raises RayUnavailable, NotRunning, ConfigInvalid.
     """
     cluster.join(system)
-    for part in JOBS:
-        if part in parts:
-            begun_s = monotonic_s()
-            on_step(part, "starting")
-            system = _start(part, system)
-            on_step(part, f"ready in {monotonic_s() - begun_s:.1f} s")
+    begun_s, actors = monotonic_s(), {}
+    for part in (part for part in JOBS if part in parts):
+        on_step(part, "starting")
+        if part != "serve":
+            actors[part] = _start_actors(part, system)
+    if "serve" in parts:
+        system = system.answering_at(_start_serving(system))
+        on_step("serve", f"ready in {monotonic_s() - begun_s:.1f} s")
+    for part, started in actors.items():
+        cluster.wait_for(started)
+        on_step(part, f"ready in {monotonic_s() - begun_s:.1f} s")
     return system
 
 
@@ -36,10 +42,14 @@ def stop_jobs(system: System, parts: Collection[str], *, on_step: Step) -> None:
     """Let the pipeline commit, and end the jobs. A cluster that is gone has nothing left to stop."""
     if not cluster.answers():
         return
-    for part in reversed(JOBS):
-        if part in parts:
-            _stop(part, system)
-            on_step(part, "stopped")
+    # An embedded head is ended next, with all that runs on it: only what is not committed yet is worth waiting for.
+    ends_whole = system.addresses.ray_token is not None
+    for part in (part for part in reversed(JOBS) if part in parts):
+        if part == "pipeline":
+            cluster.stop_actors([share.name for share in shares(system)])
+        elif not ends_whole:
+            _end(part)
+        on_step(part, "stopped")
     cluster.leave()
 
 
@@ -52,24 +62,22 @@ def restart_jobs(system: System, parts: Collection[str], *, on_step: Step) -> Sy
 # MLflow and Serve take seconds to import: a system without training and serving does without them.
 
 
-def _start(part: str, system: System) -> System:
+def _start_actors(part: str, system: System) -> list[Any]:
     if part == "pipeline":
-        cluster.wait_for(start_pipeline(system))
-    elif part == "training":
-        from rtrec_ray.app.training import start_gate, start_incremental
+        return start_pipeline(system)
+    from rtrec_ray.app.training import start_gate, start_incremental
 
-        cluster.wait_for([start_gate(system), start_incremental(system)])
-    else:
-        from rtrec_ray.app.serving import start_serving
-
-        return system.answering_at(start_serving(system))
-    return system
+    return [start_gate(system), start_incremental(system)]
 
 
-def _stop(part: str, system: System) -> None:
-    if part == "pipeline":
-        cluster.stop_actors([share.name for share in shares(system)])
-    elif part == "training":
+def _start_serving(system: System) -> str:
+    from rtrec_ray.app.serving import start_serving
+
+    return start_serving(system)
+
+
+def _end(part: str) -> None:
+    if part == "training":
         from rtrec_ray.app.training import GATE, INCREMENTAL
 
         # A run that is cut off goes on from its last version; waiting for another one would hold up `down`.

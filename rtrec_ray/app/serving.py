@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from ray import serve
@@ -31,6 +32,7 @@ def start_serving(system: System) -> str:
         on_loopback=system.addresses.ray_token is not None,  # an embedded head, on this machine
         token=token,
     )
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its progress is told by `up`
     serve.start(http_options=HTTPOptions(host=http.host, port=http.port))
     serve.run(application(options, replicas=http.replicas), name=NAME, route_prefix="/")
     return f"http://{http.host}:{http.port}"
