@@ -78,6 +78,7 @@ def _prepare(options: BaseOptions, connections: Connections, *, job: str, epoch:
         raise TrainingImpossible(
             "there are no samples yet", mend="send events, or `rtrec replay` a log, and wait a minute"
         )
+    connections.center()  # a registry that is away would else be found out after all the work
     samples = read_samples(options, connections, to_seq=to_seq)
     found = totals(samples)
     if not 0 < found.positives < found.rows:

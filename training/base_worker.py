@@ -18,6 +18,7 @@ from training.heldout import HeldOutRows
 from training.loop import Learner
 from training.metrics import evaluate
 from training.options import GateOptions
+from training.patience import patiently
 from training.publish import Exporter, announce, publish
 from training.reading import PREFIX
 
@@ -25,6 +26,7 @@ __all__ = ["work"]
 
 log = logging.getLogger(__name__)
 
+_PATIENCE_S = 120.0
 _SHUFFLE_BATCHES = 16  # rows drawn from at random, in batches: samples of one moment resemble each other
 
 
@@ -34,7 +36,8 @@ def work(plan: BasePlan) -> None:
     learner = Learner(plan.options.definition, base_rate=plan.base_rate, strategy=launch.strategy(workers))
     losses = [_one_pass(plan, learner, number, rank) for number in range(plan.options.definition.epochs)]
     if rank == 0:
-        _publish(plan, learner, losses)
+        # Minutes of work are at stake, so a server that is away now is waited for.
+        patiently(lambda: _publish(plan, learner, losses), give_up_s=_PATIENCE_S)
 
 
 def _one_pass(plan: BasePlan, learner: Learner, number: int, rank: int) -> float:
@@ -60,7 +63,7 @@ def _one_pass(plan: BasePlan, learner: Learner, number: int, rank: int) -> float
 
 def _publish(plan: BasePlan, learner: Learner, losses: list[float]) -> None:
     """Log the version and announce it, once per job, however often its worker is started."""
-    center, events = plan.connections.center(), plan.connections.events()
+    center = plan.connections.center()
     version = version_of(center, plan.job)
     if version is None:
         definition = plan.options.definition
@@ -77,8 +80,11 @@ def _publish(plan: BasePlan, learner: Learner, losses: list[float]) -> None:
             metrics=_metrics(plan, learner, losses),
         )
         version = publish(center, Exporter(definition, base_rate=plan.base_rate), learner.state(), draft)
-    announce(events, version)
-    events.close()
+    events = plan.connections.events()
+    try:
+        announce(events, version)
+    finally:
+        events.close()
     log.info("base_published", extra={"version": version.version, "job": plan.job})
 
 

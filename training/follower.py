@@ -7,11 +7,10 @@ version's place in the ledger, so no sample is in a version twice, and none is l
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 import numpy as np
 import polars as pl
@@ -19,7 +18,6 @@ import tensorflow as tf
 
 from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.errors import ModelRejected, ServerUnavailable
-from rtrec_ray.notification.backoff import Backoff
 from rtrec_ray.notification.base import NotificationStore
 from rtrec_ray.registry.base import Draft, ModelCenter, ModelVersion
 from rtrec_ray.stores.samples import SampleStore
@@ -29,14 +27,13 @@ from training.dataset import COLUMNS, SampleBatch, encode
 from training.ledger import Bell
 from training.loop import State
 from training.options import IncrementalOptions
+from training.patience import patiently
 from training.progress import ProgressWindow
 from training.publish import Exporter, announce, publish
 
 __all__ = ["ALONE", "Desk", "Follower", "Lockstep", "Turn"]
 
 log = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 _PUBLISH_AGAIN_S = 5.0  # after a version could not be stored
 
@@ -118,7 +115,6 @@ class Follower:
         self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._publishing: Future[ModelVersion | None] | None = None
         self._mlflow_run: str | None = None
-        self._pause = threading.Event()  # never set: a wait on it ends by its time
 
     def run(self) -> None:
         """Follow the ledger until asked to stop. Raises LeaseLost when a newer start took over."""
@@ -130,25 +126,14 @@ class Follower:
 
     def turn(self) -> bool:
         """One turn; False after the last."""
-        turn = self._lockstep.agree(self._patiently(self._decide) if self._first else None)
+        turn = self._lockstep.agree(patiently(self._decide) if self._first else None)
         if turn.action == "begin":
-            self._patiently(lambda: self._begin(turn.version))
+            patiently(lambda: self._begin(turn.version))
         elif turn.action == "train":
-            self._patiently(lambda: self._train(turn.to_seq))
+            patiently(lambda: self._train(turn.to_seq))
         elif turn.action == "stop":
             self._stop()
         return turn.action != "stop"
-
-    def _patiently(self, action: Callable[[], _T]) -> _T:
-        """Do it, and again with back-off while a server is away: what was trained stays in memory meanwhile."""
-        failures, backoff = 0, Backoff()
-        while True:
-            try:
-                return action()
-            except ServerUnavailable as error:
-                failures += 1
-                log.warning("training_waits_for_server", extra={"cause": error.message, "failures": failures})
-                self._pause.wait(backoff.wait_s(failures))
 
     def _decide(self) -> Turn:
         if self._is_due("beat", 1.0) and self._beat():
@@ -158,7 +143,7 @@ class Follower:
             if version is not None:
                 return Turn(action="begin", version=version.version)
         if self._chain is None:
-            self._pause.wait(self._options.look_every_s)
+            self._desk.bell.wait(self._options.look_every_s)
             return Turn(action="wait")
         return self._next_rows(self._chain)
 
@@ -267,7 +252,7 @@ class Follower:
         except (ServerUnavailable, ModelRejected) as error:
             log.warning("publish_failed", extra={"cause": error.message, "to_seq": draft.to_seq})
             return None
-        self._patiently(lambda: announce(self._desk.events, version))
+        patiently(lambda: announce(self._desk.events, version))
         log.info("increment_published", extra={"version": version.version, "to_seq": draft.to_seq})
         return version
 
@@ -297,11 +282,11 @@ class Follower:
         self._settle()
         chain = self._chain
         if chain is not None:
-            self._patiently(lambda: self._put_point(chain))
+            patiently(lambda: self._put_point(chain))
             if chain.moved():
                 self._publish(chain)
                 self._settle()
-        self._patiently(lambda: self._beat(state="stopped"))
+        patiently(lambda: self._beat(state="stopped"))
 
     def _beat(self, *, state: RunState | None = None) -> bool:
         chain = self._chain

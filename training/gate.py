@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +16,6 @@ import numpy as np
 import polars as pl
 
 from rtrec_ray.errors import ModelRejected, ServerUnavailable
-from rtrec_ray.notification.backoff import Backoff
 from rtrec_ray.notification.base import (
     MODEL,
     MODEL_GENERATED,
@@ -32,6 +30,7 @@ from rtrec_ray.registry.base import ModelCenter, ModelVersion
 from training.dataset import encode
 from training.heldout import HeldOutRows
 from training.options import Connections, GateOptions
+from training.patience import patiently
 from training.served import ServedModel, load_served
 from training.validate import Exam, Verdict, judge
 
@@ -60,13 +59,16 @@ class ValidationGate:
             self._events, start=self._options.cursor, wanted=EventFilter(key=MODEL, type=MODEL_GENERATED)
         )
         try:
-            self._patiently(self._judge_unannounced)
+            patiently(self._judge_unannounced, until=self._stopped)
             while not self._stopped.is_set():
                 for event in listener.poll(_POLL_S):
-                    self._patiently(partial(self.judge, event.value))
+                    patiently(partial(self.judge, event.value), until=self._stopped)
+                    patiently(partial(listener.ack, event.offset), until=self._stopped)
                     if self._stopped.is_set():
                         break
-                    self._patiently(partial(listener.ack, event.offset))
+        except ServerUnavailable:
+            if not self._stopped.is_set():
+                raise
         finally:
             listener.close()
             self.close()
@@ -169,18 +171,6 @@ class ValidationGate:
     def _load(self, number: str) -> ServedModel:
         with TemporaryDirectory(prefix="rtrec-gate-") as folder:
             return load_served(self._reach_center().download(number, Path(folder)))
-
-    def _patiently(self, action: Callable[[], object]) -> None:
-        failures, backoff = 0, Backoff()
-        while not self._stopped.is_set():
-            try:
-                action()
-            except ServerUnavailable as error:
-                failures += 1
-                log.warning("gate_waits_for_server", extra={"cause": error.message, "failures": failures})
-                self._stopped.wait(backoff.wait_s(failures))
-            else:
-                return
 
 
 def _scores(model: ServedModel, rows: pl.DataFrame) -> np.ndarray:
