@@ -12,7 +12,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from psycopg2.extensions import parse_dsn
 
-from rtrec_ray.embedded import ports
+from rtrec_ray.embedded import ports, process
 from rtrec_ray.embedded.server import Server
 
 
@@ -64,6 +64,9 @@ class MlflowServer(Server):
         }
 
     def _ready(self) -> bool:
+        # Another server that took the port in the same moment would answer just as well.
+        if not process.listens(self.processes(), self.port):
+            return False
         # A proxy of the environment is not for loopback.
         try:
             with build_opener(ProxyHandler({})).open(f"{self.url}/health", timeout=5.0) as answer:

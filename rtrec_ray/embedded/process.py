@@ -113,6 +113,16 @@ def kill_all(find: Callable[[], Sequence[psutil.Process]]) -> None:
         end(found, first=signal.SIGKILL, timeout_s=_KILL_TIMEOUT_S)
 
 
+def listens(processes: Iterable[psutil.Process], port: int) -> bool:
+    """Whether one of these processes takes connections on the port."""
+    for each in processes:
+        with contextlib.suppress(psutil.Error):
+            for link in each.net_connections(kind="tcp"):
+                if link.status == psutil.CONN_LISTEN and link.laddr.port == port:
+                    return True
+    return False
+
+
 def tree(process: psutil.Process | None) -> list[psutil.Process]:
     """A process and all that descend from it, the ancestor first."""
     if process is None:
