@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -116,7 +117,8 @@ def _on_cluster(where: Where) -> Iterator[System]:
     join_environment(system)
     from rtrec_ray.app.cluster import joined  # Ray's variables must be set before it is imported
 
-    with joined(system):
+    # Ray prints warnings of its nodes to stdout, which belongs to the answer.
+    with redirect_stdout(sys.stderr), joined(system):
         yield system
 
 
