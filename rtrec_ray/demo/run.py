@@ -19,6 +19,7 @@ from rtrec_ray.demo.options import LOGS, DemoOptions, compressed
 from rtrec_ray.demo.record import DemoRecord
 from rtrec_ray.demo.report import write_report
 from rtrec_ray.demo.screen import Screen
+from rtrec_ray.embedded import ports
 
 
 def run_demo(options: DemoOptions, settings: Settings, screen: Screen) -> tuple[DemoRecord, Path]:
@@ -29,7 +30,7 @@ def run_demo(options: DemoOptions, settings: Settings, screen: Screen) -> tuple[
     began_ms = wall_ms()
     _end_on_sigterm()
     log = load_log()
-    settings = compressed(settings, log.facts, options)
+    settings = _beside_others(compressed(settings, log.facts, options))
     with TemporaryDirectory(prefix="rtrec-demo-", ignore_cleanup_errors=True) as name, ExitStack() as unless_well:
         unless_well.callback(_keep_logs, Path(name), options.out / LOGS)
         record = _show(options, settings, Path(name), log=log, screen=screen, began_ms=began_ms)
@@ -75,6 +76,13 @@ def _end_on_sigterm() -> None:
 
 def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
+
+
+def _beside_others(settings: Settings) -> Settings:
+    """Settings with a port for HTTP that is free now: another system may run on this machine."""
+    servers = settings.servers
+    http = replace(servers.http, port=ports.pick(servers.http.port))
+    return settings.model_copy(update={"servers": replace(servers, http=http)})
 
 
 def _keep_logs(directory: Path, to: Path) -> None:
