@@ -9,9 +9,10 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from rtrec_ray.errors import LeaseLost
 from training import launch
-from training.follower import Desk, Follower, Turn
+from training.desk import sit_down
+from training.follower import Follower
 from training.incremental import IncrementalPlan
-from training.options import Connections
+from training.lockstep import Turn
 
 __all__ = ["work"]
 
@@ -36,7 +37,7 @@ class Together:
 def work(plan: IncrementalPlan) -> None:
     """One worker of Ray Train."""
     rank, workers = launch.world()
-    desk = _sit_down(plan.connections)
+    desk = sit_down(plan.connections)
     follower = Follower(
         plan.options,
         desk,
@@ -50,17 +51,4 @@ def work(plan: IncrementalPlan) -> None:
         # Not a failure: an error would make Ray Train start this worker again and again.
         log.warning("training_taken_over", extra={"cause": error.message})
     finally:
-        desk.bell.close()
-        desk.book.close()
-        desk.events.close()
-
-
-def _sit_down(connections: Connections) -> Desk:
-    return Desk(
-        samples=connections.samples(),
-        bell=connections.bell(),
-        center=connections.center(),
-        events=connections.events(),
-        book=connections.book(),
-        clock=connections.clock,
-    )
+        desk.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from rtrec_ray.registry.options import RegistryOptions
 from tests.conftest import Eventually
 from tests.sample_rows import put_samples, sample_rows
 from tests.training_desk import MemoryConnections, put_base, small_definition
-from training.follower import Desk, Follower
+from training.desk import sit_down
+from training.follower import Follower
 from training.options import IncrementalOptions, ServerConnections
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -40,13 +42,8 @@ def test_a_run_outlives_its_database_and_learns_every_sample_once(
     put_base(memory, small_definition())
     center = memory.center()
     servers = ServerConnections(postgres=PostgresOptions(dsn=database), registry=RegistryOptions(url=""))
-    desk = Desk(
-        samples=servers.samples(),
-        bell=servers.bell(),
-        center=center,
-        events=servers.events(),
-        book=servers.book(),
-        clock=servers.clock,
+    desk = replace(
+        sit_down(memory), samples=servers.samples(), bell=servers.bell(), events=servers.events(), book=servers.book()
     )
     options = IncrementalOptions(publish_every_s=0.2, look_every_s=0.1, progress_every_s=0.1)
     follower = Follower(options, desk, epoch=desk.book.open(options.run))
@@ -68,8 +65,7 @@ def test_a_run_outlives_its_database_and_learns_every_sample_once(
     points = desk.book.progress(options.run)
     assert sum(point.rows for point in points) == 1_000
     assert desk.book.runs()[options.run].beat.state == "stopped"
-    for server in (desk.bell, desk.events, desk.book):
-        server.close()
+    desk.close()
 
 
 def _failures(caplog: pytest.LogCaptureFixture) -> int:

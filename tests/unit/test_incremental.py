@@ -16,7 +16,8 @@ from rtrec_ray.stores.samples import MemorySampleStore
 from tests.sample_rows import sample_rows
 from tests.training_desk import MemoryConnections, put_base, small_definition
 from training.dataset import encode, held_out
-from training.follower import Desk, Follower
+from training.desk import Desk
+from training.follower import Follower
 from training.loop import Learner
 from training.options import IncrementalOptions
 from training.publish import fetch

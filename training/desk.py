@@ -1,0 +1,45 @@
+"""The servers of a training run, connected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rtrec_ray.clock import Clock
+from rtrec_ray.notification.base import NotificationStore
+from rtrec_ray.registry.base import ModelCenter
+from rtrec_ray.stores.samples import SampleStore
+from rtrec_ray.stores.training import TrainingBook
+from training.ledger import Bell
+from training.options import Connections
+
+__all__ = ["Desk", "sit_down"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What a worker of the incremental run works with; `close` gives the connections back."""
+
+    samples: SampleStore
+    bell: Bell
+    center: ModelCenter
+    events: NotificationStore
+    book: TrainingBook
+    clock: Clock
+
+    def close(self) -> None:
+        """Close what holds connections."""
+        self.bell.close()
+        self.book.close()
+        self.events.close()
+
+
+def sit_down(connections: Connections) -> Desk:
+    """Connect to everything. Raises RegistryUnavailable."""
+    return Desk(
+        samples=connections.samples(),
+        bell=connections.bell(),
+        center=connections.center(),
+        events=connections.events(),
+        book=connections.book(),
+        clock=connections.clock,
+    )
