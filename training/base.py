@@ -5,48 +5,20 @@ from __future__ import annotations
 import logging
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from ray.data import Dataset
 
 from rtrec_ray.errors import LeaseLost, StoreUnavailable, TrainingImpossible
-from rtrec_ray.registry.base import ModelCenter, ModelVersion
-from rtrec_ray.stores.training import Beat, RunState
+from rtrec_ray.registry.base import ModelVersion
+from rtrec_ray.stores.training import Beat
 from training.options import BaseOptions, Connections
-from training.reading import Totals, read_samples, totals
+from training.plan import BasePlan, version_of
+from training.reading import read_samples, totals
 
-__all__ = ["BasePlan", "train_base", "version_of"]
+__all__ = ["train_base"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BasePlan:
-    """What the workers are told. `epoch`: of this start, from the book; `totals`: of the samples up to `to_seq`."""
-
-    options: BaseOptions
-    connections: Connections
-    job: str
-    epoch: int
-    to_seq: int
-    totals: Totals
-
-    @property
-    def base_rate(self) -> float:
-        """The share of clicks."""
-        return self.totals.positives / self.totals.rows
-
-    def beat(self, *, state: RunState, rows: int, version: str | None = None) -> Beat:
-        """A sign of life after `rows` rows."""
-        return Beat(
-            state=state,
-            commit_seq=self.to_seq,
-            event_time_ms=self.totals.newest_ms,
-            rows_trained=rows,
-            version=version,
-            base_version=version,
-        )
 
 
 def train_base(options: BaseOptions, connections: Connections) -> ModelVersion:
@@ -100,11 +72,6 @@ def _fit(plan: BasePlan, samples: Dataset) -> ModelVersion:
     version = version_of(plan.connections.center(), plan.job)
     assert version is not None
     return version
-
-
-def version_of(center: ModelCenter, job: str) -> ModelVersion | None:
-    """The version that a job made, None before it did. Raises RegistryUnavailable."""
-    return next((version for version in center.list() if version.draft.job == job), None)
 
 
 def _work(config: dict[str, Any]) -> None:

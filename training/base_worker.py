@@ -12,13 +12,13 @@ from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.registry.base import Draft
 from rtrec_ray.stores.training import Beat
 from training import launch
-from training.base import BasePlan, version_of
 from training.dataset import encode
 from training.heldout import HeldOutRows
 from training.loop import Learner
 from training.metrics import evaluate
 from training.options import GateOptions
 from training.patience import patiently
+from training.plan import BasePlan, version_of
 from training.publish import Exporter, announce, publish
 from training.reading import PREFIX
 

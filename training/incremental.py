@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from rtrec_ray.errors import LeaseLost, StoreUnavailable
 from rtrec_ray.stores.training import Beat
 from training.options import Connections, IncrementalOptions
+from training.plan import IncrementalPlan
 
-__all__ = ["IncrementalPlan", "train_incremental"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IncrementalPlan:
-    """What the workers are told. `epoch`: of this start, from the book."""
-
-    options: IncrementalOptions
-    connections: Connections
-    epoch: int
+__all__ = ["train_incremental"]
 
 
 def train_incremental(options: IncrementalOptions, connections: Connections) -> None:

@@ -11,8 +11,8 @@ from rtrec_ray.errors import LeaseLost
 from training import launch
 from training.desk import sit_down
 from training.follower import Follower
-from training.incremental import IncrementalPlan
 from training.lockstep import Turn
+from training.plan import IncrementalPlan
 
 __all__ = ["work"]
 
