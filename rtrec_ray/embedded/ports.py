@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import random
 import socket
+import tempfile
 from collections.abc import Collection
+from pathlib import Path
+from typing import IO
 
 LOOPBACK = "127.0.0.1"
 
@@ -45,9 +50,29 @@ def pick(preferred: int = 0, *, taken: Collection[int] = ()) -> int:
     >>> pick(port) == port, pick(port, taken=[port]) == port
     (True, False)
     """
-    if preferred and preferred not in taken and is_free(preferred):
+    if preferred and preferred not in taken and _reserve(preferred):
         return preferred
     while True:
         port = random.SystemRandom().randrange(*_RANGE)
-        if port not in taken and is_free(port):
+        if port not in taken and _reserve(port):
             return port
+
+
+# Two systems that start at the same moment both find a port free: the lock, held until this process ends, gives it to
+# one of them.
+_RESERVED: dict[int, IO[bytes]] = {}
+
+
+def _reserve(port: int) -> bool:
+    if port in _RESERVED:
+        return is_free(port)
+    folder = Path(tempfile.gettempdir()) / f"rtrec-ports-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    file = (folder / str(port)).open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    _RESERVED[port] = file
+    return is_free(port)
