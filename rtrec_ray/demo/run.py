@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from rtrec_ray.demo.record import DemoRecord
 from rtrec_ray.demo.report import write_report
 from rtrec_ray.demo.screen import Screen
 from rtrec_ray.embedded import ports
+from rtrec_ray.errors import RtrecError
 
 
 def run_demo(options: DemoOptions, settings: Settings, screen: Screen) -> tuple[DemoRecord, Path]:
@@ -31,12 +32,15 @@ def run_demo(options: DemoOptions, settings: Settings, screen: Screen) -> tuple[
     _end_on_sigterm()
     log = load_log()
     settings = _beside_others(compressed(settings, log.facts, options))
-    with TemporaryDirectory(prefix="rtrec-demo-", ignore_cleanup_errors=True) as name, ExitStack() as unless_well:
-        unless_well.callback(_keep_logs, Path(name), options.out / LOGS)
-        record = _show(options, settings, Path(name), log=log, screen=screen, began_ms=began_ms)
+    logs = options.out / LOGS
+    with TemporaryDirectory(prefix="rtrec-demo-", ignore_cleanup_errors=True) as name:
+        directory = Path(name)
+        with _failure_leaves_logs(directory, logs):
+            record = _show(options, settings, directory, log=log, screen=screen, began_ms=began_ms)
         if record.ok:
-            unless_well.pop_all()
-            shutil.rmtree(options.out / LOGS, ignore_errors=True)
+            shutil.rmtree(logs, ignore_errors=True)
+        else:
+            _keep_logs(directory, logs)
     record = replace(record, phases=screen.phases, seconds=(wall_ms() - began_ms) / 1_000.0)
     return record, write_report(record, options.out)
 
@@ -85,8 +89,21 @@ def _beside_others(settings: Settings) -> Settings:
     return settings.model_copy(update={"servers": replace(servers, http=http)})
 
 
+@contextmanager
+def _failure_leaves_logs(directory: Path, to: Path) -> Iterator[None]:
+    """When the block fails, keep the logs, and let the error name the copy: `directory` is about to go."""
+    try:
+        yield
+    except RtrecError as error:
+        _keep_logs(directory, to)
+        there, here = str(directory), str(to)
+        raise type(error)(error.message.replace(there, here), mend=error.mend.replace(there, here)) from error
+    except BaseException:
+        _keep_logs(directory, to)
+        raise
+
+
 def _keep_logs(directory: Path, to: Path) -> None:
-    """Copy the servers' logs: their directory is about to go."""
     for path in directory.rglob("*.log"):
         with suppress(OSError):
             target = to / path.relative_to(directory)
