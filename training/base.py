@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from ray.data import Dataset
@@ -13,6 +15,7 @@ from rtrec_ray.errors import LeaseLost, StoreUnavailable, TrainingImpossible
 from rtrec_ray.registry.base import ModelVersion
 from rtrec_ray.stores.training import Beat
 from training.options import BaseOptions, Connections
+from training.patience import patiently
 from training.plan import BasePlan, version_of
 from training.reading import read_samples, totals
 
@@ -34,7 +37,8 @@ def train_base(options: BaseOptions, connections: Connections) -> ModelVersion:
         plan, samples = _prepare(options, connections, job=job, epoch=epoch)
         version = _fit(plan, samples)
         rows = plan.totals.rows * options.definition.epochs
-        book.beat(options.run, epoch, plan.beat(state="finished", rows=rows, version=version.version))
+        end = plan.beat(state="finished", rows=rows, version=version.version)
+        patiently(lambda: book.beat(options.run, epoch, end), give_up_s=60.0)
     except BaseException as error:
         with suppress(StoreUnavailable, LeaseLost):  # the error that ended the run is the one to tell
             book.beat(options.run, epoch, Beat(state="failed", message=str(error)[:500]))
@@ -51,8 +55,11 @@ def _prepare(options: BaseOptions, connections: Connections, *, job: str, epoch:
             "there are no samples yet", mend="send events, or `rtrec replay` a log, and wait a minute"
         )
     connections.center()  # a registry that is away would else be found out after all the work
-    samples = read_samples(options, connections, to_seq=to_seq)
-    found = totals(samples)
+    with ThreadPoolExecutor(max_workers=1) as aside:
+        # Other processes read meanwhile; without it TensorFlow's import would add its seconds to theirs.
+        aside.submit(import_module, "training.launch")
+        samples = read_samples(options, connections, to_seq=to_seq)
+        found = totals(samples)
     if not 0 < found.positives < found.rows:
         raise TrainingImpossible(
             f"{found.rows} samples with {found.positives} clicks teach nothing: a model needs both kinds",
@@ -64,8 +71,7 @@ def _prepare(options: BaseOptions, connections: Connections, *, job: str, epoch:
 
 
 def _fit(plan: BasePlan, samples: Dataset) -> ModelVersion:
-    # TensorFlow takes seconds to import: only once the samples are read, so that a refusal comes at once, and never in
-    # the tasks that read them, which import this module too.
+    # TensorFlow takes seconds to import: never in the tasks that read samples, which import this module too.
     from training import launch
 
     launch.fit(_work, plan=plan, name=plan.job, ray=plan.options.ray, datasets={"train": samples})
