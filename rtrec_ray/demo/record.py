@@ -143,6 +143,18 @@ class LiveFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpotFacts:
+    """A feature value read over HTTP beside its recount, both as JSON text; `skipped`: why they were not compared."""
+
+    view: str
+    key: str
+    as_of_ms: int
+    found: str = ""
+    expected: str = ""
+    skipped: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
     """A claim and whether the stores bear it out. `figure`: what was found, for people."""
 
@@ -170,6 +182,7 @@ class DemoRecord:
     versions: tuple[VersionFacts, ...] = ()
     calls: tuple[Call, ...] = ()
     live: LiveFacts = LiveFacts()
+    spots: tuple[SpotFacts, ...] = ()
     checks: tuple[Check, ...] = ()
     base_rates: dict[str, float] = field(default_factory=dict)
     bounds_ms: dict[str, int] = field(default_factory=dict)

@@ -12,10 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from configs.settings import Settings
+from rtrec_ray.app.find import definition_file
 from rtrec_ray.app.up import running
 from rtrec_ray.clock import wall_ms
 from rtrec_ray.demo.log import Log, load_log
-from rtrec_ray.demo.options import LOGS, DemoOptions, compressed
+from rtrec_ray.demo.options import LOGS, DemoOptions, compressed, roomy
 from rtrec_ray.demo.record import DemoRecord
 from rtrec_ray.demo.report import write_report
 from rtrec_ray.demo.screen import Screen
@@ -48,6 +49,7 @@ def run_demo(options: DemoOptions, settings: Settings, screen: Screen) -> tuple[
 def _show(
     options: DemoOptions, settings: Settings, directory: Path, *, log: Log, screen: Screen, began_ms: int
 ) -> DemoRecord:
+    settings = _with_roomy_tiles(settings, directory)
     with ExitStack() as stack:
         with screen.phase("starting"):
             steps = _steps(screen)
@@ -80,6 +82,14 @@ def _end_on_sigterm() -> None:
 
 def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
+
+
+def _with_roomy_tiles(settings: Settings, directory: Path) -> Settings:
+    own = directory / "features.yaml"
+    text = definition_file("features", settings.definitions.features).read_text(encoding="utf-8")
+    own.write_text(roomy(text, speed=settings.clock.speed), encoding="utf-8")
+    definitions = replace(settings.definitions, features=str(own))
+    return settings.model_copy(update={"definitions": definitions})
 
 
 def _beside_others(settings: Settings) -> Settings:

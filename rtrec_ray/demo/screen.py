@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -14,6 +15,8 @@ from rtrec_ray.clock import monotonic_s
 from rtrec_ray.demo.figures import summary
 from rtrec_ray.demo.record import DemoRecord, Phase
 from rtrec_ray.demo.words import in_ms, minutes
+
+_SHORTEST_S: Final = 0.5
 
 
 class Screen:
@@ -56,7 +59,9 @@ class Screen:
         self._console.print(Text(f"{minutes(start_s):>5}  ", style="dim") + Text(name, style="bold"))
         with self.bar(name, total=of_s):
             yield
-        self._phases.append(Phase(name=name, start_s=start_s, end_s=self._now_s()))
+        phase = Phase(name=name, start_s=start_s, end_s=self._now_s())
+        if phase.end_s - phase.start_s >= _SHORTEST_S:  # waiting for what was already there is no part of the run
+            self._phases.append(phase)
 
     @contextmanager
     def bar(self, name: str, *, total: float | None) -> Iterator[TaskID]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Any, Final
+from typing import Final
 
 import polars as pl
 from rich.progress import TaskID
@@ -19,9 +19,9 @@ from rtrec_ray.demo.lineage import version_facts
 from rtrec_ray.demo.log import Log
 from rtrec_ray.demo.news import News
 from rtrec_ray.demo.options import Base, ShowOptions
-from rtrec_ray.demo.record import DemoRecord, ProgressPoint, TimeLine
+from rtrec_ray.demo.record import DemoRecord, ProgressPoint, SpotFacts, TimeLine
 from rtrec_ray.demo.screen import Screen
-from rtrec_ray.demo.spotcheck import SpotChecks, questions
+from rtrec_ray.demo.spotcheck import SpotChecks, compare, questions
 from rtrec_ray.demo.timeline import Seen, Timeline, Watched
 from rtrec_ray.demo.traffic import Traffic, TrafficOptions
 from rtrec_ray.demo.verify import Evidence, Stored, checks, read_click_rate, read_stored, settled
@@ -146,8 +146,7 @@ class Show:
             last=self._timeline.moments()[-1],
             stored=stored,
             versions=versions,
-            spots=self._spots.answers(),
-            events=_all_events(self._log, self._traffic.events()),
+            spots=self._compared(),
         )
         return self._record(evidence, registered)
 
@@ -177,6 +176,7 @@ class Show:
             versions=tuple(evidence.versions),
             calls=tuple(evidence.calls),
             live=live,
+            spots=tuple(evidence.spots),
             checks=checks(evidence),
             base_rates=self._base_rates(registered),
             bounds_ms={
@@ -196,6 +196,11 @@ class Show:
                 "live_failed": live.failed,
             },
         )
+
+    def _compared(self) -> list[SpotFacts]:
+        log = self._log.records[BEHAVIOR]
+        live = pl.DataFrame(self._traffic.events(), schema=log.schema)
+        return [compare(answer, log=log, live=live) for answer in self._spots.answers()]
 
     @property
     def _time(self) -> TimeLine:
@@ -249,10 +254,3 @@ class Show:
     def _wait(self, met: Callable[[], bool], *, timeout_s: float, what: str) -> None:
         checked = (self._replay.check, self._traffic.check)
         wait_until(met, timeout_s=timeout_s, what=what, mend=_LOGS, checked=checked)
-
-
-def _all_events(log: Log, live: Sequence[dict[str, Any]]) -> pl.DataFrame:
-    """What happened, by log and client: event_type, ts, user_id, item_id, category_id."""
-    columns = ["event_type", "ts", "user_id", "item_id", "category_id"]
-    of_log = log.records[BEHAVIOR].select(columns)
-    return pl.concat([of_log, pl.DataFrame(list(live), schema=log.records[BEHAVIOR].schema).select(columns)])

@@ -6,12 +6,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import httpx
+import orjson
 import polars as pl
 
+from rtrec_ray.demo.record import SpotFacts
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.features.keys import CATEGORY_TOP_ITEMS_10M, USER_BROWSE_5M
 from rtrec_ray.postgres.connection import Connection, PostgresOptions, connect, transaction
@@ -20,6 +22,7 @@ from rtrec_ray.postgres.statements import load
 _TILE_MS: Final = 10_000
 _AFTER_MS: Final = 60_000
 _WINDOW_MS: Final = {USER_BROWSE_5M: 300_000, CATEGORY_TOP_ITEMS_10M: 600_000}
+_KEY: Final = {USER_BROWSE_5M: "user_id", CATEGORY_TOP_ITEMS_10M: "category_id"}
 _POLL_S: Final = 0.1
 _COUNTED: Final = ("view", "click", "favorite", "cart", "consult", "comment", "search")
 
@@ -51,30 +54,37 @@ def questions(clicks: pl.DataFrame, *, count: int) -> list[Question]:
     """
     every = max(1, clicks.height // max(1, count))
     chosen = clicks.gather_every(every)
-    views = (USER_BROWSE_5M, CATEGORY_TOP_ITEMS_10M)
-    keys = ("user_id", "category_id")
+    views = tuple(_KEY)
     return [
         Question(
             view=views[index % 2],
-            key=str(row[keys[index % 2]]),
+            key=str(row[_KEY[views[index % 2]]]),
             as_of_ms=(row["ts"] + _AFTER_MS) // _TILE_MS * _TILE_MS,
         )
         for index, row in enumerate(chosen.iter_rows(named=True))
     ]
 
 
+def compare(answer: Answer, *, log: pl.DataFrame, live: pl.DataFrame) -> SpotFacts:
+    """An answer beside the recount of the log's events. A window that live events touch is left out: posted over HTTP,
+    one of them may have come too late for its window, and rightly so. log, live: event_type, ts, user_id, item_id,
+    category_id.
+    """
+    asked = answer.question
+    facts = SpotFacts(view=asked.view, key=asked.key, as_of_ms=asked.as_of_ms)
+    if answer.refused is not None:
+        return replace(facts, skipped=f"status {answer.refused}")
+    if not _clicks(live, asked).is_empty():
+        return replace(facts, skipped="live clicks")
+    return replace(facts, found=_text(answer.value), expected=_text(recount(log, asked)))
+
+
 def recount(events: pl.DataFrame, question: Question) -> dict[str, Any] | None:
-    """What the answer must say. events: all behaviour, with event_type, ts, user_id, item_id and category_id.
+    """What the answer must say, None for nothing. events: as `compare` takes them.
 
     Only what the views make of impressions and clicks: the log has nothing else.
     """
-    start_ms = question.as_of_ms - _WINDOW_MS[question.view]
-    key = "user_id" if question.view == USER_BROWSE_5M else "category_id"
-    clicked = events.filter(
-        pl.col("ts").is_between(start_ms, question.as_of_ms, closed="left"),
-        pl.col("event_type") == "click",
-        pl.col(key) == int(question.key),
-    )
+    clicked = _clicks(events, question)
     if clicked.is_empty():
         return None
     if question.view == USER_BROWSE_5M:
@@ -82,6 +92,19 @@ def recount(events: pl.DataFrame, question: Question) -> dict[str, Any] | None:
         return {**counts, "dwell_ms": 0, "view_by_type": {}, "last_items": []}
     items = Counter(clicked["item_id"].to_list())
     return {"top": [[item, n] for item, n in sorted(items.items(), key=lambda found: (-found[1], found[0]))[:50]]}
+
+
+def _clicks(events: pl.DataFrame, question: Question) -> pl.DataFrame:
+    start_ms = question.as_of_ms - _WINDOW_MS[question.view]
+    return events.filter(
+        pl.col("ts").is_between(start_ms, question.as_of_ms, closed="left"),
+        pl.col("event_type") == "click",
+        pl.col(_KEY[question.view]) == int(question.key),
+    )
+
+
+def _text(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
 
 class SpotChecks:

@@ -11,7 +11,8 @@ def thousands(value: float, _place: int | None = None) -> str:
     >>> thousands(60_000), thousands(0.5)
     ('60,000', '0.5')
     """
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,g}"
+    text = f"{value:,.0f}" if float(value).is_integer() else f"{value:,g}"
+    return text.replace("-", "−")
 
 
 def minutes(value: float, _place: int | None = None) -> str:

@@ -5,7 +5,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 from configs.settings import load_settings
@@ -13,26 +12,20 @@ from rtrec_ray.demo.background import Background, wait_until
 from rtrec_ray.demo.lineage import version_facts
 from rtrec_ray.demo.log import load_log
 from rtrec_ray.demo.news import News
-from rtrec_ray.demo.options import DemoOptions, ShowOptions, compressed, empty
-from rtrec_ray.demo.record import Call, LiveFacts, LogFacts, Moment, StageMoment, TimeLine, VersionFacts
-from rtrec_ray.demo.spotcheck import Answer, Question
+from rtrec_ray.demo.options import DemoOptions, ShowOptions, compressed, empty, roomy
+from rtrec_ray.demo.record import Call, LiveFacts, LogFacts, Moment, SpotFacts, StageMoment, TimeLine, VersionFacts
 from rtrec_ray.demo.timeline import Seen
 from rtrec_ray.demo.verify import Evidence, Stored, checks, settled
 from rtrec_ray.errors import ConfigInvalid, DemoFailed, DirectoryUnusable
 from rtrec_ray.events import BEHAVIOR, INFERENCE
+from rtrec_ray.features.file import load_definitions
 from rtrec_ray.notification import MODEL_DEPLOYED, MODEL_GENERATED, MODEL_REJECTED, MODEL_VALIDATED, Event
 from rtrec_ray.registry.base import Draft, ModelVersion
 
 TIME = TimeLine(clock_s=0.0, event_ms=0, speed=1_000.0)
 LOG = LogFacts(source="x", impressions=100, clicks=2, users=5, items=9, first_ms=0, last_ms=3 * 86_400_000)
 LIVE = LiveFacts(requests=4, impressions=12, clicks=1, accepted=13)
-QUESTION = Question(view="user_browse_5m", key="1", as_of_ms=300_000)
-CLICKED = {
-    **dict.fromkeys(("view", "click", "favorite", "cart", "consult", "comment", "search", "dwell_ms"), 0),
-    "click": 1,
-    "view_by_type": {},
-    "last_items": [],
-}
+SPOT = SpotFacts(view="user_browse_5m", key="1", as_of_ms=300_000, found='{"click":1}', expected='{"click":1}')
 
 
 def call(version: str, status: int = 200) -> Call:
@@ -62,10 +55,7 @@ def good() -> Evidence:
             history_files=3,
         ),
         versions=[online, replace(online, version="2", kind="increment")],
-        spots=[Answer(question=QUESTION, value=CLICKED), Answer(question=QUESTION, refused=410)],
-        events=pl.DataFrame(
-            {"event_type": ["click"], "ts": [200_000], "user_id": [1], "item_id": [7], "category_id": [2]}
-        ),
+        spots=[SPOT, replace(SPOT, found="", expected="", skipped="status 410")],
     )
 
 
@@ -83,9 +73,8 @@ def test_a_whole_run_passes_every_check(good):
     [
         ("input", {"last": Moment(at_s=9.0, clock_ms=0, on_log=114)}),
         ("features", {"spots": []}),
-        ("features", {"spots": [Answer(question=QUESTION, value=CLICKED | {"click": 2})]}),
-        ("features", {"spots": [Answer(question=QUESTION, value=None)]}),
-        ("features", {"spots": [Answer(question=QUESTION, refused=503)]}),
+        ("features", {"spots": [SPOT, replace(SPOT, found="null")]}),
+        ("features", {"spots": [replace(SPOT, skipped="live clicks")]}),
         ("training", {"versions": []}),
         ("serving", {"calls": [call("none"), call("1")]}),
         ("serving", {"live": replace(LIVE, failed=1)}),
@@ -253,3 +242,12 @@ def test_foreign_words_go_into_the_log_and_ours_to_the_terminal(tmp_path):
     log = (tmp_path / "logs" / "x.log").read_text()
     assert "ray says" in log
     assert "tensorflow says" in log
+
+
+def test_the_packaged_definitions_keep_tiles_long_enough_to_be_read(tmp_path):
+    packaged = Path(__file__).parents[2] / "configs" / "features.yaml"
+    own = tmp_path / "features.yaml"
+    own.write_text(roomy(packaged.read_text(), speed=2_000.0))
+    assert load_definitions(own).retention_ms == 2_000 * 60_000
+    assert load_definitions(own).views == load_definitions(packaged).views
+    assert roomy(packaged.read_text(), speed=1.0) == packaged.read_text()

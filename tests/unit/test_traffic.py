@@ -13,11 +13,12 @@ from rtrec_ray.clock import ManualClock, monotonic_s
 from rtrec_ray.demo.audience import ARM, CLICK_AFTER_MS, Audience, Shown, Visitor, clicks, impressions
 from rtrec_ray.demo.audience import audience as audience_of
 from rtrec_ray.demo.log import load_log
-from rtrec_ray.demo.spotcheck import Question, questions, recount
+from rtrec_ray.demo.spotcheck import Answer, Question, compare, questions, recount
 from rtrec_ray.demo.traffic import Traffic, TrafficOptions
 from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.kafka.judge import judge
 
+SCHEMA = {"event_type": pl.String, "ts": pl.Int64, "user_id": pl.Int64, "item_id": pl.Int64, "category_id": pl.Int64}
 NOW_MS = 1_600_000_000_000
 VISITOR = Visitor(user_id=1, page_id=2, context={"user_feature_0": "a"})
 AUDIENCE = Audience(visitors=[VISITOR], click_rate={7: 1.0, 8: 0.0}, category={7: 3})
@@ -202,3 +203,20 @@ def test_a_recount_takes_the_window_from_its_start_to_before_its_end():
     assert recount(events, Question(view="user_browse_5m", key="2", as_of_ms=600_000)) is None
     of_category = recount(events, Question(view="category_top_items_10m", key="2", as_of_ms=900_000))
     assert of_category == {"top": [[5, 1], [6, 1], [7, 1]]}
+
+
+def clicks_at(*times, user=1):
+    count = len(times)
+    columns = {"event_type": ["click"] * count, "ts": list(times), "user_id": [user] * count}
+    return pl.DataFrame({**columns, "item_id": [7] * count, "category_id": [2] * count}, schema=SCHEMA)
+
+
+def test_an_answer_is_compared_unless_there_was_none_or_live_clicks_touch_its_window():
+    question = Question(view="category_top_items_10m", key="2", as_of_ms=900_000)
+    log, none, value = clicks_at(400_000), clicks_at(), {"top": [[7, 1]]}
+    right = compare(Answer(question=question, value=value), log=log, live=none)
+    assert (right.found, right.skipped) == (right.expected, "")
+    wrong = compare(Answer(question=question, value=None), log=log, live=clicks_at(900_000))
+    assert (wrong.found, wrong.expected) == ("null", '{"top":[[7,1]]}')
+    assert compare(Answer(question=question, refused=410), log=log, live=none).skipped == "status 410"
+    assert compare(Answer(question=question, value=value), log=log, live=clicks_at(899_999)).skipped == "live clicks"
