@@ -60,5 +60,6 @@ class StageActor:
             work.run(self._stop)
         except Exception:
             log.exception("work_crashed")
+        if not self._stop.is_set():
             # An actor whose thread is dead would look alive: end the process, so that Ray starts it again.
             os._exit(70)

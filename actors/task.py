@@ -142,7 +142,7 @@ class TaskLoop:
             consumer = self._connect_consumer()
             try:
                 session = Session(self._options, connection=connection, consumer=consumer, clock=self._clock)
-                session.begin(self._make_operator)
+                session.begin(self._make_operator, stop=stop)
                 self.trouble = ""
                 session.serve(stop)
                 session.end()
@@ -165,21 +165,18 @@ class Session:
         self._last_look = 0.0
         self._paused: set[TopicPartition] = set()
 
-    def begin(self, make_operator: Callable[[int], Operator]) -> None:
+    def begin(self, make_operator: Callable[[int], Operator], *, stop: threading.Event) -> None:
         """Take the leases, load the state, read the topics that come first. Raises LeaseHeld, ServerUnavailable."""
         for partition in self._options.partitions:
             self._parts[partition] = self._open(partition, make_operator(partition))
-        self._drain_preloads()
+        self._drain_preloads(stop)
         self._consumer.assign(self._positions(lambda part, topic: True))
 
     def serve(self, stop: threading.Event) -> None:
         """Rounds of take, compute, commit."""
         while not stop.is_set():
             self._round()
-            if self._commit_is_due():
-                self.commit()
-            elif self._since(self._last_renewal) * 3_000 >= self._options.lease_ttl_ms:
-                self._renew()
+            self._commit_or_renew()
 
     def end(self) -> None:
         """Commit what there is and give the leases back."""
@@ -199,6 +196,12 @@ class Session:
             part.counts.clear()
             part.dirty = False
         self._last_commit = self._last_renewal = monotonic_s()
+
+    def _commit_or_renew(self) -> None:
+        if self._commit_is_due():
+            self.commit()
+        elif self._since(self._last_renewal) * 3_000 >= self._options.lease_ttl_ms:
+            self._renew()
 
     def _renew(self) -> None:
         """Keep the leases of a task that commits less often than they last, or has nothing to commit."""
@@ -228,16 +231,15 @@ class Session:
             applied=applied,
         )
 
-    def _drain_preloads(self) -> None:
+    def _drain_preloads(self, stop: threading.Event) -> None:
         positions = self._positions(lambda part, topic: topic in part.operator.preload)
         if not positions:
             return
         self._consumer.assign(positions)
         ends = self._consumer.end_offsets(list(positions))
-        while self._behind(ends):
+        while self._behind(ends) and not stop.is_set():
             self._take(self._poll())
-            if self._commit_is_due():
-                self.commit()
+            self._commit_or_renew()
 
     def _behind(self, ends: Mapping[TopicPartition, int]) -> bool:
         return any(self._parts[tp.partition].position[tp.topic] < end for tp, end in ends.items())

@@ -118,7 +118,7 @@ class History:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definitions:
-    """Files that are changed while it runs; none is the one that comes with the program."""
+    """Files read at the start; none is the one that comes with the program."""
 
     features: str | None = None
     samples: str | None = None

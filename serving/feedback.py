@@ -10,6 +10,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -23,6 +24,8 @@ from serving.metrics import ServingMetrics
 log = logging.getLogger(__name__)
 
 _RETRY_S: Final = 0.5
+_CHUNK: Final = 500
+_FLUSH_S: Final = 10.0
 
 
 class InferenceLog:
@@ -88,10 +91,15 @@ class InferenceLog:
             return bool(self._waiting)
 
     def _send_all(self, producer: Producer) -> None:
-        # Only this thread takes from the left, and only after sending: in doubt, twice rather than never.
+        # Only this thread takes from the left, and only what Kafka acknowledged: in doubt, twice rather than never.
         while self._waiting:
-            self._metrics.logged.labels(self._send(producer, self._waiting[0])).inc()
-            self._waiting.popleft()
+            with self._changed:
+                chunk = list(islice(self._waiting, _CHUNK))
+            outcomes = [self._send(producer, record) for record in chunk]
+            producer.flush(timeout_s=_FLUSH_S)
+            for outcome in outcomes:
+                self._metrics.logged.labels(outcome).inc()
+                self._waiting.popleft()
 
     def _send(self, producer: Producer, record: InferenceRecord) -> str:
         try:

@@ -89,11 +89,15 @@ class Follower:
         return self._next_rows(self._chain)
 
     def _other_chain(self) -> ModelVersion | None:
-        """Where to begin anew: a first champion, or one on another base than ours."""
+        """Where to begin anew: a first champion, one on another base than ours, or when ours was rolled back."""
         champion = self._desk.center.champion()
-        if champion is None or (self._chain is not None and self._chain.root == champion.root):
+        if champion is None or (self._chain is not None and self._stands(self._chain, champion)):
             return None
         return newest_of_chain(self._desk.center)
+
+    def _stands(self, chain: Chain, champion: ModelVersion) -> bool:
+        last = self._desk.center.get(chain.parent.version)
+        return chain.root == champion.root and not (last is not None and last.rolled_back)
 
     def _next_rows(self, chain: Chain) -> Turn:
         high = self._desk.samples.high_water()

@@ -102,10 +102,21 @@ class ValidationGate:
         if champion is not None and version.draft.kind == "increment" and champion.root != version.root:
             reason = f"its base {version.root} is no longer the champion's, {champion.root}"
             return Verdict(reasons=(reason,), metrics={})
+        if (fallen := self._rolled_back_ancestor(version)) is not None:
+            return Verdict(reasons=(f"it stands on {fallen.version}, which was rolled back",), metrics={})
         try:
             return judge(self._sit_exam(version, champion), self._options)
         except ModelRejected as error:
             return Verdict(reasons=(error.message,), metrics={})
+
+    def _rolled_back_ancestor(self, version: ModelVersion) -> ModelVersion | None:
+        """The nearest ancestor that served and was rejected, as far back as the nearest one that is valid."""
+        center, parent = self._reach_center(), version.draft.parent
+        while parent is not None and (found := center.get(parent)) is not None and found.status != "validated":
+            if found.rolled_back:
+                return found
+            parent = found.draft.parent
+        return None
 
     def _sit_exam(self, version: ModelVersion, champion: ModelVersion | None) -> Exam:
         rows = self._rows()
@@ -114,9 +125,17 @@ class ValidationGate:
             label=rows["label"].to_numpy(),
             request=rows["request_id"].rank("dense").to_numpy(),
             candidate=_scores(candidate, rows),
-            champion=None if champion is None else _scores(self._load_champion(champion.version), rows),
+            champion=None if champion is None else self._champion_scores(champion, rows),
             base_rate=candidate.card.base_rate,
         )
+
+    def _champion_scores(self, champion: ModelVersion, rows: pl.DataFrame) -> np.ndarray | None:
+        try:
+            return _scores(self._load_champion(champion.version), rows)
+        except ModelRejected as error:
+            # Its fault is not the candidate's, which is then judged against the constant rate alone.
+            log.warning("champion_unusable", extra={"version": champion.version, "cause": error.message})
+            return None
 
     def _decide(self, version: ModelVersion, verdict: Verdict) -> ModelVersion:
         center = self._reach_center()

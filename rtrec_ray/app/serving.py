@@ -9,6 +9,8 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 
 from rtrec_ray.app.system import System
+from rtrec_ray.embedded.ports import pick
+from rtrec_ray.errors import RayUnavailable
 from rtrec_ray.registry.mlflow import RegistryOptions
 from serving.auth import TOKEN_VARIABLE, check_bind
 from serving.connect import ReplicaOptions
@@ -33,9 +35,16 @@ def start_serving(system: System) -> str:
         token=token,
     )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its progress is told by `up`
-    serve.start(http_options=HTTPOptions(host=http.host, port=http.port))
-    serve.run(application(options, replicas=http.replicas), name=NAME, route_prefix="/")
-    return f"http://{http.host}:{http.port}"
+    # On a cluster of our own another port is as good; on an existing one the address was promised to somebody.
+    port = pick(http.port) if options.on_loopback else http.port
+    try:
+        serve.start(http_options=HTTPOptions(host=http.host, port=port))
+        serve.run(application(options, replicas=http.replicas), name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise RayUnavailable(
+            f"serving did not start: {error}", mend="the Serve page of Ray's dashboard says why"
+        ) from error
+    return f"http://{http.host}:{port}"
 
 
 def stop_serving() -> None:

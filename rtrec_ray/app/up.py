@@ -15,7 +15,7 @@ from rtrec_ray.app.prepare import prepare
 from rtrec_ray.app.system import System
 from rtrec_ray.embedded.assembly import EmbeddedOptions
 from rtrec_ray.embedded.system import Running, start
-from rtrec_ray.errors import ConfigInvalid
+from rtrec_ray.errors import ConfigInvalid, RtrecError
 
 SERVERS = ("kafka", "postgres", "mlflow", "ray")
 PARTS = (*SERVERS, "pipeline", "training", "serve")
@@ -54,8 +54,13 @@ class Up:
     def revive(self) -> None:
         """Start the jobs on a Ray head that died and is up again; does nothing otherwise."""
         if self._jobs is not None and self._ray_is_new.is_set():
-            self._ray_is_new.clear()
-            self._settle(self._jobs.restart_jobs(self.system, self._parts, on_step=self._on_step))
+            try:
+                self._settle(self._jobs.restart_jobs(self.system, self._parts, on_step=self._on_step))
+            except (RtrecError, RuntimeError, OSError) as error:
+                # The servers stay up whatever the cluster does; the next look tries again.
+                self._on_step("ray", f"jobs not restarted: {error}")
+            else:
+                self._ray_is_new.clear()
 
     def stop(self) -> None:
         """Let the pipeline commit, end every job, then the servers that were started here."""

@@ -70,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "--debug" in words:
             raise
         _end(error.line(), 1)
+    except Exception as error:
+        if "--debug" in words:
+            raise
+        _end(f"{type(error).__name__}: {error} (--debug shows where)", 1)
     else:
         sys.exit(status if isinstance(status, int) else 0)
 

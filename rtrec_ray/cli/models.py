@@ -14,12 +14,13 @@ import click
 from rtrec_ray.app.find import join_environment, open_system
 from rtrec_ray.app.system import System
 from rtrec_ray.cli.options import Where, command
-from rtrec_ray.errors import ModelRejected
+from rtrec_ray.errors import AlreadyRunning, ModelRejected
 from rtrec_ray.notification.base import MODEL, MODEL_VALIDATED, NewEvent
 from rtrec_ray.notification.postgres import PostgresNotificationStore
 from rtrec_ray.registry.base import ModelCenter, ModelVersion
 from rtrec_ray.registry.base import rollback as go_back
 from rtrec_ray.registry.mlflow import MlflowModelCenter, RegistryOptions
+from rtrec_ray.stores.training import PostgresTrainingBook
 
 
 @click.group()
@@ -43,6 +44,7 @@ def base(where: Where, model: str | None) -> None:
 @command
 def incremental(where: Where) -> None:
     """Follow the sample ledger until stopped; `rtrec up` runs this as its part `training`."""
+    _refuse_second_run(open_system(where.config, where.data_dir))
     with _on_cluster(where) as system:
         from rtrec_ray.app.training import run_incremental  # as above
 
@@ -109,6 +111,13 @@ def rollback(where: Where, reason: str) -> None:
         raise ModelRejected("no version served before this one", mend="`rtrec models list` shows what there is")
     _announce(system, earlier, reason)
     where.answer(_plain(earlier), lambda: click.echo(f"version {earlier.version} is champion again"))
+
+
+def _refuse_second_run(system: System) -> None:
+    with closing(PostgresTrainingBook(system.postgres)) as book:
+        run = book.runs().get("incremental")
+    if run is not None and run.up:
+        raise AlreadyRunning("the incremental run goes on already", mend="`rtrec status` shows it; `up` runs one")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from psycopg2.extensions import make_dsn, parse_dsn
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +19,7 @@ from rtrec_ray.app.find import open_system
 from rtrec_ray.app.status import status as read_status
 from rtrec_ray.cli.options import Where, command
 from rtrec_ray.embedded.doctor import checks
-from rtrec_ray.embedded.state import read_state
+from rtrec_ray.embedded.state import claim, read_state
 from rtrec_ray.embedded.system import stop_other
 from rtrec_ray.errors import AlreadyRunning, EmbeddedFailure
 
@@ -96,7 +97,7 @@ def _detach(where: Where, only: str | None) -> None:
             f"already running on {where.data_dir}: {', '.join(state.facts.get('parts', state.parts))}",
             mend="`rtrec status` shows it, `rtrec down` stops it",
         )
-    where.data_dir.mkdir(parents=True, exist_ok=True)
+    claim(where.data_dir).close()  # says in one line why the directory cannot be used
     log = where.data_dir / "up.log"
     words = [sys.executable, "-m", "rtrec_ray.cli", "up", "--data-dir", str(where.data_dir)]
     words += ["--config", str(where.config)] if where.config else []
@@ -126,7 +127,12 @@ def _say(part: str, what: str) -> None:
 def _print_addresses(found: dict[str, Any]) -> None:
     for part in ("kafka", "postgres", "mlflow", "ray", "serve"):
         if found[part]:
-            click.echo(f"{part:>9}  {next(value for value in found[part].values() if value)}", err=True)
+            address = next(value for value in found[part].values() if value)
+            click.echo(f"{part:>9}  {_without_password(address) if part == 'postgres' else address}", err=True)
+
+
+def _without_password(dsn: str) -> str:
+    return make_dsn("", **{name: value for name, value in parse_dsn(dsn).items() if name != "password"})
 
 
 def _print_status(found: dict[str, Any]) -> None:

@@ -18,6 +18,8 @@ __all__ = ["Connection", "Cursor", "Pool", "PostgresOptions", "connect", "transa
 
 _AWAY = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.errors.AdminShutdown)
 
+_OVER_A_LIMIT = "54"  # a row or an index entry too large: psycopg2 counts it as operational, but no retry mends it
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresOptions:
@@ -34,6 +36,8 @@ def translated() -> Iterator[None]:
     try:
         yield
     except _AWAY as error:
+        if (error.pgcode or "").startswith(_OVER_A_LIMIT):
+            raise
         raise StoreUnavailable(
             f"PostgreSQL does not answer: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}",
             mend="`rtrec status` shows its address; the caller tries again",

@@ -54,6 +54,11 @@ class ModelVersion:
     champion_ms: int | None = None
 
     @property
+    def rolled_back(self) -> bool:
+        """Whether it served and was then rejected: nothing that stands on it may serve."""
+        return self.status == "rejected" and self.champion_ms is not None
+
+    @property
     def root(self) -> str:
         """The base version this one stands on: its own number for a base."""
         return self.draft.base or self.version

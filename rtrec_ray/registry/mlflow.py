@@ -120,8 +120,14 @@ class MlflowModelCenter:
         """As the port says."""
         run_id = self._known(version).run_id
         to.mkdir(parents=True, exist_ok=True)
-        with _translated(self._options.url):
-            return Path(self._client.download_artifacts(run_id, "model", str(to)))
+        try:
+            with _translated(self._options.url):
+                return Path(self._client.download_artifacts(run_id, "model", str(to)))
+        except RegistryUnavailable as error:
+            cause = error.__cause__
+            if isinstance(cause, MlflowException) and cause.error_code in _ABSENT:
+                raise ModelRejected(f"the files of model version {version} are gone") from error
+            raise
 
     def open_run(self, name: str, *, parameters: Mapping[str, str]) -> str:
         """As the port says."""

@@ -151,7 +151,9 @@ def _timing(
     first_ms, last_ms = span_ms
     if not options.shift_to_now:
         _refuse_behind(first_ms, watermark_ms)
-        return 0, (*_speed_limit(first_ms, options), *((clock.now_ms,) if options.pace == "clock" else ()))
+        # Whatever the speed, an event before its time by the clock would be refused as one from the future.
+        waits = options.pace == "clock" or options.speed is not None
+        return 0, (*_speed_limit(first_ms, options), *((clock.now_ms,) if waits else ()))
     now_ms = clock.now_ms()
     at_once = options.speed is None and options.pace == "free"
     if at_once and (watermark_ms is None or now_ms - (last_ms - first_ms) >= watermark_ms):

@@ -218,7 +218,7 @@ class PostgresSampleLedger:
         cursor.execute(_sql("notify"))
         numbered = (
             samples.sort("event_time_ms", *KEY)
-            .with_row_index("commit_seq", offset=self._first_seq)
+            .with_columns(commit_seq=self._first_seq + pl.int_range(pl.len(), dtype=pl.Int64))
             .with_columns(source_partition=pl.lit(self._partition))
             .sort(KEY)
         )

@@ -123,8 +123,8 @@ def test_06_what_was_shown_and_clicked_comes_back_as_samples_of_that_request(sys
     assert len(answer["items"]) == 3
     assert answer["degraded"] == []
     clicked = answer["items"][0]["item_id"]
-    events = [event("impression", answer, item) for item in answer["items"]]
-    events.append(event("click", answer, answer["items"][0], later_ms=500))
+    events = [event("impression", answer, item, user_id=77) for item in answer["items"]]
+    events.append(event("click", answer, answer["items"][0], user_id=77, later_ms=500))
     posted = http.post("/v1/events", json=events)
     assert (posted.status_code, posted.json()["accepted"]) == (202, 4)
     eventually(
@@ -144,7 +144,7 @@ def test_07_increments_are_published_and_served(system, http, eventually):
     first = recommend(http)["model_version"]
     for _ in range(40):
         answer = recommend(http, user_id=5)
-        http.post("/v1/events", json=[event("impression", answer, item) for item in answer["items"]])
+        http.post("/v1/events", json=[event("impression", answer, item, user_id=5) for item in answer["items"]])
     eventually(
         lambda: any(
             model["kind"] == "increment" and model["parent"] for model in system.json("models", "list")["models"]
@@ -180,9 +180,11 @@ def test_09_kafka_and_postgresql_killed_under_load_lose_nothing_and_fail_no_requ
             psutil.Process(state.processes["kafka"].pid).send_signal(signal.SIGKILL)
         answer = http.post("/v1/recommend", json={"user_id": turn, "page_id": 1, "k": 2})
         statuses.add(answer.status_code)
-        shown += send_until_taken(http, [event("impression", answer.json(), item) for item in answer.json()["items"]])
+        items = answer.json()["items"]
+        shown += send_until_taken(http, [event("impression", answer.json(), item, user_id=turn) for item in items])
     assert statuses == {200}
     eventually(lambda: outcomes(system) == before[0] + shown, timeout_s=120, what=f"{shown} more impressions")
+    assert counts(system)[0] == before[0] + shown, "every request's record reached the log, so nothing missed its join"
 
 
 def test_10_an_unknown_view_and_rubbish_are_named(system, http):
@@ -194,12 +196,12 @@ def test_10_an_unknown_view_and_rubbish_are_named(system, http):
     assert http.post("/v1/recommend", content=b"{").status_code == 422
 
 
-def event(kind, answer, item, *, later_ms=0):
+def event(kind, answer, item, *, user_id, later_ms=0):
     return {
         "event_id": uuid.uuid4().hex,
         "event_type": kind,
         "ts": wall_ms() + later_ms,
-        "user_id": 77,
+        "user_id": user_id,
         "item_id": item["item_id"],
         "page_id": 1,
         "request_id": answer["request_id"],
