@@ -142,7 +142,7 @@ def ray_local() -> Iterator[None]:
                 configure_logging=False,
             )
             break
-        except Exception:  # noqa: BLE001 - Ray raises just that when its node is not up within 30 s of a busy machine
+        except Exception:  # Ray raises just that when its node is not up within 30 s of a busy machine
             ray.shutdown()
             if left == 0:
                 raise
