@@ -39,11 +39,11 @@ def in_nats(estimate: Estimate) -> str:
     """A difference of losses in thousandths of a nat, with its interval.
 
     >>> in_nats(Estimate(value=-0.0012, low=-0.002, high=0.001))
-    '−1.20 [−2.00, 1.00]'
+    '−1.200 [−2.000, 1.000]'
     """
-    text = f"{1e3 * estimate.value:.2f}"
+    text = f"{1e3 * estimate.value:.3f}"
     if estimate.low is not None and estimate.high is not None:
-        text += f" [{1e3 * estimate.low:.2f}, {1e3 * estimate.high:.2f}]"
+        text += f" [{1e3 * estimate.low:.3f}, {1e3 * estimate.high:.3f}]"
     return text.replace("-", "−")
 
 
