@@ -229,6 +229,7 @@ class Session:
             ),
             position=position,
             applied=applied,
+            dirty=True,  # so that status shows a stage that has had nothing to do yet
         )
 
     def _drain_preloads(self, stop: threading.Event) -> None:

@@ -222,6 +222,11 @@ def test_a_stalled_topic_makes_the_others_wait_within_bounds_and_nothing_is_lost
     assert bench.rows() == values(0, 20_000) + values(0, 20_000, topic="inference-log")
 
 
+def test_a_stage_without_records_shows_in_the_status(bench, eventually):
+    bench.start("one")
+    eventually(lambda: bench.query("SELECT count(*) FROM meta.progress") == [(2,)])
+
+
 def test_progress_is_what_was_committed(bench, eventually):
     bench.send(0, 100)
     stop, thread = bench.start("one")
