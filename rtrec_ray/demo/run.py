@@ -114,7 +114,7 @@ def _failure_leaves_logs(directory: Path, to: Path) -> Iterator[None]:
 
 
 def _keep_logs(directory: Path, to: Path) -> None:
-    for path in directory.rglob("*.log"):
+    for path in (*directory.glob("*/*.log"), *directory.glob("ray/logs/*")):
         with suppress(OSError):
             target = to / path.relative_to(directory)
             target.parent.mkdir(parents=True, exist_ok=True)

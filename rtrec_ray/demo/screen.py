@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -16,15 +15,17 @@ from rtrec_ray.demo.figures import summary
 from rtrec_ray.demo.record import DemoRecord, Phase
 from rtrec_ray.demo.words import in_ms, minutes
 
-_SHORTEST_S: Final = 0.5
-
 
 class Screen:
-    """Writes to `console`; lines may come from any thread. Bars are shown on a terminal only."""
+    """Writes to `console`; lines may come from any thread. Bars are shown on a terminal only.
 
-    def __init__(self, console: Console, *, began_s: float) -> None:
+    `shortest_s`: a phase that took less is not kept: waiting for what was already there is no part of the run.
+    """
+
+    def __init__(self, console: Console, *, began_s: float, shortest_s: float = 0.5) -> None:
         self._console = console
         self._began_s = began_s
+        self._shortest_s = shortest_s
         self._phases: list[Phase] = []
         self._bars = Progress(
             SpinnerColumn(),
@@ -48,29 +49,23 @@ class Screen:
         """The phases that are over."""
         return tuple(self._phases)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, style: str = "") -> None:
         """Write a line with the time since the run began."""
-        self._console.print(Text(f"{minutes(self._now_s()):>5}  ", style="dim") + Text(text), soft_wrap=True)
+        line = Text.assemble((f"{minutes(self._now_s()):>5}  ", "dim"), (text, style))
+        self._console.print(line, soft_wrap=True)
 
     @contextmanager
-    def phase(self, name: str, *, of_s: float | None = None) -> Iterator[None]:
-        """A phase of the run, for as long as the block takes. `of_s`: about how long that is."""
-        start_s = self._now_s()
-        self._console.print(Text(f"{minutes(start_s):>5}  ", style="dim") + Text(name, style="bold"))
-        with self.bar(name, total=of_s):
-            yield
-        phase = Phase(name=name, start_s=start_s, end_s=self._now_s())
-        if phase.end_s - phase.start_s >= _SHORTEST_S:  # waiting for what was already there is no part of the run
-            self._phases.append(phase)
-
-    @contextmanager
-    def bar(self, name: str, *, total: float | None) -> Iterator[TaskID]:
-        """A bar for as long as the block takes."""
-        task = self._bars.add_task(name, total=total, state="")
+    def phase(self, name: str) -> Iterator[None]:
+        """A phase of the run, for as long as the block takes."""
+        start_s, bar = self._now_s(), self._bars.add_task(name, total=None, state="")
+        self.say(name, style="bold")
         try:
-            yield task
+            yield
         finally:
-            self._bars.remove_task(task)
+            self._bars.remove_task(bar)
+        phase = Phase(name=name, start_s=start_s, end_s=self._now_s())
+        if phase.end_s - phase.start_s >= self._shortest_s:
+            self._phases.append(phase)
 
     def add_bar(self, name: str, *, total: float) -> TaskID:
         """A bar until the end of the run."""

@@ -1,19 +1,23 @@
 """What the demonstration claims, and what it tells while it runs."""
 
+import io
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from configs.settings import load_settings
+from rtrec_ray.clock import monotonic_s
 from rtrec_ray.demo.background import Background, wait_until
 from rtrec_ray.demo.lineage import version_facts
 from rtrec_ray.demo.log import load_log
 from rtrec_ray.demo.news import News
 from rtrec_ray.demo.options import DemoOptions, ShowOptions, compressed, empty, roomy
 from rtrec_ray.demo.record import Call, LiveFacts, LogFacts, Moment, SpotFacts, StageMoment, TimeLine, VersionFacts
+from rtrec_ray.demo.screen import Screen
 from rtrec_ray.demo.timeline import Seen
 from rtrec_ray.demo.verify import Evidence, Stored, checks, settled
 from rtrec_ray.errors import ConfigInvalid, DemoFailed, DirectoryUnusable
@@ -251,3 +255,12 @@ def test_the_packaged_definitions_keep_tiles_long_enough_to_be_read(tmp_path):
     assert load_definitions(own).retention_ms == 2_000 * 60_000
     assert load_definitions(own).views == load_definitions(packaged).views
     assert roomy(packaged.read_text(), speed=1.0) == packaged.read_text()
+
+
+@pytest.mark.parametrize(("shortest_s", "kept"), [(0.0, ["starting"]), (60.0, [])])
+def test_the_screen_keeps_the_phases_that_took_time(shortest_s, kept):
+    console = Console(file=io.StringIO(), width=40)
+    with Screen(console, began_s=monotonic_s() - 65.0, shortest_s=shortest_s) as screen, screen.phase("starting"):
+        screen.say("[red] and a line that is longer than the terminal is wide")
+    assert [phase.name for phase in screen.phases] == kept
+    assert " 1:05  [red] and a line that is longer than the terminal is wide\n" in console.file.getvalue()
