@@ -58,7 +58,8 @@ def _show(
         # Ray reads variables as it is imported, and these are known only now that its head runs.
         from rtrec_ray.demo.show import Show
 
-        record = Show(options.show, system, log, screen=screen, began_ms=began_ms).play()
+        mend = f"the logs are in {options.out / LOGS}"
+        record = Show(options.show, system, log, screen=screen, began_ms=began_ms, mend=mend).play()
         with screen.phase("stopping"):
             stack.close()
     return record

@@ -37,18 +37,20 @@ from rtrec_ray.stores.training import PostgresTrainingBook
 _DAY_MS: Final = 86_400_000
 _ONLINE_S: Final = 120.0
 _COMPLETE_S: Final = 90.0
-_LOGS: Final = "the logs are in logs/ beside the report"
 
 
 class Show:
-    """One showing. `began_ms`: when the run began, wall time; the screen counts from there."""
+    """One showing. `began_ms`: when the run began, wall time. `mend`: where to look when something does not happen."""
 
-    def __init__(self, options: ShowOptions, system: System, log: Log, *, screen: Screen, began_ms: int) -> None:
+    def __init__(
+        self, options: ShowOptions, system: System, log: Log, *, screen: Screen, began_ms: int, mend: str
+    ) -> None:
         self._options = options
         self._system = system
         self._log = log
         self._screen = screen
         self._began_ms = began_ms
+        self._mend = mend
         began_s = monotonic_s() - (wall_ms() - began_ms) / 1_000.0
         self._traffic = Traffic(
             TrafficOptions(seed=options.seed, requests_per_s=options.requests_per_s),
@@ -87,12 +89,16 @@ class Show:
                 part.stop()
 
     def _play(self) -> DemoRecord:
-        for base in self._options.bases:
+        for number, base in enumerate(self._options.bases):
+            if number and self._replay.done():
+                self._screen.say(f"the log is over already: no {base.family} model is trained")
+                break
             self._let_pass(base)
             self._train(base)
         with self._screen.phase("learning on"):
             self._wait(self._replay.done, timeout_s=60.0 + 120.0 * self._options.minutes, what="the log did not end")
             self._replay.result()
+            self._wait(self._learnt_on, timeout_s=_ONLINE_S, what="no increment went online")
         with self._screen.phase("completing, verifying"):
             return self._verify()
 
@@ -121,11 +127,19 @@ class Show:
                 what=f"model v{version.version} was neither put online nor rejected",
             )
         if self._outcome(version) == MODEL_REJECTED and not self._deployed():
-            raise DemoFailed(f"the gate rejected model v{version.version}, so there is nothing to serve", mend=_LOGS)
+            raise DemoFailed(
+                f"the gate rejected model v{version.version}, so there is nothing to serve", mend=self._mend
+            )
 
     def _outcome(self, version: ModelVersion) -> str | None:
         decided = (event.type for event in self._timeline.events() if event.value == version.version)
         return next((kind for kind in decided if kind in (MODEL_DEPLOYED, MODEL_REJECTED)), None)
+
+    def _learnt_on(self) -> bool:
+        """Whether an increment has gone online: on a slow machine the log may be over first."""
+        events = self._timeline.events()
+        increments = {event.value for event in events if event.context.get("kind") == "increment"}
+        return any(event.type == MODEL_DEPLOYED and event.value in increments for event in events)
 
     def _deployed(self) -> bool:
         return any(event.type == MODEL_DEPLOYED for event in self._timeline.events())
@@ -253,4 +267,4 @@ class Show:
 
     def _wait(self, met: Callable[[], bool], *, timeout_s: float, what: str) -> None:
         checked = (self._replay.check, self._traffic.check)
-        wait_until(met, timeout_s=timeout_s, what=what, mend=_LOGS, checked=checked)
+        wait_until(met, timeout_s=timeout_s, what=what, mend=self._mend, checked=checked)

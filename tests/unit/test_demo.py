@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from configs.settings import load_settings
+from rtrec_ray.cli.main import main
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.demo.background import Background, wait_until
 from rtrec_ray.demo.lineage import version_facts
@@ -264,3 +265,17 @@ def test_the_screen_keeps_the_phases_that_took_time(shortest_s, kept):
         screen.say("[red] and a line that is longer than the terminal is wide")
     assert [phase.name for phase in screen.phases] == kept
     assert " 1:05  [red] and a line that is longer than the terminal is wide\n" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("words", "told"), [(["--minutes", "0.5"], "not 0.5 minutes"), ([], "no report of ours")])
+def test_what_cannot_be_shown_is_refused_in_one_line_before_anything_starts(tmp_path, capsys, words, told):
+    out = tmp_path / "documents"
+    out.mkdir()
+    if not words:
+        (out / "thesis.txt").write_text("x")
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", "--out", str(out), *words])
+    lines = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1
+    assert len(lines) == 1
+    assert told in lines[0]
