@@ -133,8 +133,14 @@ class Show:
             )
 
     def _outcome(self, version: ModelVersion) -> str | None:
-        decided = (event.type for event in self._timeline.events() if event.value == version.version)
-        return next((kind for kind in decided if kind in (MODEL_DEPLOYED, MODEL_REJECTED)), None)
+        """What became of a version; one that a later one overtook on its way counts as deployed."""
+        number = int(version.version)
+        for event in self._timeline.events():
+            if event.type == MODEL_DEPLOYED and int(event.value) >= number:
+                return MODEL_DEPLOYED
+            if event.type == MODEL_REJECTED and event.value == version.version:
+                return MODEL_REJECTED
+        return None
 
     def _learnt_on(self) -> bool:
         """Whether an increment has gone online, or was refused: on a slow machine the log may be over first."""
