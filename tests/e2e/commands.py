@@ -18,7 +18,7 @@ class Installation:
         self.directory = directory
         self._config = config
 
-    def run(self, *words, timeout_s=300, check=True, **variables):
+    def run(self, *words, timeout_s=600, check=True, **variables):
         """Run `rtrec WORDS`; answers the finished process."""
         command = [sys.executable, "-m", "rtrec_ray.cli", *words, "--data-dir", str(self.directory)]
         command += ["--config", str(self._config)] if self._config else []

@@ -49,7 +49,11 @@ def test_a_submitted_job_runs_the_pipeline_and_its_stop_ends_it_in_order(servers
     working_dir = tmp_path / "work"
     working_dir.mkdir()
     (working_dir / "rtrec.yaml").write_text(CONFIG)
-    variables = {"KAFKA_BOOTSTRAP": status["kafka"]["bootstrap"], "POSTGRES_DSN": status["postgres"]["dsn"]}
+    variables = {
+        "KAFKA_BOOTSTRAP": status["kafka"]["bootstrap"],
+        "POSTGRES_DSN": status["postgres"]["dsn"],
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+    }
     for package in ("rtrec_ray", "actors", "training", "serving", "configs"):
         shutil.copytree(ROOT / package, working_dir / package, ignore=shutil.ignore_patterns("__pycache__"))
     ray_job(
@@ -62,7 +66,11 @@ def test_a_submitted_job_runs_the_pipeline_and_its_stop_ends_it_in_order(servers
     up = eventually(lambda: all_up(servers), timeout_s=120, what="history, features and samples are up")
     assert set(up) == {"history", "features", "samples"}
     ray_job(status, "stop", "pipeline")
-    eventually(lambda: not any(stage["up"] for stage in servers.json("status")["stages"].values()), timeout_s=60)
+    eventually(
+        lambda: not any(stage["up"] for stage in servers.json("status")["stages"].values()),
+        timeout_s=90,
+        what="every lease is given back",
+    )
 
 
 def all_up(servers):
