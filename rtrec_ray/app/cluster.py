@@ -54,7 +54,7 @@ def join(system: System) -> None:
 
 
 def start_actor(name: str, make_work: Callable[[], Sequence[Work]], *, cpus: float) -> Any:
-    """Start an actor that is restarted for ever and ends with its driver, so that a killed job leaves nothing behind."""
+    """Start an actor that is restarted for ever, and ends with its driver: a killed job leaves nothing behind."""
     actor = ray.remote(num_cpus=cpus, max_restarts=-1, max_concurrency=2)(StageActor)
     return actor.options(name=name, namespace=NAMESPACE, get_if_exists=True).remote(make_work)
 
