@@ -17,7 +17,7 @@ NAMESPACE = "rtrec"
 
 
 def leave() -> None:
-    """Stop being a driver; the actors that it started end."""
+    """Stop being a driver; actors that outlive their driver stay."""
     ray.shutdown()
 
 
@@ -54,9 +54,9 @@ def join(system: System) -> None:
 
 
 def start_actor(name: str, make_work: Callable[[], Sequence[Work]], *, cpus: float) -> Any:
-    """Start an actor that is restarted for ever, and ends with its driver: a killed job leaves nothing behind."""
+    """Start an actor that outlives its driver and is restarted for ever; one that runs already is left alone."""
     actor = ray.remote(num_cpus=cpus, max_restarts=-1, max_concurrency=2)(StageActor)
-    return actor.options(name=name, namespace=NAMESPACE, get_if_exists=True).remote(make_work)
+    return actor.options(name=name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached").remote(make_work)
 
 
 def stop_actors(names: Iterable[str], *, timeout_s: float = 30.0) -> None:
