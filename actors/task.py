@@ -92,10 +92,14 @@ class Part:
 
     def ahead(self) -> list[str]:
         """Topics whose event time is beyond that of the slowest: those of unknown time are the slowest."""
-        joined = [topic for topic in self.position if topic not in self.operator.preload]
-        times = {topic: self.watermark.max_ts_ms(topic) for topic in joined}
+        times = self.times()
         slowest = min((-1 if ts is None else ts) for ts in times.values())
         return [topic for topic, ts in times.items() if ts is not None and ts > slowest]
+
+    def times(self) -> dict[str, int | None]:
+        """The largest event time of each topic that the watermark is the minimum over, ms; None for an unknown one."""
+        joined = (topic for topic in self.applied if topic not in self.operator.preload)
+        return {topic: self.watermark.max_ts_ms(topic) for topic in joined}
 
     def _observe(self, topic: str, outcome: BatchOutcome) -> None:
         self.counts.update(outcome.counts)
@@ -290,10 +294,9 @@ class Session:
         return monotonic_s() - started_s
 
     def _write_progress(self, cursor: Cursor, partition: int, part: Part) -> None:
-        times = {topic: part.watermark.max_ts_ms(topic) for topic in part.applied if topic not in part.operator.preload}
         at = Committed(
             next_offset=part.applied,
-            max_ts_ms={topic: ts for topic, ts in times.items() if ts is not None},
+            max_ts_ms={topic: ts for topic, ts in part.times().items() if ts is not None},
             watermark_ms=part.watermark.value_ms,
         )
         write_committed(cursor, task=self._options.task, partition=partition, at=at, lag=part.lag, counts=part.counts)
