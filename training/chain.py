@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from rtrec_ray.registry.base import ModelCenter, ModelVersion
+from rtrec_ray.registry.base import ModelCenter, ModelVersion, fallen
 from training.dataset import SampleBatch
 from training.definition import ModelDefinition
 from training.loop import Learner, State
@@ -48,10 +48,10 @@ class Chain:
 
 
 def newest_of_chain(center: ModelCenter) -> ModelVersion | None:
-    """The version to go on from: the newest on the champion's base that was not rejected; None without a champion.
+    """The version to go on from: the newest on the champion's base that may yet serve; None without a champion.
 
     A version that still waits for the gate counts: it is this run's own last word, and what it was trained on must not
-    be trained on twice. Raises RegistryUnavailable.
+    be trained on twice. One that stands on a version which was rolled back does not. Raises RegistryUnavailable.
     """
     champion = center.champion()
     if champion is None:
@@ -61,7 +61,8 @@ def newest_of_chain(center: ModelCenter) -> ModelVersion | None:
         for version in center.list(limit=_LOOK_BACK)
         if version.root == champion.root and version.status != "rejected"
     ]
-    return max([champion, *chain], key=lambda version: (version.draft.to_seq, int(version.version)))
+    newest_first = sorted(chain, key=lambda version: (version.draft.to_seq, int(version.version)), reverse=True)
+    return next((version for version in newest_first if fallen(center, version.version) is None), champion)
 
 
 def begin_chain(

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import ModelRejected
-from rtrec_ray.registry.base import ModelVersion
+from rtrec_ray.registry.base import ModelVersion, fallen
 from rtrec_ray.stores.training import Beat, RunState
 from training.chain import Chain, begin_chain, newest_of_chain
 from training.dataset import COLUMNS, SampleBatch, encode
@@ -89,15 +89,14 @@ class Follower:
         return self._next_rows(self._chain)
 
     def _other_chain(self) -> ModelVersion | None:
-        """Where to begin anew: a first champion, one on another base than ours, or when ours was rolled back."""
+        """Where to begin anew: a first champion, one on another base than ours, or when what ours stands on fell."""
         champion = self._desk.center.champion()
         if champion is None or (self._chain is not None and self._stands(self._chain, champion)):
             return None
         return newest_of_chain(self._desk.center)
 
     def _stands(self, chain: Chain, champion: ModelVersion) -> bool:
-        last = self._desk.center.get(chain.parent.version)
-        return chain.root == champion.root and not (last is not None and last.rolled_back)
+        return chain.root == champion.root and fallen(self._desk.center, chain.parent.version) is None
 
     def _next_rows(self, chain: Chain) -> Turn:
         high = self._desk.samples.high_water()

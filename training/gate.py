@@ -26,7 +26,7 @@ from rtrec_ray.notification.base import (
     NotificationStore,
 )
 from rtrec_ray.notification.listener import Listener
-from rtrec_ray.registry.base import ModelCenter, ModelVersion
+from rtrec_ray.registry.base import ModelCenter, ModelVersion, fallen
 from training.dataset import encode
 from training.heldout import HeldOutRows
 from training.options import Connections, GateOptions
@@ -102,21 +102,12 @@ class ValidationGate:
         if champion is not None and version.draft.kind == "increment" and champion.root != version.root:
             reason = f"its base {version.root} is no longer the champion's, {champion.root}"
             return Verdict(reasons=(reason,), metrics={})
-        if (fallen := self._rolled_back_ancestor(version)) is not None:
-            return Verdict(reasons=(f"it stands on {fallen.version}, which was rolled back",), metrics={})
+        if (ancestor := fallen(center, version.draft.parent)) is not None:
+            return Verdict(reasons=(f"it stands on {ancestor.version}, which was rolled back",), metrics={})
         try:
             return judge(self._sit_exam(version, champion), self._options)
         except ModelRejected as error:
             return Verdict(reasons=(error.message,), metrics={})
-
-    def _rolled_back_ancestor(self, version: ModelVersion) -> ModelVersion | None:
-        """The nearest ancestor that served and was rejected, as far back as the nearest one that is valid."""
-        center, parent = self._reach_center(), version.draft.parent
-        while parent is not None and (found := center.get(parent)) is not None and found.status != "validated":
-            if found.rolled_back:
-                return found
-            parent = found.draft.parent
-        return None
 
     def _sit_exam(self, version: ModelVersion, champion: ModelVersion | None) -> Exam:
         rows = self._rows()

@@ -138,6 +138,8 @@ class GateOptions:
 
     `confidence`: of the bootstrap intervals, over `resamples` resamples of whole requests. `calibration`: predicted
     clicks over clicks must not lie outside it beyond doubt. `min_requests`: fewer held-out ones are no proof.
+    `negligible`: share of the rival's log loss by which a version may be worse. Two increments in a row differ by so
+    little that the interval of their difference leaves out zero for a millionth of a nat, which is nobody's loss.
     """
 
     held_out_percent: int = 10
@@ -146,5 +148,6 @@ class GateOptions:
     resamples: int = 1_000
     confidence: float = 0.95
     calibration: tuple[float, float] = (0.5, 2.0)
+    negligible: float = 0.001
     seed: int = 17
     cursor: str = "validation-gate"

@@ -1,8 +1,9 @@
 """Whether a version may serve: thresholds, and comparisons that know how much of a difference is noise.
 
 With 29 clicks among 6,000 held-out rows two good models differ by chance more than by merit, so a version is refused
-only for being worse beyond the interval: paired differences per request, resampled by request (Efron & Tibshirani, An
-Introduction to the Bootstrap, 1993, chapter 8), since the rows of one request are not independent.
+only for being worse beyond the interval by more than is negligible (a non-inferiority margin): paired differences per
+request, resampled by request (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 8), since the rows of
+one request are not independent.
 """
 
 from __future__ import annotations
@@ -101,9 +102,10 @@ def _as_good(exam: Exam, options: GateOptions, metrics: dict[str, float]) -> lis
     name, other = ("constant", np.full(len(own), exam.base_rate))
     if exam.champion is not None:
         name, other = "champion", exam.champion
-    gap = difference(own, log_losses(exam.label, other), exam.request, options)
+    theirs = log_losses(exam.label, other)
+    gap = difference(own, theirs, exam.request, options)
     metrics |= {f"over_{name}": gap.mean, f"over_{name}_low": gap.low, f"over_{name}_high": gap.high}
-    if gap.low > 0.0:
+    if gap.low > options.negligible * float(theirs.mean()):
         return [f"its log loss is above that of the {name} by {gap.mean:.6f} ({gap.low:.6f} to {gap.high:.6f})"]
     return []
 

@@ -108,6 +108,18 @@ class ModelCenter(Protocol):
         ...
 
 
+def fallen(center: ModelCenter, version: str | None) -> ModelVersion | None:
+    """The version itself or the nearest one it stands on that was rolled back, as far back as the nearest valid one.
+
+    None when there is none: then what stands on `version` may serve. Raises RegistryUnavailable.
+    """
+    while version is not None and (found := center.get(version)) is not None and found.status != "validated":
+        if found.rolled_back:
+            return found
+        version = found.draft.parent
+    return None
+
+
 def rollback(center: ModelCenter, *, reason: str) -> ModelVersion | None:
     """Reject the champion and go back to the version that served before it; None when there is none."""
     champion = center.champion()

@@ -117,7 +117,7 @@ class PostgresFeatureStore:
 
     def drop_expired(self) -> int:
         with self._transaction() as cursor:
-            cursor.execute(self._sql["newest_watermark"])
+            cursor.execute(self._sql["kept_upto"])
             (mark,) = cursor.fetchone() or (None,)
             cursor.execute(self._sql["list_tile_partitions"])
             names = [name for (name,) in cursor.fetchall()]
@@ -143,7 +143,7 @@ class PostgresFeatureStore:
     def _read_tiles(
         self, cursor: Cursor, asks: Sequence[Ask]
     ) -> tuple[dict[ViewKey, list[tuple[int, str]]], int | None]:
-        """Rows (tile_start_ms, state) by key, and the newest watermark."""
+        """Rows (tile_start_ms, state) by key, and the event time whose retention is kept."""
         cursor.execute(
             self._sql["get_tiles"],
             {

@@ -1,4 +1,4 @@
-"""The pipeline as a job on a Ray cluster that runs already, submitted as the README says."""
+"""Beside a running system: the pipeline as a job on its Ray cluster, as the README says, and a second system."""
 
 import json
 import os
@@ -66,6 +66,32 @@ def test_a_submitted_job_runs_the_pipeline_and_its_stop_ends_it_in_order(servers
     eventually(lambda: up(servers) == ["features", "history", "samples"], timeout_s=120, what="every stage is up")
     ray_job(status, "stop", "pipeline")
     eventually(lambda: up(servers) == [], timeout_s=90, what="every lease is given back")
+
+
+def test_a_second_system_runs_beside_the_first_and_ends_alone(servers, tmp_path, eventually):
+    log = tmp_path / "views.jsonl"
+    views = ({"event_id": f"v{n}", "event_type": "view", "ts": 1_767_225_600_000 + n, "user_id": n} for n in range(100))
+    log.write_text("".join(json.dumps(view) + "\n" for view in views))
+    second = Installation(tmp_path / "second")
+    before = servers.json("status")
+    second.run("up", "--only", "kafka,postgres,ray,pipeline", "--detach")
+    try:
+        assert second.json("replay", str(log))["records"]["behavior"] == 100
+        eventually(lambda: taken(second) == [100] * 3, timeout_s=60, what="each stage of the second has them all")
+        there = second.json("status")
+        assert [there[part] != before[part] for part in ("kafka", "postgres", "ray")] == [True] * 3
+    finally:
+        second.run("down")
+    assert second.processes() == []
+    after = servers.json("status")
+    assert [after[part] for part in ("kafka", "postgres", "ray")] == [
+        before[part] for part in ("kafka", "postgres", "ray")
+    ]
+    assert [after["stages"][name]["in"] for name in after["stages"]] == [0] * len(after["stages"])
+
+
+def taken(installation):
+    return [stage["in"] for stage in installation.json("status")["stages"].values()]
 
 
 def up(servers):

@@ -1,7 +1,7 @@
 """The whole loop by the command line: a log in, features and samples out, a model online, its answers back again."""
 
-import os
 import signal
+import socket
 import threading
 import uuid
 from contextlib import closing
@@ -12,6 +12,7 @@ import psycopg2
 import pytest
 
 from rtrec_ray.clock import wall_ms
+from rtrec_ray.embedded import ports
 from rtrec_ray.embedded.state import read_state
 from tests.e2e.commands import Installation
 
@@ -31,9 +32,12 @@ def system(tmp_path_factory):
     folder = tmp_path_factory.mktemp("loop")
     (folder / "samples.yaml").write_text("wait_ms: 2000\n")
     config = folder / "rtrec.yaml"
-    config.write_text(CONFIG.format(port=18_000 + os.getpid() % 1000, samples=folder / "samples.yaml"))
     installation = Installation(folder / "data", config=config)
-    installation.run("up", "--detach")
+    with socket.create_server((ports.LOOPBACK, 0)) as taken:
+        port = taken.getsockname()[1]
+        config.write_text(CONFIG.format(port=port, samples=folder / "samples.yaml"))
+        installation.run("up", "--detach")
+        assert str(port) not in installation.json("status")["serve"]["url"], "another port is found for a taken one"
     yield installation
     installation.run("down", check=False)
     assert installation.processes() == []

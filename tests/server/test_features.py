@@ -7,18 +7,22 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+import polars as pl
 import pytest
 
 from actors.feature import FeatureKeeper, FeatureOperator, KeeperOptions
 from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.clock import ManualClock
-from rtrec_ray.errors import StoreUnavailable
+from rtrec_ray.errors import BeyondRetention, StoreUnavailable
 from rtrec_ray.eventtime.watermark import WatermarkOptions
+from rtrec_ray.features.compute import TILE_SCHEMA
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transaction
+from rtrec_ray.stores.features import TaskOutput
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.progress import Committed, write_committed
 
 pytestmark = pytest.mark.server
 
@@ -222,3 +226,23 @@ def test_the_keeper_goes_on_when_the_database_was_away(store, eventually):
     eventually(lambda: len(away.rounds) >= 4, what="four rounds")
     stop.set()
     thread.join()
+
+
+def test_tiles_are_kept_until_the_history_has_their_events(pool, store):
+    frames = {"top_queries_30m": pl.DataFrame([("all", BASE, '[["a",1]]')], schema=TILE_SCHEMA, orient="row")}
+    ask = ViewKey(view="top_queries_30m", key="all")
+
+    def history_comes_to(watermark_ms):
+        with pool.transaction() as cursor:
+            at = Committed(watermark_ms=watermark_ms)
+            write_committed(cursor, task="history", partition=0, at=at, lag=0, counts={})
+
+    with pool.transaction() as cursor:
+        store.append(cursor, TaskOutput(partition=0, watermark_ms=BASE + 30 * HOUR, tiles=frames))
+    history_comes_to(BASE)
+    assert store.drop_expired() == 0
+    assert store.get([ask], as_of_ms=BASE + MINUTE, now_ms=0) == {ask: {"top": [["a", 1]]}}
+    history_comes_to(BASE + 30 * HOUR)
+    assert store.drop_expired() == 1
+    with pytest.raises(BeyondRetention):
+        store.get([ask], as_of_ms=BASE + MINUTE, now_ms=0)

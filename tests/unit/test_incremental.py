@@ -10,8 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import LeaseLost, RegistryUnavailable, StoreUnavailable
 from rtrec_ray.notification.base import MODEL, MODEL_GENERATED, EventFilter
+from rtrec_ray.registry.base import ModelCenter, rollback
 from rtrec_ray.stores.samples import MemorySampleStore
 from tests.sample_rows import sample_rows
 from tests.training_desk import MemoryConnections, put_base, small_definition
@@ -48,12 +50,13 @@ def follow(connections: MemoryConnections, *, publish_every_s: float = NEVER_S, 
     return Follower(options, Desk(**{**desk, **servers}), epoch=connections.book().open(options.run))
 
 
-def drive(follower: Follower, until: Callable[[], bool], *, turns: int = 3_000) -> None:
-    for _ in range(turns):
+def drive(follower: Follower, until: Callable[[], bool], *, within_s: float = 60.0) -> None:
+    deadline_s = monotonic_s() + within_s
+    while monotonic_s() < deadline_s:
         if until():
             return
         follower.turn()
-    pytest.fail(f"not within {turns} turns")
+    pytest.fail(f"not within {within_s} s")
 
 
 def stop(connections: MemoryConnections, follower: Follower) -> None:
@@ -82,6 +85,30 @@ def learnt_directly(connections: MemoryConnections, rows: int) -> dict[str, np.n
 
 def same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:
     return all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def put_base_and_follow(connections: MemoryConnections) -> tuple[ModelCenter, Follower]:
+    put_base(connections, small_definition())
+    return connections.center(), follow(connections, publish_every_s=0.0)
+
+
+def grow(connections: MemoryConnections, follower: Follower, *, to_seq: int) -> str:
+    """Add samples up to `to_seq` to the ledger; answers the first new version that has learnt them all."""
+    missing = to_seq - connections.samples().high_water()
+    connections.samples().append(sample_rows(missing, seed=to_seq, first=to_seq - missing))
+    known = len(connections.center().list())
+    drive(follower, lambda: len(connections.center().list()) > known and at_end(connections, to_seq))
+    return connections.center().list()[0].version
+
+
+def at_end(connections: MemoryConnections, to_seq: int) -> bool:
+    return connections.center().list()[0].draft.to_seq == to_seq
+
+
+def lineage(center: ModelCenter, version: str) -> list[str]:
+    found = center.get(version)
+    assert found is not None
+    return [version] if found.draft.parent is None else [version, *lineage(center, found.draft.parent)]
 
 
 def test_a_run_waits_for_a_first_champion(connections):
@@ -198,6 +225,21 @@ def test_a_start_goes_on_from_a_version_that_waits_for_the_gate_but_not_from_a_r
     anew = follow(connections)
     anew.turn()
     assert position(anew) == base.draft.to_seq
+
+
+def test_a_running_run_leaves_a_rolled_back_version_and_all_that_stands_on_it(connections):
+    center, follower = put_base_and_follow(connections)
+    good, bad, waiting = (grow(connections, follower, to_seq=ROWS * n) for n in (1, 2, 3))
+    for version in (good, bad):
+        center.set_champion(version)
+    rollback(center, reason="clicks fell")
+    forsaken = {version.version for version in center.list() if version.draft.to_seq > ROWS}
+    newest = grow(connections, follower, to_seq=4 * ROWS)
+    ancestry = lineage(center, newest)
+    assert good in ancestry
+    assert not forsaken & set(ancestry)
+    assert {bad, waiting} <= forsaken
+    assert same(weights(connections, newest), learnt_directly(connections, 4 * ROWS))
 
 
 def test_progress_tells_the_learning_model_from_its_base(connections):

@@ -90,6 +90,23 @@ def test_rows_without_a_click_are_judged_by_log_loss_alone():
     assert not judge(worse, RULES).accepted
 
 
+def _nearly(label, truth, request, *, worse):
+    """An exam whose candidate loses `worse` nats more than the champion, the truth, on every row."""
+    candidate = np.where(label > 0, truth * np.exp(-worse), 1.0 - (1.0 - truth) * np.exp(-worse))
+    return Exam(label=label, request=request, candidate=candidate, champion=truth, base_rate=float(truth.mean()))
+
+
+def test_a_loss_that_is_certain_but_negligible_keeps_no_version_back():
+    label, truth, request = _world()
+    loss = float(log_losses(label, truth).mean())
+    exams = [
+        _nearly(label, truth, request, worse=share * loss) for share in (0.5 * RULES.negligible, 5 * RULES.negligible)
+    ]
+    verdicts = [judge(exam, RULES) for exam in exams]
+    assert [verdict.metrics["over_champion_low"] > 0.0 for verdict in verdicts] == [True, True]
+    assert [verdict.accepted for verdict in verdicts] == [True, False]
+
+
 def test_the_same_exam_has_the_same_verdict():
     assert judge(_exam("truth", champion="rate"), RULES) == judge(_exam("truth", champion="rate"), RULES)
 

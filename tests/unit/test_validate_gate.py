@@ -9,7 +9,7 @@ import pytest
 
 from rtrec_ray.errors import RegistryUnavailable
 from rtrec_ray.notification.base import MODEL, MODEL_REJECTED, MODEL_VALIDATED, EventFilter
-from rtrec_ray.registry.base import Draft
+from rtrec_ray.registry.base import Draft, rollback
 from tests.sample_rows import START_MS, sample_rows
 from tests.training_desk import MemoryConnections, put_base, small_definition
 from training.dataset import encode
@@ -43,7 +43,7 @@ def learnt(*, flipped: bool = False) -> Learner:
     return learner
 
 
-def put_increment(connections: MemoryConnections, learner: Learner, *, base: str):
+def put_increment(connections: MemoryConnections, learner: Learner, *, base: str, parent: str | None = None):
     draft = Draft(
         kind="increment",
         model="dcn",
@@ -51,7 +51,7 @@ def put_increment(connections: MemoryConnections, learner: Learner, *, base: str
         to_seq=ROWS,
         trained_to_ms=START_MS,
         created_ms=START_MS,
-        parent=base,
+        parent=parent or base,
         base=base,
     )
     exporter = Exporter(learner.definition, base_rate=learner.base_rate)
@@ -110,6 +110,18 @@ def test_an_increment_on_a_base_that_no_longer_serves_is_rejected(connections):
     judged = ValidationGate(RULES, connections).judge(late.version)
     assert judged is not None
     assert judged.reason == f"its base 1 is no longer the champion's, {fresh.version}"
+
+
+def test_an_increment_that_stands_on_a_rolled_back_version_is_rejected(connections):
+    base, center = put_base(connections, small_definition()).version, connections.center()
+    fallen = put_increment(connections, learnt(), base=base).version
+    between = put_increment(connections, learnt(), base=base, parent=fallen).version
+    last = put_increment(connections, learnt(), base=base, parent=between).version
+    center.set_champion(fallen)
+    rollback(center, reason="clicks fell")
+    gate = ValidationGate(RULES, connections)
+    reasons = [judged.reason for judged in map(gate.judge, (between, last)) if judged is not None]
+    assert reasons == [f"it stands on {fallen}, which was rolled back"] * 2
 
 
 def test_a_version_without_a_readable_artifact_is_rejected_not_fatal(connections, tmp_path):

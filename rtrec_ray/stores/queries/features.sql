@@ -8,7 +8,7 @@ ON CONFLICT DO NOTHING;
 SELECT view_id, name, version, definition FROM features.views ORDER BY name, version;
 
 -- name: get_tiles (ask 0 is no ask: it tells from when on tiles are kept, in the same round trip)
-SELECT 0 AS ask, max(watermark_ms) AS tile_start_ms, NULL AS state FROM features.partitions
+SELECT 0 AS ask, features.kept_upto() AS tile_start_ms, NULL AS state
 UNION ALL
 SELECT a.ask, t.tile_start_ms, t.state
 FROM unnest(%(asks)s::int[], %(view_ids)s::int[], %(keys)s::text[], %(from_ms)s::bigint[], %(to_ms)s::bigint[])
@@ -99,8 +99,8 @@ WHERE EXCLUDED.ts_ms >= features.items.ts_ms;
 SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 WHERE i.inhparent = 'features.tiles'::regclass ORDER BY c.relname;
 
--- name: newest_watermark
-SELECT max(watermark_ms) FROM features.partitions;
+-- name: kept_upto
+SELECT features.kept_upto();
 
 -- name: patience (dropping a partition locks all readers out while it waits: better to try again later)
 SET LOCAL lock_timeout = '200ms';
