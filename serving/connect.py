@@ -66,6 +66,7 @@ def connect(options: ReplicaOptions) -> Backends:
         newest_event_ms=partial(newest_event_ms, pool),
         connect_producer=partial(connect_producer, options.kafka),
         champion=registry.champion,
+        base=registry.base,
         load=registry.load,
         events=PostgresNotificationStore(postgres, clock=options.clock),
         close=pool.close,
@@ -83,6 +84,11 @@ class Registry:
         """The version that should serve. Raises RegistryUnavailable."""
         found = self._connected().champion()
         return None if found is None else found.version
+
+    def base(self) -> str | None:
+        """The base version at the root of the champion's chain. Raises RegistryUnavailable."""
+        found = self._connected().champion()
+        return None if found is None else found.root
 
     def load(self, version: str) -> Scorer:
         """The version in memory. Raises RegistryUnavailable, ModelRejected."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -23,7 +23,7 @@ from serving.collect import EventIntake, Judged
 from serving.feedback import InferenceLog
 from serving.lists import ListsReader
 from serving.metrics import ServingMetrics
-from serving.options import ServingOptions
+from serving.options import ModelRole, ServingOptions
 from serving.recommend import Recommender
 from serving.reload import ModelHolder
 from serving.schema import (
@@ -51,7 +51,7 @@ class Service:
     intake: EventIntake
     store: FeatureReader
     inference_log: InferenceLog
-    models: ModelHolder
+    holders: Mapping[ModelRole, ModelHolder]
     lists: ListsReader
     metrics: ServingMetrics
     read_calls: BoundedCalls
@@ -136,7 +136,7 @@ async def healthz(service: Service, request: Request) -> Response:
 async def readyz(service: Service, request: Request) -> Response:
     """Whether answers are whole: 503 names what is missing. Requests are answered, degraded, in any case."""
     missing = not_ready(service)
-    state = {"ready": not missing, "missing": missing, "model_version": service.models.version()}
+    state = {"ready": not missing, "missing": missing, "model_version": service.holders["champion"].version()}
     return Response(orjson.dumps(state), 503 if missing else 200, media_type=JSON)
 
 
@@ -153,7 +153,7 @@ def not_ready(service: Service) -> list[str]:
         # Readings slow down tenfold at worst (lists.py); a minute without one means that the store is away.
         "store_unavailable": age_s is not None and age_s > 60.0 * service.options.lists_refresh_s + 2.0,
         "store_hangs": service.recommender.store_calls.stuck() > 0,
-        "no_model": service.models.current() is None,
+        "no_model": any(holder.current() is None for holder in service.holders.values()),
         "inference_log_waits": service.inference_log.waiting() > service.options.log_queue // 10,
     }
     return [reason for reason, holds in reasons.items() if holds]

@@ -84,6 +84,16 @@ def with_values(lists: Lists, values: Values, *, limit: int) -> Lists:
     )
 
 
+def without_trends(lists: Lists) -> Lists:
+    """The catalogue alone: nothing that behaviour of the last minutes could have changed.
+
+    >>> without_trends(Lists(newest=(3, 2, 1), popular=(1, 3), by_type={"ad": {1: 9}})).popular
+    (3, 2)
+    """
+    popular = lists.newest[: len(lists.popular)]
+    return replace(lists, by_category={}, by_type={}, popular=popular, newest_event_ms=None)
+
+
 def _tops(values: Values, view: str) -> dict[str, Top]:
     return {
         ask.key: [(item, count) for item, count in value.get("top", ())]

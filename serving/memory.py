@@ -85,7 +85,10 @@ class SwitchableFeatureStore(MemoryFeatureStore):
 
 
 class MemoryServers:
-    """The servers of a replica. `models` can be loaded by version; `champion` is the one that should serve."""
+    """The servers of a replica. `models` can be loaded by version; `champion` is the one that should serve.
+
+    `roots`: the base version of each increment; a version that is not in it is a base. `loads`: every version loaded.
+    """
 
     def __init__(self, definitions: Definitions, *, clock: Clock) -> None:
         self.tables = MemoryFeatureTables()
@@ -94,6 +97,8 @@ class MemoryServers:
         self.events = MemoryNotificationStore(clock=clock)
         self.models: dict[str, Scorer] = {}
         self.champion: str | None = None
+        self.roots: dict[str, str] = {}
+        self.loads: list[str] = []
         self.registry_up = True
         self.newest_event_ms: int | None = None
 
@@ -104,6 +109,7 @@ class MemoryServers:
             newest_event_ms=lambda: self.newest_event_ms,
             connect_producer=self.broker.producer,
             champion=self._champion,
+            base=self._base,
             load=self._load,
             events=self.events,
         )
@@ -134,8 +140,13 @@ class MemoryServers:
         self._require_registry()
         return self.champion
 
+    def _base(self) -> str | None:
+        champion = self._champion()
+        return None if champion is None else self.roots.get(champion, champion)
+
     def _load(self, version: str) -> Scorer:
         self._require_registry()
+        self.loads.append(version)
         if version not in self.models:
             raise ModelRejected(f"there is no model {version}")
         return self.models[version]

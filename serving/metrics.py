@@ -21,8 +21,12 @@ class ServingMetrics:
         self.degraded = self._counter("rtrec_degraded", "Answers that lacked something.", "reason")
         self.explored = self._counter("rtrec_explored", "Answers in random order.")
         self.items = self._counter("rtrec_items", "Items recommended.")
-        self.reloads = self._counter("rtrec_model_reloads", "Looks at the champion, by what came of it.", "outcome")
-        self.model = Gauge("rtrec_model_info", "1 for the version that serves.", ("version",), registry=self.registry)
+        self.reloads = self._counter(
+            "rtrec_model_reloads", "Looks at the registry, by what came of it.", "role", "outcome"
+        )
+        self.model = Gauge(
+            "rtrec_model_info", "1 for the version that serves.", ("role", "version"), registry=self.registry
+        )
         self.logged = self._counter("rtrec_inference_log", "Inference records, by what became of them.", "outcome")
         self.events = self._counter("rtrec_events", "Behaviour events posted, by what became of them.", "outcome")
         self.refreshes = self._counter("rtrec_list_refreshes", "Readings of lists and catalogue.", "outcome")
@@ -34,10 +38,10 @@ class ServingMetrics:
         """Show a number that is read when the metrics are; None is shown as NaN."""
         Gauge(name, about, registry=self.registry).set_function(lambda: _or_nan(value()))
 
-    def serves(self, version: str) -> None:
-        """Name the version that serves from now on."""
-        self.model.clear()
-        self.model.labels(version).set(1)
+    def serves(self, version: str, *, role: str, before: str) -> None:
+        """Name the version that serves in this role from now on, and the one `before` no more."""
+        self.model.remove(role, before)
+        self.model.labels(role, version).set(1)
 
     def text(self) -> bytes:
         """Prometheus' text format."""

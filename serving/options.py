@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from rtrec_ray.errors import ConfigInvalid
+
+# The champion, or the base version at the root of its chain: the same model without the increments since.
+ModelRole = Literal["champion", "base"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """How an experiment's arm is answered: by which model, and whether real-time values may be used.
+
+    Without `realtime` a request gets what is known a day later: profile and catalogue.
+
+    >>> Arm(model="best")
+    Traceback (most recent call last):
+    rtrec_ray.errors.ConfigInvalid: serving: the model of an arm is champion or base, not best
+    """
+
+    model: ModelRole = "champion"
+    realtime: bool = True
+
+    def __post_init__(self) -> None:
+        if self.model not in get_args(ModelRole):
+            raise ConfigInvalid(f"serving: the model of an arm is {' or '.join(get_args(ModelRole))}, not {self.model}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingOptions:
     """How requests are answered. Names with `_s` are seconds of wall time.
 
-    `exploration`: the share of requests in [0, 1] answered in random order. `arms`: names of an experiment's arms, over
-    which users are spread evenly by hash; none means that only a request's own `arm` is logged.
+    `exploration`: the share of requests in [0, 1] answered in random order. `arms`: an experiment's arms by name, over
+    which users are spread evenly by hash; none means that everybody is answered alike and only a request's own `arm` is
+    logged.
 
     >>> ServingOptions(exploration=2.0)
     Traceback (most recent call last):
@@ -25,7 +50,7 @@ class ServingOptions:
     most_candidates: int = 1_000
     most_keys: int = 200
     exploration: float = 0.05
-    arms: tuple[str, ...] = ()
+    arms: Mapping[str, Arm] = field(default_factory=dict)
     events_limit_bytes: int = 2 * 1024 * 1024
     # What a request says is in its inference record, which must stay below Kafka's limit of 1 MiB whatever is said.
     request_limit_bytes: int = 256 * 1024
@@ -48,3 +73,12 @@ class ServingOptions:
         for name in ("default_items", "most_items", "recalled_items", "store_threads", "model_threads", "log_queue"):
             if getattr(self, name) < 1:
                 raise ConfigInvalid(f"serving: {name} is at least 1, not {getattr(self, name)}")
+
+    def arm(self, name: str | None) -> Arm:
+        """The arm of this name. None and a name that is not defined are answered as without an experiment."""
+        return Arm() if name is None else self.arms.get(name, Arm())
+
+    def roles(self) -> list[ModelRole]:
+        """The models to keep loaded: the champion, and those that an arm asks for."""
+        asked = {arm.model for arm in self.arms.values()} | {"champion"}
+        return [role for role in get_args(ModelRole) if role in asked]

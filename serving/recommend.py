@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from rtrec_ray.clock import Clock
 from rtrec_ray.events import InferenceRecord, RankedItem
-from rtrec_ray.features.request import item_features, request_features, trends
+from rtrec_ray.features.request import item_features, recently_viewed, request_features, trends
 from serving.calls import BoundedCalls
 from serving.explore import Shown, arrange
-from serving.lists import Lists, ListsReader
+from serving.lists import Lists, ListsReader, without_trends
 from serving.metrics import ServingMetrics
-from serving.options import ServingOptions
+from serving.options import Arm, ModelRole, ServingOptions
 from serving.rank import Scorer, best_first, by_place, score
 from serving.reload import NO_MODEL, ModelHolder, Scored
 from serving.retrieve import arm_of, distinct, interleave, recent_categories
@@ -43,10 +43,12 @@ _CATALOGUE_DRAW: Final = 50
 
 @dataclass(slots=True, kw_only=True)
 class _Slate:
-    """A request on its way to its answer. `scores`: (candidates,)."""
+    """A request on its way to its answer. `arm_name`: as it is logged; `scores`: (candidates,)."""
 
     ask: RecommendRequest
     ts_ms: int
+    arm_name: str | None
+    arm: Arm
     lists: Lists
     user: UserRead = field(default_factory=UserRead)
     features: dict[str, Any] = field(default_factory=dict)
@@ -60,13 +62,16 @@ class _Slate:
 
 @dataclass(slots=True, kw_only=True)
 class Recommender:
-    """Answers requests. Whatever is away costs quality and is named in `degraded`; nothing here fails a request."""
+    """Answers requests. Whatever is away costs quality and is named in `degraded`; nothing here fails a request.
+
+    `holders`: of every model that an arm asks for. An arm never gets another's model, or the two could not be compared.
+    """
 
     options: ServingOptions
     clock: Clock
     users: UserReader
     lists: ListsReader
-    models: ModelHolder
+    holders: Mapping[ModelRole, ModelHolder]
     metrics: ServingMetrics
     store_calls: BoundedCalls
     model_calls: BoundedCalls
@@ -74,7 +79,7 @@ class Recommender:
 
     async def answer(self, ask: RecommendRequest) -> tuple[RecommendAnswer, InferenceRecord]:
         """The answer, and the record of what it was made with."""
-        slate = _Slate(ask=ask, ts_ms=self.clock.now_ms(), lists=self.lists.current(), model=self.models.current())
+        slate = self._begin(ask)
         await self._read_user(slate)
         self._recall(slate)
         if slate.candidates:
@@ -86,31 +91,44 @@ class Recommender:
             self.metrics.degraded.labels(reason).inc()
         return self._finish(slate)
 
+    def _begin(self, ask: RecommendRequest) -> _Slate:
+        name = ask.arm if ask.arm is not None else arm_of(ask.user_id, self.options.arms)
+        arm, lists = self.options.arm(name), self.lists.current()
+        return _Slate(
+            ask=ask,
+            ts_ms=self.clock.now_ms(),
+            arm_name=name,
+            arm=arm,
+            lists=lists if arm.realtime else without_trends(lists),
+            model=self.holders[arm.model].current(),
+        )
+
     async def _read_user(self, slate: _Slate) -> None:
-        ask = slate.ask
-        read = partial(self.users.read, ask.user_id, page_id=ask.page_id)
+        ask, realtime = slate.ask, slate.arm.realtime
+        views = partial(self.users.read, ask.user_id, page_id=ask.page_id)
+        read = views if realtime else partial(self.users.read_profile, ask.user_id)
         found = await self._or_none(self.store_calls, read, what=STORE_UNAVAILABLE)
         if found is None:
             slate.degraded.append(STORE_UNAVAILABLE)
-        if self.users.undefined():
+        if realtime and self.users.undefined():
             slate.degraded.append(VIEW_MISSING)
         slate.user = self.users.remembered(ask.user_id) if found is None else found
-        slate.features = request_features(slate.user.values, slate.user.profile, user_id=ask.user_id) | ask.context
+        user = slate.user
+        own = request_features(user.values, user.profile, user_id=ask.user_id, realtime=user.realtime)
+        slate.features = own | ask.context
 
     def _recall(self, slate: _Slate) -> None:
         if slate.ask.candidates is not None:
             slate.candidates = distinct(slate.ask.candidates)
         else:
             slate.candidates = self._recalled(slate)
-        last_items = slate.user.last_items(slate.ask.user_id)
+        recent = recently_viewed([slate.lists.item(item) for item in slate.user.last_items(slate.ask.user_id)])
         trend = replace(
             trends(slate.user.values, slate.user.profile, page_id=slate.ask.page_id),
             by_category=slate.lists.by_category,
             by_type=slate.lists.by_type,
         )
-        slate.rows = [
-            item_features(slate.lists.item(item), trend, recent_items=last_items) for item in slate.candidates
-        ]
+        slate.rows = [item_features(slate.lists.item(item), trend, recent=recent) for item in slate.candidates]
 
     def _recalled(self, slate: _Slate) -> list[int]:
         lists, limit = slate.lists, self.options.recalled_items
@@ -137,7 +155,7 @@ class Recommender:
     async def _scores(self, slate: _Slate, model: Scorer) -> npt.NDArray[np.float64] | None:
         shared = {**slate.features, "user_id": slate.ask.user_id, "page_id": slate.ask.page_id}
         rows = [{**row, "item_id": item} for item, row in zip(slate.candidates, slate.rows, strict=True)]
-        self.models.remember(Scored(shared=shared, rows=rows))
+        self.holders[slate.arm.model].remember(Scored(shared=shared, rows=rows))
         work = partial(score, model, shared=shared, rows=rows)
         return await self._or_none(self.model_calls, work, what=MODEL_UNAVAILABLE)
 
@@ -177,7 +195,7 @@ class Recommender:
             model_version=version,
             features=slate.features,
             page_id=ask.page_id,
-            arm=ask.arm if ask.arm is not None else arm_of(ask.user_id, self.options.arms),
+            arm=slate.arm_name,
             items=items,
         )
         return answer, record

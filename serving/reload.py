@@ -1,4 +1,4 @@
-"""Which model serves, and how the next one takes its place without a request noticing.
+"""Which models serve, and how the next one takes its place without a request noticing.
 
 A version is loaded and tried out beside the one that serves; only then one reference changes. A version that cannot be
 loaded or answers anything but finite numbers is refused, once, and the old one goes on.
@@ -16,6 +16,7 @@ from typing import Final, Literal
 from rtrec_ray.errors import ModelRejected, RtrecError, ServerUnavailable
 from rtrec_ray.notification import MODEL, MODEL_DEPLOYED, NewEvent
 from serving.metrics import ServingMetrics
+from serving.options import ModelRole
 from serving.rank import Features, Scorer, score
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ class ModelHolder:
     Reading is one attribute access: a request keeps the model it began with.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, role: ModelRole = "champion") -> None:
+        self.role = role
         self._serving: tuple[Scorer | None, Scorer | None] = (None, None)
         self._recent: deque[Scored] = deque(maxlen=_RECENT)
 
@@ -87,79 +89,51 @@ def warm_up(model: Scorer, recent: list[Scored]) -> None:
 
 
 class Reloader:
-    """Brings the champion into the holder.
+    """Brings the version that should serve in the holder's role into it; `step` is one attempt.
 
-    `champion` answers the version that should serve; `load` makes a scorer of it; `send` sends an event. `step` is one
-    attempt; `start` makes them in a thread, when woken and each `poll_s` seconds, since an event may be missed.
+    `wanted` answers that version; `load` makes a scorer of it; `send` sends an event. Events are of the champion alone:
+    others learn from them what is online, and which further versions a replica compares it with is not their affair.
     """
 
     def __init__(
         self,
         holder: ModelHolder,
         *,
-        champion: Callable[[], str | None],
+        wanted: Callable[[], str | None],
         load: Callable[[str], Scorer],
         send: Callable[[NewEvent], object],
         metrics: ServingMetrics,
         sender: str = "serving",
     ) -> None:
         self._holder = holder
-        self._champion = champion
+        self._wanted = wanted
         self._load = load
         self._send = send
         self._metrics = metrics
         self._sender = sender
         self._refused: dict[str, str] = {}
         self._unsent: deque[NewEvent] = deque(maxlen=100)
-        self._woken = threading.Event()
-        self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
 
     def step(self) -> Outcome:
-        """Look at the champion once, and deploy it if it is new. Raises nothing that a server away would raise."""
+        """Look once, and deploy what is wanted if it is new. Raises nothing that a server away would raise."""
         outcome = self._attempt()
-        self._metrics.reloads.labels(outcome).inc()
+        self._metrics.reloads.labels(self._holder.role, outcome).inc()
         self._announce()
         return outcome
-
-    def start(self, *, poll_s: float, retry_s: float = 1.0) -> None:
-        """Keep the champion deployed until `close`. While the registry is away, look again after `retry_s` or more."""
-        self._thread = threading.Thread(target=self._run, args=(poll_s, retry_s), name="model-reload", daemon=True)
-        self._thread.start()
-
-    def wake(self, *_event: object) -> None:
-        """Look at the champion now."""
-        self._woken.set()
 
     def refused(self) -> dict[str, str]:
         """Versions that could not be deployed, and why."""
         return dict(self._refused)
 
-    def close(self, *, timeout_s: float = 1.0) -> None:
-        """End the thread, when it is done with a version it loads."""
-        self._closed.set()
-        self._woken.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-
-    def _run(self, poll_s: float, retry_s: float) -> None:
-        failures = 0
-        while not self._closed.is_set():
-            self._woken.clear()
-            try:
-                outcome = self.step()
-            except Exception:
-                # A thread that ends would leave the old model for good, and nobody would know.
-                log.exception("model_reload_failed")
-                outcome = "away"
-            failures = failures + 1 if outcome == "away" or self._unsent else 0
-            self._woken.wait(min(poll_s, retry_s * 2 ** min(failures - 1, 10)) if failures else poll_s)
+    def waiting(self) -> int:
+        """Events not yet sent."""
+        return len(self._unsent)
 
     def _attempt(self) -> Outcome:
         try:
-            return self._bring(self._champion())
+            return self._bring(self._wanted())
         except (ServerUnavailable, OSError) as error:
-            log.warning("model_reload_waits", extra={"reason": str(error)})
+            log.warning("model_reload_waits", extra={"role": self._holder.role, "reason": str(error)})
             return "away"
 
     def _bring(self, version: str | None) -> Outcome:
@@ -183,17 +157,18 @@ class Reloader:
             model = self._load(version)
             warm_up(model, self._holder.recent())
         self._holder.swap(model)
-        self._metrics.serves(version)
-        log.info("model_deployed", extra={"version": version, "before": before})
+        self._metrics.serves(version, role=self._holder.role, before=before)
+        log.info("model_deployed", extra={"role": self._holder.role, "version": version, "before": before})
         self._queue(MODEL_DEPLOYED, version, {"before": before, "trained_to_ms": model.trained_to_ms})
 
     def _refuse(self, version: str, *, reason: str) -> None:
         self._refused[version] = reason
-        log.error("model_refused", extra={"version": version, "reason": reason})
+        log.error("model_refused", extra={"role": self._holder.role, "version": version, "reason": reason})
         self._queue(MODEL_DEPLOY_FAILED, version, {"reason": reason, "serving": self._holder.version()})
 
     def _queue(self, kind: str, version: str, context: dict[str, object]) -> None:
-        self._unsent.append(NewEvent(key=MODEL, value=version, type=kind, sender=self._sender, context=context))
+        if self._holder.role == "champion":
+            self._unsent.append(NewEvent(key=MODEL, value=version, type=kind, sender=self._sender, context=context))
 
     def _announce(self) -> None:
         while self._unsent:
@@ -203,3 +178,53 @@ class Reloader:
                 log.warning("event_waits", extra={"reason": error.message, "waiting": len(self._unsent)})
                 return
             self._unsent.popleft()
+
+
+class ReloadLoop:
+    """Keeps models in their holders, in one thread: looks when woken and each `poll_s`, since an event may be missed.
+
+    The reloaders take turns in the order given, so what two of them want is loaded by the first and there for the next.
+    """
+
+    def __init__(self, reloaders: Sequence[Reloader]) -> None:
+        self._reloaders = tuple(reloaders)
+        self._woken = threading.Event()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def step(self) -> bool:
+        """One look of each; False when one of them was left unfinished because a server is away."""
+        finished = [_look(reloader) for reloader in self._reloaders]
+        return all(finished)
+
+    def start(self, *, poll_s: float, retry_s: float = 1.0) -> None:
+        """Keep models deployed until `close`. While a server is away, look again after `retry_s` s or more."""
+        self._thread = threading.Thread(target=self._run, args=(poll_s, retry_s), name="model-reload", daemon=True)
+        self._thread.start()
+
+    def wake(self, *_event: object) -> None:
+        """Look now."""
+        self._woken.set()
+
+    def close(self, *, timeout_s: float = 1.0) -> None:
+        """End the thread, when it is done with a version it loads."""
+        self._closed.set()
+        self._woken.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _run(self, poll_s: float, retry_s: float) -> None:
+        failures = 0
+        while not self._closed.is_set():
+            self._woken.clear()
+            failures = 0 if self.step() else failures + 1
+            self._woken.wait(min(poll_s, retry_s * 2 ** min(failures - 1, 10)) if failures else poll_s)
+
+
+def _look(reloader: Reloader) -> bool:
+    try:
+        return reloader.step() != "away" and not reloader.waiting()
+    except Exception:
+        # A thread that ends would leave the old model for good, and nobody would know.
+        log.exception("model_reload_failed")
+        return False

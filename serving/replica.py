@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from fastapi import FastAPI
@@ -21,10 +22,10 @@ from serving.feedback import InferenceLog
 from serving.http import Service, create_app
 from serving.lists import ListsReader
 from serving.metrics import ServingMetrics
-from serving.options import ServingOptions
+from serving.options import ModelRole, ServingOptions
 from serving.rank import Scorer
 from serving.recommend import Recommender
-from serving.reload import ModelHolder, Reloader
+from serving.reload import ModelHolder, Reloader, ReloadLoop
 from serving.user import UserReader
 
 log = logging.getLogger(__name__)
@@ -39,20 +40,24 @@ class Backends:
     """What a replica talks to. The functions are called in threads and may raise that their server is away.
 
     `newest_event_ms`: event time up to which features are computed, ms UTC. `champion`: the version that should serve;
-    `load` brings it into memory.
+    `base`: the one at the root of its chain; `load` brings a version into memory.
     """
 
     store: FeatureReader
     newest_event_ms: Callable[[], int | None]
     connect_producer: Callable[[], Producer]
     champion: Callable[[], str | None]
+    base: Callable[[], str | None]
     load: Callable[[str], Scorer]
     events: NotificationStore
     close: Callable[[], None] = lambda: None
 
 
 class Replica:
-    """A running replica. `app` answers HTTP; `close` ends its threads and sends what the inference log still holds."""
+    """A running replica. `app` answers HTTP; `close` ends its threads and sends what the inference log still holds.
+
+    `holders`: of each model that is kept loaded; `models` is the champion's.
+    """
 
     def __init__(
         self,
@@ -70,7 +75,8 @@ class Replica:
         self._closed = threading.Event()
         self._listening = threading.Thread(target=self._listen, name="model-events", daemon=True)
         self.metrics = ServingMetrics()
-        self.models = ModelHolder()
+        self.holders: dict[ModelRole, ModelHolder] = {role: ModelHolder(role) for role in options.roles()}
+        self.models = self.holders["champion"]
         self.lists = ListsReader(
             backends.store,
             clock=clock,
@@ -84,14 +90,8 @@ class Replica:
         self.intake = EventIntake(
             connect=backends.connect_producer, clock=clock, skew_ms=skew_ms, timeout_s=options.events_deadline_s
         )
-        self.reloader = Reloader(
-            self.models,
-            champion=backends.champion,
-            load=backends.load,
-            send=backends.events.send,
-            metrics=self.metrics,
-            sender=name,
-        )
+        self.reloaders = {role: self._reloader(role) for role in self.holders}
+        self.reloading = ReloadLoop(list(self.reloaders.values()))
         self._watch(clock)
         self.service = self._service(clock, token)
         self.app: FastAPI = create_app(self.service)
@@ -103,14 +103,14 @@ class Replica:
         except StoreUnavailable as error:
             log.warning("serving_starts_without_store", extra={"reason": error.message})
         self.lists.start(lists_s=self._options.lists_refresh_s, catalogue_s=self._options.catalogue_refresh_s)
-        self.reloader.start(poll_s=self._options.champion_poll_s)
+        self.reloading.start(poll_s=self._options.champion_poll_s)
         self._listening.start()
 
     def close(self) -> None:
         """End everything that was started."""
         self._closed.set()
         self.lists.close()
-        self.reloader.close()
+        self.reloading.close()
         self.inference_log.close()
         self.intake.close()
         recommender = self.service.recommender
@@ -127,19 +127,40 @@ class Replica:
         self._backends.events.close()
         self._backends.close()
 
+    def _reloader(self, role: ModelRole) -> Reloader:
+        wanted = {"champion": self._backends.champion, "base": self._backends.base}
+        return Reloader(
+            self.holders[role],
+            wanted=wanted[role],
+            load=self._load,
+            send=self._backends.events.send,
+            metrics=self.metrics,
+            sender=self._name,
+        )
+
+    def _load(self, version: str) -> Scorer:
+        # Before its first increment the champion is its own base: one copy in memory serves both.
+        for holder in self.holders.values():
+            for model in (holder.current(), holder.previous()):
+                if model is not None and model.version == version:
+                    return model
+        return self._backends.load(version)
+
     def _watch(self, clock: Clock) -> None:
         def age_s(then_ms: int | None) -> float | None:
             return None if then_ms is None else (clock.now_ms() - then_ms) / 1_000
 
-        def trained_to_ms() -> int | None:
-            model = self.models.current()
-            return None if model is None else model.trained_to_ms
+        def model_age_s(holder: ModelHolder) -> float | None:
+            model = holder.current()
+            return None if model is None else age_s(model.trained_to_ms)
 
         newest = "Clock now less the newest event behind "
         self.metrics.watch(
             "rtrec_feature_age_seconds", newest + "the features.", lambda: age_s(self.lists.current().newest_event_ms)
         )
-        self.metrics.watch("rtrec_model_age_seconds", newest + "the model.", lambda: age_s(trained_to_ms()))
+        for role, holder in self.holders.items():
+            name = "rtrec_model_age_seconds" if role == "champion" else f"rtrec_{role}_model_age_seconds"
+            self.metrics.watch(name, f"{newest}the {role}.", partial(model_age_s, holder))
 
     def _service(self, clock: Clock, token: str | None) -> Service:
         options, store = self._options, self._backends.store
@@ -148,7 +169,7 @@ class Replica:
             clock=clock,
             users=UserReader(store, clock=clock, profile_s=options.profile_refresh_s),
             lists=self.lists,
-            models=self.models,
+            holders=self.holders,
             metrics=self.metrics,
             store_calls=BoundedCalls(name="store", threads=options.store_threads, deadline_s=options.store_deadline_s),
             model_calls=BoundedCalls(name="model", threads=options.model_threads, deadline_s=options.model_deadline_s),
@@ -162,7 +183,7 @@ class Replica:
             intake=self.intake,
             store=store,
             inference_log=self.inference_log,
-            models=self.models,
+            holders=self.holders,
             lists=self.lists,
             metrics=self.metrics,
             read_calls=BoundedCalls(name="reads", threads=2, deadline_s=options.read_deadline_s),
@@ -172,15 +193,15 @@ class Replica:
         )
 
     def _listen(self) -> None:
-        """Wake the reloader at each event about a model; what was missed while the store was away, a look finds."""
+        """Look at the registry at each event about a model; what was missed while the store was away, a look finds."""
         while not self._closed.is_set():
             try:
                 listener = Listener(self._backends.events, start=NOW, wanted=EventFilter(key=MODEL))
             except StoreUnavailable:
                 self._closed.wait(_POLL_S)
                 continue
-            self.reloader.wake()
+            self.reloading.wake()
             while not self._closed.is_set():
                 for event in listener.poll(timeout_s=_POLL_S):
                     if event.sender != self._name:
-                        self.reloader.wake()
+                        self.reloading.wake()

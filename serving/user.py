@@ -27,10 +27,11 @@ _NEEDED: Final = {USER_BROWSE_5M, USER_BROWSE_1M, SEGMENT_PAGE_TOP_ADS, CATEGORY
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserRead:
-    """What the store knew. Empty when it did not answer."""
+    """What the store knew. `realtime`: the views were read; without it no value means "not known", not "nothing"."""
 
     profile: ProfileVersion | None = None
     values: Values = field(default_factory=dict)
+    realtime: bool = False
 
     def last_items(self, user_id: int) -> list[int]:
         """The items the user viewed in the last five minutes, newest first."""
@@ -62,7 +63,11 @@ class UserReader:
         asks = known(self._store, request_asks(user_id=user_id, profile=profile, page_id=page_id))
         # cached: segments' top lists come from their cache; a user's own views are merged from tiles either way.
         values = self._store.get(asks, as_of_ms=None, now_ms=self._clock.now_ms(), cached=True)
-        return UserRead(profile=profile, values=values)
+        return UserRead(profile=profile, values=values, realtime=True)
+
+    def read_profile(self, user_id: int) -> UserRead:
+        """Who the user is, and nothing of what the user did of late. Raises StoreUnavailable."""
+        return UserRead(profile=self._profile(user_id))
 
     def undefined(self) -> bool:
         """Whether a view that requests or their candidates need is not defined any more."""

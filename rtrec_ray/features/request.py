@@ -6,8 +6,9 @@ lists, so that a degraded answer still has a full vector.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from rtrec_ray.events import CatalogItem, ProfileVersion
@@ -38,6 +39,7 @@ REQUEST_INPUTS: Final = (
     ModelInput(name="user_1m_pages", kind="ids", length=LAST_PAGES),
     ModelInput(name="user_1m_items", kind="ids", length=LAST_PRODUCTS),
     *(ModelInput(name=name, kind="category") for name in _PROFILE),
+    ModelInput(name="realtime", kind="category"),
 )
 ITEM_INPUTS: Final = (
     ModelInput(name="item_category", kind="category"),
@@ -47,6 +49,7 @@ ITEM_INPUTS: Final = (
     ModelInput(name="item_segment_clicks_10m", kind="number"),
     ModelInput(name="item_city_segment_clicks_10m", kind="number"),
     ModelInput(name="item_recently_viewed", kind="number"),
+    ModelInput(name="item_category_recently_viewed", kind="number"),
 )
 
 
@@ -58,6 +61,14 @@ class Trends:
     by_type: Mapping[str, Mapping[int, int]]
     segment: Mapping[int, int]
     city_segment: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recent:
+    """What a user viewed of late: the items, and how many of the newest ten are of each category."""
+
+    items: frozenset[int] = frozenset()
+    by_category: Mapping[str, int] = field(default_factory=dict)
 
 
 def request_asks(*, user_id: int, profile: ProfileVersion | None, page_id: int | None) -> list[ViewKey]:
@@ -89,11 +100,14 @@ def item_asks(items: Iterable[CatalogItem]) -> list[ViewKey]:
     ]
 
 
-def request_features(values: Values, profile: ProfileVersion | None, *, user_id: int) -> dict[str, Any]:
+def request_features(values: Values, profile: ProfileVersion | None, *, user_id: int, realtime: bool) -> dict[str, Any]:
     """The raw features that all items of a request share: what the user did of late, and who the user is.
 
-    >>> request_features({}, None, user_id=1)["user_5m_view"]
-    0
+    `realtime`: the values were read. If not, a count of 0 says nothing, and a model can tell so by the feature.
+
+    >>> features = request_features({}, None, user_id=1, realtime=False)
+    >>> features["user_5m_view"], features["realtime"]
+    (0, 'off')
     """
     recent = values.get(ViewKey(view=USER_BROWSE_5M, key=str(user_id))) or {}
     minute = values.get(ViewKey(view=USER_BROWSE_1M, key=str(user_id))) or {}
@@ -103,6 +117,7 @@ def request_features(values: Values, profile: ProfileVersion | None, *, user_id:
         "user_1m_pages": list(minute.get("pages", ()))[:LAST_PAGES],
         "user_1m_items": list(minute.get("items", ()))[:LAST_PRODUCTS],
         **{name: (getattr(profile, name) or "") if profile is not None else "" for name in _PROFILE},
+        "realtime": "on" if realtime else "off",
     }
 
 
@@ -116,14 +131,25 @@ def trends(values: Values, profile: ProfileVersion | None, *, page_id: int | Non
     )
 
 
-def item_features(item: CatalogItem, trend: Trends, *, recent_items: Sequence[int]) -> dict[str, Any]:
-    """The raw features of one item of a request. `recent_items`: the user's `last_items`.
+def recently_viewed(items: Sequence[CatalogItem]) -> Recent:
+    """The user's `last_items`, newest first, as the catalogue knows them; made once per request.
+
+    >>> recent = recently_viewed([CatalogItem(item_id=5, ts=0, category_id=3), CatalogItem(item_id=6, ts=0)])
+    >>> sorted(recent.items), dict(recent.by_category)
+    ([5, 6], {'3': 1})
+    """
+    categories = Counter(_category(item) for item in items[:LAST_ITEMS] if item.category_id is not None)
+    return Recent(items=frozenset(item.item_id for item in items), by_category=categories)
+
+
+def item_features(item: CatalogItem, trend: Trends, *, recent: Recent) -> dict[str, Any]:
+    """The raw features of one item of a request.
 
     >>> none = Trends(by_category={}, by_type={}, segment={}, city_segment={})
-    >>> item_features(CatalogItem(item_id=5, ts=0, category_id=3), none, recent_items=[5])["item_recently_viewed"]
+    >>> item_features(CatalogItem(item_id=5, ts=0), none, recent=Recent(items=frozenset([5])))["item_recently_viewed"]
     1
     """
-    category = "" if item.category_id is None else str(item.category_id)
+    category = _category(item)
     kind = item.item_type or ""
     return {
         "item_category": category,
@@ -132,8 +158,13 @@ def item_features(item: CatalogItem, trend: Trends, *, recent_items: Sequence[in
         "item_type_views_30m": trend.by_type.get(kind, {}).get(item.item_id, 0),
         "item_segment_clicks_10m": trend.segment.get(item.item_id, 0),
         "item_city_segment_clicks_10m": trend.city_segment.get(item.item_id, 0),
-        "item_recently_viewed": int(item.item_id in recent_items),
+        "item_recently_viewed": int(item.item_id in recent.items),
+        "item_category_recently_viewed": recent.by_category.get(category, 0),
     }
+
+
+def _category(item: CatalogItem) -> str:
+    return "" if item.category_id is None else str(item.category_id)
 
 
 def _segment_counts(values: Values, key: str | None) -> Mapping[int, int]:

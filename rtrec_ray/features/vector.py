@@ -47,26 +47,6 @@ def assemble(inputs: Iterable[ModelInput], rows: Sequence[Mapping[str, Any]]) ->
     return {each.name: _column(each, [row.get(each.name) for row in rows]) for each in inputs}
 
 
-def assemble_candidates(
-    inputs: Iterable[ModelInput], request: Mapping[str, Any], items: Sequence[Mapping[str, Any]]
-) -> Columns:
-    """The same as assembling `{**request, **item}` for each of n items, but the request's own values are read once.
-
-    >>> columns = assemble_candidates([ModelInput(name="city", kind="category")], {"city": "Delhi"}, [{}, {}])
-    >>> columns["city"].tolist()
-    ['Delhi', 'Delhi']
-    """
-    of_items = {name for item in items for name in item}
-    columns: Columns = {}
-    for each in inputs:
-        own = request.get(each.name)
-        if each.name in of_items:
-            columns[each.name] = _column(each, [item.get(each.name, own) for item in items])
-        else:
-            columns[each.name] = np.repeat(_column(each, [own]), len(items), axis=0)
-    return columns
-
-
 def _column(column: ModelInput, values: Sequence[Any]) -> npt.NDArray[Any]:
     if column.kind == "category":
         return np.array([_category(value) for value in values], dtype=np.str_)

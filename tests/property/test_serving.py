@@ -78,7 +78,7 @@ def replica():
         servers.backends(), options=ServingOptions(exploration=0.5), clock=ManualClock(now_ms=1_700_000_000_000)
     )
     replica.lists.refresh(catalogue_s=600.0)
-    replica.reloader.step()
+    replica.reloading.step()
     yield replica
     replica.close()
 

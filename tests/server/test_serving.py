@@ -128,7 +128,7 @@ def test_a_request_reads_postgresql_and_is_logged_to_kafka(filled, kafka, make_r
     assert record["request_id"] == answer["request_id"]
     assert (record["features"]["country"], record["features"]["city"]) == ("CN", "Shanghai")
     assert partition == partition_of(b"1", partitions=4)
-    deployed = replica.reloader._send.__self__.list()
+    deployed = replica.reloaders["champion"]._send.__self__.list()
     assert [(event.type, event.value) for event in deployed] == [("MODEL_DEPLOYED", "7")]
 
 
@@ -193,7 +193,7 @@ def test_ended_sessions_are_replaced(filled, kafka, make_replica, eventually):
 def test_an_event_through_postgresql_wakes_the_reloader(filled, kafka, make_replica, eventually):
     replica = make_replica(filled, kafka)
     eventually(lambda: replica.models.version() == "7")
-    looks = replica.metrics.reloads.labels("unchanged")._value
+    looks = replica.metrics.reloads.labels("champion", "unchanged")._value
     before = looks.get()
-    replica.reloader._send(NewEvent(key="model", value="8", type=MODEL_VALIDATED))
+    replica.reloaders["champion"]._send(NewEvent(key="model", value="8", type=MODEL_VALIDATED))
     eventually(lambda: looks.get() > before)

@@ -51,7 +51,7 @@ class Stage:
 
     def ready(self):
         self.replica.lists.refresh(catalogue_s=0.0)
-        self.replica.reloader.step()
+        self.replica.reloading.step()
         return self
 
     def ask(self, **body):
@@ -178,7 +178,7 @@ def test_without_a_catalogue_the_answer_is_empty_and_says_why():
     stage.replica.close()
 
 
-def test_a_dead_store_costs_freshness_not_the_answer(stage):
+def test_a_dead_store_costs_freshness_not_the_answer(stage, eventually):
     stage.servers.put_list("top_viewed_30m", "video", {"top": [[20, 9]]})
     stage.ready()
     stage.servers.store.up = False
@@ -186,6 +186,11 @@ def test_a_dead_store_costs_freshness_not_the_answer(stage):
     assert items(answer)[0] == 20
     assert answer["degraded"] == ["store_unavailable", "no_model"]
     assert stage.metric("rtrec_degraded_total")['rtrec_degraded_total{reason="store_unavailable"}'] == 1.0
+    stage.servers.store.up = True
+    stage.ask(k=2)
+    # A count of 0 that was read and one that could not be read are not the same to a model.
+    logged = eventually(lambda: len(got := stage.logged()) == 2 and got)
+    assert [record["features"]["realtime"] for record in logged] == ["off", "on"]
 
 
 def test_a_store_that_was_never_there_gives_an_empty_answer(stage):
@@ -304,20 +309,6 @@ def test_a_request_that_breaks_its_contract_is_told_the_field(stage, body, field
     answer = stage.client.post("/v1/recommend", content=body)
     assert answer.status_code == 422
     assert [error["field"] for error in answer.json()["errors"]] == [field]
-
-
-def test_users_keep_their_arm_and_are_spread_over_all(servers, eventually):
-    stage = Stage(servers, ServingOptions(arms=("static", "features", "live"))).ready()
-    for user in [*range(60), *range(60)]:
-        stage.ask(user_id=user, k=1)
-    records = eventually(lambda: (got := stage.logged()) and len(got) == 120 and got)
-    of_user = {}
-    for record in records:
-        of_user.setdefault(record["user_id"], set()).add(record["arm"])
-    assert all(len(arms) == 1 for arms in of_user.values())
-    sizes = [sum(arms == {arm} for arms in of_user.values()) for arm in ("static", "features", "live")]
-    assert min(sizes) > 8
-    stage.replica.close()
 
 
 def test_request_columns_equal_those_of_whole_rows():

@@ -13,7 +13,7 @@ from rtrec_ray.notification import MODEL_VALIDATED, NewEvent
 from serving.memory import LinearScorer, MemoryServers
 from serving.metrics import ServingMetrics
 from serving.options import ServingOptions
-from serving.reload import ModelHolder, Reloader, Scored
+from serving.reload import ModelHolder, Reloader, ReloadLoop, Scored
 from serving.replica import Replica
 
 DEFINITIONS = load_definitions(Path(__file__).parents[2] / "configs" / "features.yaml")
@@ -51,7 +51,7 @@ def holder():
 def reloader(servers, holder):
     backends = servers.backends()
     return Reloader(
-        holder, champion=backends.champion, load=backends.load, send=servers.events.send, metrics=ServingMetrics()
+        holder, wanted=backends.champion, load=backends.load, send=servers.events.send, metrics=ServingMetrics()
     )
 
 
@@ -109,7 +109,7 @@ def test_what_could_not_be_told_is_told_later(servers, holder):
         told.append(event.value)
 
     backends = servers.backends()
-    reloader = Reloader(holder, champion=backends.champion, load=backends.load, send=send, metrics=ServingMetrics())
+    reloader = Reloader(holder, wanted=backends.champion, load=backends.load, send=send, metrics=ServingMetrics())
     for version in ("1", "2"):
         servers.champion = version
         reloader.step()
@@ -132,10 +132,36 @@ def test_a_model_is_tried_on_the_last_requests_before_it_serves(servers, holder,
     assert [reloader.step(), holder.version()] == ["refused", "none"]
 
 
+def test_a_model_that_fails_in_a_way_nobody_foresaw_holds_up_no_other(servers):
+    def stumble(version):
+        raise ZeroDivisionError
+
+    reloaders = [
+        Reloader(ModelHolder(), wanted=lambda: "1", load=load, send=servers.events.send, metrics=ServingMetrics())
+        for load in (stumble, servers.models.__getitem__)
+    ]
+    assert ReloadLoop(reloaders).step() is False
+    assert [reloader.step() for reloader in reloaders[1:]] == ["unchanged"]
+
+
+def test_a_loop_has_not_finished_before_its_servers_answered_and_its_events_are_sent(servers, holder, reloader):
+    loop = ReloadLoop([reloader])
+    servers.champion, servers.registry_up = "1", False
+    assert loop.step() is False
+    servers.registry_up = True
+    assert [loop.step(), holder.version()] == [True, "1"]
+
+    def away(event):
+        raise StoreUnavailable("away")
+
+    mute = Reloader(ModelHolder(), wanted=lambda: "1", load=servers.models.get, send=away, metrics=ServingMetrics())
+    assert [ReloadLoop([mute]).step(), mute.waiting()] == [False, 1]
+
+
 def test_an_event_about_a_model_brings_the_champion_at_once(servers, eventually):
     replica = Replica(servers.backends(), options=ServingOptions(champion_poll_s=600.0), clock=ManualClock(now_ms=1))
     replica.start()
-    eventually(lambda: replica.metrics.reloads.labels("no_champion")._value.get() > 0)
+    eventually(lambda: replica.metrics.reloads.labels("champion", "no_champion")._value.get() > 0)
     for version in ("1", "2", "3"):
         servers.champion = version
         servers.events.send(NewEvent(key="model", value=version, type=MODEL_VALIDATED))

@@ -314,6 +314,7 @@ def test_a_call_that_waited_too_long_is_never_started(eventually):
 
     assert [type(result) for result in asyncio.run(two())] == [CallTimedOut, CallTimedOut]
     release.set()
+    eventually(lambda: calls.stuck() == 0)
     assert asyncio.run(calls.run(lambda: ran)) == []
     calls.close()
 

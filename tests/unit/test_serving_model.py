@@ -1,5 +1,6 @@
 """A version that training publishes is one that serving can score with, and gives the same probabilities."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from rtrec_ray.errors import ModelRejected
 from rtrec_ray.registry.artifact import CARD, SAVED_MODEL
 from rtrec_ray.registry.base import Draft
 from rtrec_ray.registry.memory import MemoryModelCenter
+from serving.connect import Registry
 from serving.model import fetch, load
 from serving.rank import columns_of, score
 
@@ -68,3 +70,19 @@ def test_a_damaged_artifact_is_rejected_by_name(center, tmp_path, broken):
         victim.write_bytes(b"\x00\xffgarbage")
     with pytest.raises(ModelRejected):
         load(directory, version="1")
+
+
+def test_the_base_that_arms_are_given_is_at_the_root_of_the_champions_chain(tmp_path):
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    center = MemoryModelCenter(tmp_path / "center")
+    registry = Registry(lambda: center)
+    assert (registry.champion(), registry.base()) == (None, None)
+    center.log_version(artifact, DRAFT)
+    for parent in ("1", "2"):
+        center.log_version(artifact, replace(DRAFT, kind="increment", parent=parent, base="1"))
+    found = []
+    for version in ("1", "2", "3"):
+        center.set_champion(version)
+        found.append((registry.champion(), registry.base()))
+    assert found == [("1", "1"), ("2", "1"), ("3", "1")]

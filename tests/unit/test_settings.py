@@ -4,6 +4,7 @@ import pytest
 
 from configs.settings import load_settings
 from rtrec_ray.errors import ConfigInvalid
+from serving.options import Arm
 
 CLUSTER = Path(__file__).parents[2] / "configs" / "cluster.yaml"
 
@@ -37,6 +38,10 @@ def test_a_secret_is_named_in_the_file_and_read_from_the_environment(monkeypatch
         ("pipeline: {partitons: 3}", "pipeline.partitons"),
         ("pipelines: {}", "pipelines"),
         ("clock: {speed: fast}", "clock.speed"),
+        ("serving: {arms: {static: {modle: base}}}", "serving.arms.static.modle"),
+        ("serving: {arms: {static: {model: newest}}}", "serving.arms.static.model"),
+        ("serving: {arms: {static: {realtime: perhaps}}}", "serving.arms.static.realtime"),
+        ("serving: {arms: [static, features]}", "serving.arms"),
         ("servers: {postgres: {dsn: '${NOT_SET}'}}", "export NOT_SET="),
         ("- 1", "no sections"),
         ("a: [", "not YAML"),
@@ -46,6 +51,16 @@ def test_a_wrong_key_or_value_is_named(tmp_path, text, said):
     with pytest.raises(ConfigInvalid) as caught:
         load_settings(write(tmp_path, text))
     assert said in caught.value.line()
+
+
+def test_an_arm_is_the_champion_with_real_time_values_in_all_it_does_not_say(tmp_path):
+    path = write(tmp_path, "serving: {arms: {static: {model: base, realtime: false}, f: {model: base}, training: {}}}")
+    assert load_settings(path).serving.arms == {
+        "static": Arm(model="base", realtime=False),
+        "f": Arm(model="base", realtime=True),
+        "training": Arm(),
+    }
+    assert load_settings().serving.arms == {}
 
 
 def test_a_missing_file_is_named(tmp_path):

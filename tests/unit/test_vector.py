@@ -12,13 +12,15 @@ from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.request import (
     ITEM_INPUTS,
     REQUEST_INPUTS,
+    Recent,
     item_asks,
     item_features,
+    recently_viewed,
     request_asks,
     request_features,
     trends,
 )
-from rtrec_ray.features.vector import ModelInput, assemble, assemble_candidates
+from rtrec_ray.features.vector import ModelInput, assemble
 
 CATEGORY = ModelInput(name="x", kind="category")
 NUMBER = ModelInput(name="x", kind="number")
@@ -63,30 +65,16 @@ def test_columns_have_the_promised_types_and_shapes_also_without_rows():
         assert [column.shape for column in columns] == [(len(rows),), (len(rows),), (len(rows), 2)]
 
 
-def test_candidates_are_assembled_as_each_with_the_requests_features():
-    request = {"city": "Delhi", "last": [1, 2], "n": 3, "both": 1}
-    items = [{"kind": "ad", "both": 5}, {"kind": "video"}]
-    inputs = [
-        *(ModelInput(name=name, kind="category") for name in ("city", "kind", "missing")),
-        *(ModelInput(name=name, kind="number") for name in ("n", "both")),
-        ModelInput(name="last", kind="ids", length=3),
-    ]
-    at_once = assemble_candidates(inputs, request, items)
-    one_by_one = assemble(inputs, [{**request, **item} for item in items])
-    assert at_once.keys() == one_by_one.keys()
-    assert all(np.array_equal(at_once[name], one_by_one[name]) for name in at_once)
-
-
 def test_the_features_of_a_request_have_the_names_the_inputs_ask_for():
-    request = request_features({}, None, user_id=1)
-    item = item_features(ITEM, trends({}, None, page_id=None), recent_items=[])
+    request = request_features({}, None, user_id=1, realtime=True)
+    item = item_features(ITEM, trends({}, None, page_id=None), recent=Recent())
     assert list(request) == [each.name for each in REQUEST_INPUTS]
     assert list(item) == [each.name for each in ITEM_INPUTS]
 
 
 def test_what_was_logged_as_json_gives_the_same_columns_as_what_was_served():
     values = {ViewKey(view="user_browse_5m", key="1"): {"view": 2, "dwell_ms": 7, "last_items": list(range(50))}}
-    served = request_features(values, PROFILE, user_id=1)
+    served = request_features(values, PROFILE, user_id=1, realtime=True)
     logged = json.loads(json.dumps(served))
     a, b = (assemble(REQUEST_INPUTS, [row]) for row in (served, logged))
     assert all(np.array_equal(a[name], b[name]) for name in a)
@@ -103,7 +91,9 @@ def test_an_item_has_its_counts_on_the_lists_of_its_category_type_and_segments()
         ViewKey(view="segment_page_top_ads", key="CN|f|Shanghai|2"): None,
         ViewKey(view="segment_page_top_ads", key="CN|f|3"): {"top": [[5, 100]], "last": [5]},
     }
-    found = item_features(ITEM, trends(values, PROFILE, page_id=2), recent_items=[9, 5])
+    found = item_features(
+        ITEM, trends(values, PROFILE, page_id=2), recent=Recent(items=frozenset([9, 5]), by_category={"3": 2, "4": 7})
+    )
     assert found == {
         "item_category": "3",
         "item_type": "ad",
@@ -112,7 +102,18 @@ def test_an_item_has_its_counts_on_the_lists_of_its_category_type_and_segments()
         "item_segment_clicks_10m": 4,
         "item_city_segment_clicks_10m": 0,
         "item_recently_viewed": 1,
+        "item_category_recently_viewed": 2,
     }
+
+
+def test_the_newest_ten_items_viewed_count_for_their_category_and_those_without_one_for_none():
+    viewed = [CatalogItem(item_id=i, ts=0, category_id=3 if i < 12 else None) for i in (12, *range(12))]
+    recent = recently_viewed(viewed)
+    bare = CatalogItem(item_id=99, ts=0)
+    found = [item_features(item, trends({}, None, page_id=None), recent=recent) for item in (ITEM, bare, viewed[-1])]
+    assert [each["item_category_recently_viewed"] for each in found] == [9, 0, 9]
+    # Whether the very item was viewed is known of all that the view keeps.
+    assert [each["item_recently_viewed"] for each in found] == [1, 0, 1]
 
 
 def test_only_keys_that_can_have_data_are_asked_for():
