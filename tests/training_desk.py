@@ -27,7 +27,8 @@ def small_definition(**changes: object) -> ModelDefinition:
     return msgspec.structs.replace(
         load_definition(SHIPPED),
         batch_rows=64,
-        dcn=DcnOptions(dim=4, cross_layers=1, hidden=(16,), learning_rate=0.01),
+        increment_batch_rows=32,
+        dcn=DcnOptions(dim=4, cross_layers=1, hidden=(16,), learning_rate=0.01, increment_learning_rate=0.02),
         **changes,
     )
 

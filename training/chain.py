@@ -22,7 +22,9 @@ _LOOK_BACK = 200  # versions; more than an hour of them
 class Chain:
     """Where the run is. `root`: the base version; `parent`: the last published one; `position`: commit_seq trained to.
 
-    `base` scores as the base does and is never trained; None where the run only learns (workers after the first).
+    `definition`: with the steps of increments; the exporter has the base's own, so that the next start finds what this
+    one found. `base` scores as the base does and is never trained; None where the run only learns (workers after the
+    first).
     """
 
     root: str
@@ -70,16 +72,17 @@ def begin_chain(
 ) -> Chain:
     """Load what is needed to go on from `version`. Raises ModelRejected, RegistryUnavailable."""
     definition, card, state = fetch(center, version.version)
-    learner = Learner(definition, base_rate=card.base_rate, strategy=strategy())
+    increments = definition.for_increments()
+    learner = Learner(increments, base_rate=card.base_rate, strategy=strategy())
     learner.restore(state)
-    base = Learner(definition, base_rate=card.base_rate)
+    base = Learner(increments, base_rate=card.base_rate)  # of the learner's batch size, whose batches it scores
     base.restore(_base_state(center, version, state))
     return Chain(
         root=version.root,
         parent=version,
         position=card.to_seq,
         trained_to_ms=card.trained_to_ms,
-        definition=definition,
+        definition=increments,
         learner=learner,
         exporter=Exporter(definition, base_rate=card.base_rate),
         base=base,

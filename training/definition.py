@@ -12,6 +12,7 @@ from rtrec_ray.errors import ConfigInvalid
 from rtrec_ray.features.vector import ModelInput
 
 __all__ = [
+    "Cross",
     "DcnOptions",
     "InputColumn",
     "LogisticOptions",
@@ -41,8 +42,18 @@ class InputColumn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return ModelInput(name=self.name, kind=self.kind, length=self.length)
 
 
+class Cross(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A feature cross: categories `of` whose values count together, hashed into `bins` weights of the wide part."""
+
+    of: tuple[str, ...]
+    bins: int
+
+
 class LogisticOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """FTRL-proximal (McMahan et al., KDD 2013, algorithm 1): per-coordinate rate, strengths of L1 and L2."""
+    """FTRL-proximal (McMahan et al., KDD 2013, algorithm 1): per-coordinate rate, strengths of L1 and L2.
+
+    It trains the logistic family and the wide part of the other.
+    """
 
     learning_rate: float = 0.05
     beta: float = 1.0
@@ -51,24 +62,33 @@ class LogisticOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class DcnOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Deep & cross network, second version (Wang et al., WWW 2021): width of embeddings and layers, Adam's rate."""
+    """Deep & cross network, second version (Wang et al., WWW 2021): width of embeddings and layers, Adam's rate.
+
+    `increment_learning_rate`: Adam's rate in increments; 0: the same.
+    """
 
     dim: int = 8
     cross_layers: int = 2
     hidden: tuple[int, ...] = (64, 32)
     learning_rate: float = 0.001
+    increment_learning_rate: float = 0.0
     clip_norm: float = 1.0
 
 
 class ModelDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model before it has seen a sample. `batch_rows`: rows of one step over all workers."""
+    """A model before it has seen a sample. `batch_rows`: rows of one step over all workers.
+
+    `increment_batch_rows`: the same in increments; 0: as many.
+    """
 
     family: Literal["logistic", "dcn"]
     inputs: tuple[InputColumn, ...]
+    crosses: tuple[Cross, ...] = ()
     seed: int = 17
     logistic: LogisticOptions = LogisticOptions()
     dcn: DcnOptions = DcnOptions()
     batch_rows: int = 1024
+    increment_batch_rows: int = 0
     epochs: int = 2
 
     def of(self, kind: str) -> tuple[InputColumn, ...]:
@@ -79,6 +99,20 @@ class ModelDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     def model_inputs(self) -> tuple[ModelInput, ...]:
         """What the model's signature takes."""
         return tuple(column.input for column in self.inputs)
+
+    def for_increments(self) -> ModelDefinition:
+        """The same model with the steps of increments.
+
+        >>> category = InputColumn(name="city", kind="category", bins=4)
+        >>> ModelDefinition(family="dcn", inputs=(category,), increment_batch_rows=128).for_increments().batch_rows
+        128
+        """
+        rate = self.dcn.increment_learning_rate or self.dcn.learning_rate
+        return msgspec.structs.replace(
+            self,
+            batch_rows=self.increment_batch_rows or self.batch_rows,
+            dcn=msgspec.structs.replace(self.dcn, learning_rate=rate),
+        )
 
     def named(self, others: str) -> str:
         """Which definitions made a version: a digest of this one, beside `others` (of features and labels)."""
@@ -126,4 +160,28 @@ def _checked(definition: ModelDefinition, *, source: str) -> ModelDefinition:
             raise ConfigInvalid(f"{source}: ids {column.name} needs a category as table, not {column.table!r}")
     if not tables:
         raise ConfigInvalid(f"{source}: a model needs at least one category")
+    for cross in definition.crosses:
+        _check_cross(cross, tables, source=source)
+    _check_increments(definition, source=source)
     return definition
+
+
+def _check_cross(cross: Cross, categories: set[str], *, source: str) -> None:
+    name = f"cross [{', '.join(cross.of)}]"
+    if len(cross.of) < 2:
+        raise ConfigInvalid(f"{source}: {name} needs at least two categories")
+    for part in cross.of:
+        if part not in categories:
+            raise ConfigInvalid(f"{source}: {name} needs categories, which {part!r} is not")
+        if cross.of.count(part) > 1:
+            raise ConfigInvalid(f"{source}: {name} has {part} twice")
+    if cross.bins < 1:
+        raise ConfigInvalid(f"{source}: {name} needs bins of at least 1, not {cross.bins}")
+
+
+def _check_increments(definition: ModelDefinition, *, source: str) -> None:
+    rows, rate = definition.increment_batch_rows, definition.dcn.increment_learning_rate
+    if rows < 0:
+        raise ConfigInvalid(f"{source}: increment_batch_rows must be at least 0, not {rows}")
+    if rate < 0.0:
+        raise ConfigInvalid(f"{source}: dcn.increment_learning_rate must be at least 0, not {rate}")

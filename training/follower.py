@@ -119,23 +119,21 @@ class Follower:
         log.info("increments_begin", extra={"version": version, "commit_seq": self._chain.position})
 
     def _train(self, to_seq: int) -> None:
-        """Take in the ledger up to `to_seq`; goes on where it was when a read fails half-way."""
+        """Take in the ledger up to `to_seq`; goes on where it was when it failed half-way."""
         chain = self._chain
         assert chain is not None
-        while chain.position < to_seq:
+        read = self._read(chain, to_seq)  # all at once: with small steps a query each would cost more than the steps
+        while read is not None and chain.position < to_seq:
             # Cut by number, so that all workers have the same batches, also after a read was tried again.
             upto = min(chain.position + chain.definition.batch_rows, to_seq)
-            batch = self._read(chain, upto)
-            if batch is not None:
-                self._learn(chain, batch)
+            first, last = np.searchsorted(read.commit_seq, (chain.position, upto), side="right")
+            if last > first:
+                self._learn(chain, read[first:last])
             chain.position = upto
+        chain.position = to_seq
 
-    def _read(self, chain: Chain, upto: int) -> SampleBatch | None:
-        rows = list(
-            self._desk.samples.scan(
-                from_seq_exclusive=chain.position, to_seq=upto, columns=COLUMNS, batch_rows=chain.definition.batch_rows
-            )
-        )
+    def _read(self, chain: Chain, to_seq: int) -> SampleBatch | None:
+        rows = list(self._desk.samples.scan(from_seq_exclusive=chain.position, to_seq=to_seq, columns=COLUMNS))
         if not rows:
             return None
         percent = self._options.held_out_percent

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from training.definition import ModelDefinition
-from training.model import Recommender, build_model, build_optimizer, raw_specs
+from training.model import Recommender, build_model, raw_specs
+from training.optimizers import Part, build_parts
 
 __all__ = ["Learner", "StepResult", "pad"]
 
@@ -42,7 +43,7 @@ def pad(column: Column, rows: int) -> Column:
 
 
 class Learner:
-    """A model with its optimizer, under a distribution strategy (none: this process alone).
+    """A model with its optimizers, under a distribution strategy (none: this process alone).
 
     `share`: rows of each batch that this worker takes, batch_rows / workers.
     """
@@ -56,7 +57,7 @@ class Learner:
         self.share = definition.batch_rows // self._strategy.num_replicas_in_sync
         with self._strategy.scope():
             self.model = build_model(definition, base_rate=base_rate)
-            self.optimizer = build_optimizer(definition, self.model)
+            self._parts = build_parts(definition, self.model)
         self._step = self._traced_step()
         self._score = self._traced_score()
 
@@ -82,20 +83,23 @@ class Learner:
         return np.concatenate(parts).astype(np.float64) if parts else np.zeros(0)
 
     def state(self) -> State:
-        """Every variable of model and optimizer by name, as plain arrays."""
+        """Every variable of model and optimizers by name, as plain arrays."""
         return {name: np.asarray(variable) for name, variable in self._variables().items()}
 
     def restore(self, state: Mapping[str, Column]) -> None:
-        """Take the variables of `state`. Raises ValueError when names or shapes differ."""
+        """Take the variables of `state`, except learning rates: those are the definition's, and increments have one of
+        their own. Raises ValueError when names or shapes differ.
+        """
         variables = self._variables()
         if set(variables) != set(state):
             raise ValueError(f"the state has other variables: {sorted(set(variables) ^ set(state))[:4]}")
         for name, variable in variables.items():
-            variable.assign(state[name])
+            if not name.endswith("/learning_rate"):
+                variable.assign(state[name])
 
     def _variables(self) -> dict[str, keras.Variable]:
-        named = {f"model/{index:02d}/{v.name}": v for index, v in enumerate(self.model.variables)}
-        return named | {f"optimizer/{index:02d}/{v.name}": v for index, v in enumerate(self.optimizer.variables)}
+        groups = {"model": self.model.variables} | {part.name: part.optimizer.variables for part in self._parts}
+        return {f"{group}/{i:02d}/{v.name}": v for group, variables in groups.items() for i, v in enumerate(variables)}
 
     def _fill(self, values: Column) -> npt.NDArray[np.float32]:
         return pad(np.asarray(values, dtype=np.float32), self.share)
@@ -107,7 +111,7 @@ class Learner:
         }
 
     def _traced_step(self) -> Any:
-        update = _update(self.definition, self.model, self.optimizer, self.definition.batch_rows)
+        update = _update(self.model, self._parts)
         vector = tf.TensorSpec((self.share,), tf.float32)
 
         @tf.function(input_signature=[raw_specs(self.definition, rows=self.share), vector, vector])
@@ -128,26 +132,22 @@ class Learner:
         return score
 
 
-def _update(
-    definition: ModelDefinition, model: Recommender, optimizer: keras.optimizers.Optimizer, batch_rows: int
-) -> Any:
-    """The step of one replica; the optimizer sums gradients over replicas."""
-    # FTRL adds up examples; Adam wants a mean, over the full batch size, so that a short batch makes a small gradient.
-    scale = 1.0 if definition.family == "logistic" else 1.0 / batch_rows
-    clip = None if definition.family == "logistic" else definition.dcn.clip_norm
+def _update(model: Recommender, parts: tuple[Part, ...]) -> Any:
+    """The step of one replica; the optimizers sum gradients over replicas."""
 
     def update(columns: Any, label: Any, weight: Any) -> Any:
         with tf.GradientTape() as tape:
             logit = model(columns)
             loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=label, logits=logit)
-            total = tf.reduce_sum(loss * weight) * scale
-        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(total, model.trainable_variables)]
-        norm = tf.linalg.global_norm(gradients)
-        finite = tf.math.is_finite(norm)
-        factor = 1.0 if clip is None else tf.minimum(1.0, clip / tf.maximum(norm, 1e-12))
-        # A gradient that is no number must not become a weight: such a step is left out, and counted by the caller.
-        safe = [tf.where(finite, gradient * factor, 0.0) for gradient in gradients]
-        optimizer.apply(safe, model.trainable_variables)
+            total = tf.reduce_sum(loss * weight)
+        found = tape.gradient(total, [part.variables for part in parts])
+        gradients = [[tf.convert_to_tensor(gradient) for gradient in of_part] for of_part in found]
+        finite = tf.math.is_finite(tf.linalg.global_norm([each for of_part in gradients for each in of_part]))
+        for part, of_part in zip(parts, gradients, strict=True):
+            # A gradient that is no number must not become a weight: such a step is left out, by all optimizers alike,
+            # and counted by the caller.
+            safe = [tf.where(finite, gradient, 0.0) for gradient in part.wanted(of_part)]
+            part.optimizer.apply(safe, part.variables)
         return tf.sigmoid(logit), finite
 
     return update

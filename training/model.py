@@ -1,5 +1,8 @@
 """The models: raw columns in, the log odds of a click out.
 
+Beside its tower a model may have a wide part, a linear weight for each feature cross (wide & deep, Cheng et al., DLRS
+2016): it memorises what is so of one city, page and item, where the tower generalises from all of them.
+
 Everything between a logged feature and a probability happens in here, so the exported model takes what serving has.
 Both families start at the base rate of clicks: with 5 clicks in 1,000 impressions a model that began at one half would
 spend its first samples on finding that out.
@@ -17,9 +20,12 @@ import tensorflow as tf
 
 from training.definition import InputColumn, ModelDefinition
 
-__all__ = ["Recommender", "build_model", "build_optimizer", "raw_specs"]
+__all__ = ["Recommender", "build_model", "raw_specs"]
 
 Columns = Mapping[str, Any]
+
+_HASHES = 2**40  # far above any number of bins
+_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio (Knuth, TAOCP volume 3, section 6.4)
 
 _SPEC = {"category": tf.string, "number": tf.float32, "ids": tf.int64}
 
@@ -55,17 +61,21 @@ class Lookup:
         self._list_bins, self._list_starts = bins[owner], starts[owner]
         self._numbers = [column.name for column in definition.of("number")]
 
-    def categories(self, columns: Columns) -> tf.Tensor:
-        """Table rows of the categories, (n, categories) int64."""
+    def hashes(self, columns: Columns) -> tf.Tensor:
+        """Hashes of the categories' texts, (n, categories) int64 in [0, 2**40); `missing` stands in for absent ones."""
         texts = tf.stack([columns[name] for name in self._categories], axis=1)
         texts = tf.where(tf.equal(texts, ""), tf.constant(self._missing.tolist()), texts)
-        return tf.strings.to_hash_bucket_fast(texts, 2**40) % self._bins + self._starts
+        return tf.strings.to_hash_bucket_fast(texts, _HASHES)
+
+    def categories(self, hashes: tf.Tensor) -> tf.Tensor:
+        """Table rows of the categories, (n, categories) int64."""
+        return hashes % self._bins + self._starts
 
     def ids(self, columns: Columns) -> tuple[tf.Tensor, tf.Tensor]:
         """Table rows of all list entries, (n, entries) int64, and whether each is there, (n, entries) float32."""
         entries = tf.concat([columns[column.name] for column in self.lists], axis=1)
         # As text, as in the category whose table they share: the same item meets the same row.
-        rows = tf.strings.to_hash_bucket_fast(tf.strings.as_string(entries), 2**40) % self._list_bins
+        rows = tf.strings.to_hash_bucket_fast(tf.strings.as_string(entries), _HASHES) % self._list_bins
         return rows + self._list_starts, tf.cast(entries >= 0, tf.float32)
 
     def numbers(self, columns: Columns) -> tf.Tensor | None:
@@ -76,8 +86,36 @@ class Lookup:
         return tf.sign(values) * tf.math.log1p(tf.abs(values))
 
 
+class Crossing:
+    """Hashes of categories to rows of the wide table, in which each cross has a range of its own.
+
+    The hash of a cross is the upper half of sum over j of hash_j × factor_j modulo 2**64, multilinear hashing (Lemire &
+    Kaser, The Computer Journal 2014): one product for all crosses, and no text is joined and hashed a second time.
+    """
+
+    def __init__(self, definition: ModelDefinition) -> None:
+        place = {column.name: index for index, column in enumerate(definition.of("category"))}
+        crosses = definition.crosses
+        self._bins = np.array([cross.bins for cross in crosses], dtype=np.int64)
+        self._starts = np.concatenate(([0], np.cumsum(self._bins)[:-1])).astype(np.int64)
+        self.rows = int(self._bins.sum())
+        factors = np.zeros((len(place), len(crosses)), dtype=np.uint64)
+        for index, cross in enumerate(crosses):
+            for power, name in enumerate(cross.of, start=1):
+                # By the place in the cross: what a stored version calls a row must not depend on its other crosses.
+                factors[place[name], index] = pow(_GOLDEN, power, 2**64)
+        self._factors = factors.view(np.int64)
+
+    def __call__(self, hashes: tf.Tensor) -> tf.Tensor:
+        """Table rows of the crosses: (n, categories) int64 → (n, crosses) int64."""
+        mixed = tf.bitwise.right_shift(tf.matmul(hashes, self._factors), np.int64(32))
+        return mixed % self._bins + self._starts
+
+
 class Recommender(keras.Model):
-    """Log odds of a click: `prior` (those of the base rate) plus what the tower makes of the embedded row."""
+    """Log odds of a click: `prior` (those of the base rate) plus what the tower makes of the embedded row, plus the
+    weights of its crosses.
+    """
 
     def __init__(self, definition: ModelDefinition, *, base_rate: float) -> None:
         super().__init__(name=definition.family)
@@ -90,12 +128,20 @@ class Recommender(keras.Model):
             self._lookup.rows, 1 if linear else definition.dcn.dim, embeddings_initializer=initial, name="table"
         )
         self.tower = Linear() if linear else DeepCross(definition)
+        # Last, so that the variables of a model without crosses keep the names that stored versions have.
+        self.wide = Wide(definition) if definition.crosses else None
+
+    @property
+    def wide_variables(self) -> list[keras.Variable]:
+        """The weights of the crosses; none without crosses."""
+        return [] if self.wide is None else self.wide.trainable_variables
 
     def call(self, columns: Columns) -> tf.Tensor:
         """Raw columns to log odds, (n,) float32."""
-        parts = [self.table(self._lookup.categories(columns)), *self._pooled(columns)]
-        embedded = tf.concat(parts, axis=1)
-        return self._prior + self.tower(embedded, self._lookup.numbers(columns))
+        hashes = self._lookup.hashes(columns)
+        parts = [self.table(self._lookup.categories(hashes)), *self._pooled(columns)]
+        logit = self._prior + self.tower(tf.concat(parts, axis=1), self._lookup.numbers(columns))
+        return logit if self.wide is None else logit + self.wide(hashes)
 
     def _pooled(self, columns: Columns) -> list[tf.Tensor]:
         """The mean embedding of each list, (n, 1, dim) each; zero for an empty one."""
@@ -109,6 +155,20 @@ class Recommender(keras.Model):
             / tf.maximum(tf.reduce_sum(mask, axis=1, keepdims=True), 1.0)[:, :, None]
             for part, mask in zip(tf.split(entries, lengths, axis=1), tf.split(there, lengths, axis=1), strict=True)
         ]
+
+
+class Wide(keras.layers.Layer):
+    """The sum of the weights of a row's crosses: hashes of categories (n, categories) int64 → (n,)."""
+
+    def __init__(self, definition: ModelDefinition) -> None:
+        super().__init__(name="wide")
+        self._crossing = Crossing(definition)
+        # Zero, where FTRL has to begin.
+        self.table = keras.layers.Embedding(self._crossing.rows, 1, embeddings_initializer="zeros", name="crosses")
+
+    def call(self, hashes: tf.Tensor) -> tf.Tensor:
+        """Log odds above those of the tower."""
+        return tf.reduce_sum(self.table(self._crossing(hashes)), axis=(1, 2))
 
 
 class Linear(keras.layers.Layer):
@@ -168,20 +228,3 @@ def build_model(definition: ModelDefinition, *, base_rate: float) -> Recommender
     model = Recommender(definition, base_rate=base_rate)
     model({name: tf.zeros([1, *spec.shape[1:]], spec.dtype) for name, spec in raw_specs(definition).items()})
     return model
-
-
-def build_optimizer(definition: ModelDefinition, model: Recommender) -> keras.optimizers.Optimizer:
-    """The family's optimizer, with its variables made."""
-    if definition.family == "logistic":
-        linear = definition.logistic
-        optimizer: keras.optimizers.Optimizer = keras.optimizers.Ftrl(
-            learning_rate=linear.learning_rate,
-            initial_accumulator_value=0.0,
-            beta=linear.beta,
-            l1_regularization_strength=linear.l1,
-            l2_regularization_strength=linear.l2 / 2.0,  # Keras adds 2 × l2 where the paper adds it once
-        )
-    else:
-        optimizer = keras.optimizers.Adam(learning_rate=definition.dcn.learning_rate)
-    optimizer.build(model.trainable_variables)
-    return optimizer

@@ -72,7 +72,7 @@ class Publisher:
             parent=chain.parent.version,
             base=chain.root,
             job=self._job,
-            definitions=chain.definition.named(self._options.definitions),
+            definitions=chain.exporter.definition.named(self._options.definitions),
             parameters={"family": chain.definition.family, "base": chain.root, "parent": chain.parent.version},
             metrics={"rows_trained": float(chain.rows_trained), "steps_left_out": float(chain.steps_left_out)},
         )

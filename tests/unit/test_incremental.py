@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow  # importing TensorFlow takes about 8 s
 
 NEVER_S = 1e9
 EAGER = {"check_every_s": 0.0, "progress_every_s": 0.0, "look_every_s": 0.01}
-ROWS = 256  # four batches of the small definition
+ROWS = 256  # eight batches of increments on the small definition
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def weights(connections: MemoryConnections, version: str) -> dict[str, np.ndarra
 
 def learnt_directly(connections: MemoryConnections, rows: int) -> dict[str, np.ndarray]:
     """The weights after one walk through the ledger, without any run around it."""
-    definition = small_definition()
+    definition = small_definition().for_increments()
     learner = Learner(definition, base_rate=0.15)
     for frame in connections.samples().scan(to_seq=rows, batch_rows=definition.batch_rows):
         batch = encode(frame, definition.model_inputs, held_out_percent=10)
@@ -166,6 +166,17 @@ def test_versions_join_without_gap_or_overlap(connections):
     for earlier, later in pairwise(chain):
         assert later.draft.parent == earlier.version
         assert later.draft.from_seq == earlier.draft.to_seq + 1
+
+
+def test_increments_step_in_batches_of_their_own_and_their_version_keeps_the_definition_of_its_base(connections):
+    put_base(connections, small_definition())
+    connections.samples().append(sample_rows(ROWS))
+    follower = follow(connections)
+    drive(follower, lambda: position(follower) == ROWS)
+    stop(connections, follower)
+    definition, _, state = fetch(connections.center(), connections.center().list()[0].version)
+    assert definition == small_definition()
+    assert state["optimizer/00/iteration"] == ROWS / definition.increment_batch_rows
 
 
 def test_held_out_requests_are_scored_but_teach_nothing(connections):

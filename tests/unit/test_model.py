@@ -12,15 +12,29 @@ from rtrec_ray.errors import ConfigInvalid, ModelRejected
 from rtrec_ray.registry.artifact import ModelCard, read_card, write_card
 from tests.sample_rows import sample_rows
 from training.dataset import encode
-from training.definition import DcnOptions, LogisticOptions, ModelDefinition, definition_from_json, load_definition
+from training.definition import (
+    Cross,
+    DcnOptions,
+    InputColumn,
+    LogisticOptions,
+    ModelDefinition,
+    definition_from_json,
+    load_definition,
+)
 from training.loop import Learner
 from training.metrics import auc
+from training.model import Crossing, Lookup
 from training.publish import Exporter, load_state
 from training.served import load_served
 
 pytestmark = pytest.mark.slow  # importing TensorFlow takes about 8 s
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "model.yaml"
+PAIR = (
+    "family: dcn\n"
+    "inputs: [{name: a, kind: category, bins: 2}, {name: b, kind: category, bins: 2}, {name: n, kind: number}]"
+)
+TASTE = Cross(of=("city", "item_id"), bins=64)
 
 
 def small(family: str = "dcn", **changes: object) -> ModelDefinition:
@@ -38,6 +52,46 @@ def small(family: str = "dcn", **changes: object) -> ModelDefinition:
 
 def batch_of(definition: ModelDefinition, count: int, *, seed: int = 0):
     return encode(sample_rows(count, seed=seed), definition.model_inputs, held_out_percent=0)
+
+
+def tastes(family: str, *crosses: Cross, batch_rows: int = 16, **dcn: object) -> ModelDefinition:
+    """A model of cities and items. Its network is held still by its clipping, unless `dcn` says otherwise."""
+    return ModelDefinition(
+        family=family,
+        inputs=(
+            InputColumn(name="city", kind="category", bins=64, missing="Agra"),
+            InputColumn(name="item_id", kind="category", bins=64),
+        ),
+        crosses=crosses,
+        batch_rows=batch_rows,
+        logistic=LogisticOptions(learning_rate=0.3, l2=0.1),
+        dcn=DcnOptions(**{"dim": 2, "cross_layers": 1, "hidden": (4,), "clip_norm": 1e-12, **dcn}),
+    )
+
+
+def impressions(count: int, *, seed: int = 0, flipped: bool = False):
+    """Columns and labels: Pune clicks item 1 and Agra item 2 (`flipped`: the reverse), both equally often shown."""
+    random = np.random.default_rng(seed)
+    pune, first = random.random((2, count)) < 0.5
+    columns = {"city": np.where(pune, "Pune", "Agra"), "item_id": np.where(first, "1", "2")}
+    return columns, ((pune == first) ^ flipped).astype(np.float32)
+
+
+def show(learner: Learner, *, steps: int, seed: int = 0, flipped: bool = False) -> None:
+    for step in range(steps):
+        columns, label = impressions(learner.share, seed=1_000 * seed + step, flipped=flipped)
+        learner.train(columns, label, np.ones(learner.share))
+
+
+def learn_all(learner: Learner, columns, label) -> None:
+    for start in range(0, len(label), learner.share):
+        part = slice(start, start + learner.share)
+        learner.train({name: column[part] for name, column in columns.items()}, label[part], np.ones(learner.share))
+
+
+def taste_auc(learner: Learner, *, flipped: bool = False) -> float:
+    columns, label = impressions(400, seed=99, flipped=flipped)
+    return auc(label, learner.score(columns))
 
 
 def learn(learner: Learner, batch, *, weight: float = 1.0) -> None:
@@ -177,15 +231,133 @@ def test_an_item_in_a_list_is_the_item_of_the_category():
     bare = {name: column[:1].copy() for name, column in batch.columns.items()}
     bare["item_id"] = np.array([str(item)], dtype=object)
     table = learner.state()["model/00/embeddings"]
-    from training.model import Lookup
-
     lookup = Lookup(definition)
     listed = {**bare, "user_last_items": np.array([[item, *([-1] * 9)]], dtype=np.int64)}
-    as_category = lookup.categories(bare).numpy()[0]
+    as_category = lookup.categories(lookup.hashes(bare)).numpy()[0]
     as_entry = lookup.ids(listed)[0].numpy()[0]
     place = [column.name for column in definition.of("category")].index("item_id")
     assert as_category[place] == as_entry[0]
     assert table.shape == (lookup.rows, 4)
+
+
+def test_a_cross_learns_what_no_sum_of_its_parts_can(family):
+    without, with_cross = (Learner(tastes(family, *crosses), base_rate=0.5) for crosses in ((), (TASTE,)))
+    for learner in (without, with_cross):
+        show(learner, steps=20)
+    assert taste_auc(with_cross) == 1.0
+    assert taste_auc(without) < 0.8
+
+
+def test_a_cross_follows_a_flipped_taste_within_forty_small_steps(family):
+    learner = Learner(tastes(family, TASTE), base_rate=0.5)
+    show(learner, steps=10)
+    assert taste_auc(learner, flipped=True) == 0.0
+    show(learner, steps=40, seed=1, flipped=True)
+    assert taste_auc(learner, flipped=True) == 1.0
+
+
+def test_the_small_steps_of_increments_follow_a_flipped_taste_further_than_the_bases_on_the_same_samples():
+    moving = msgspec.structs.replace(
+        tastes("dcn", batch_rows=256, learning_rate=0.01, clip_norm=1.0), increment_batch_rows=16
+    )
+    base = Learner(moving, base_rate=0.5)
+    for _ in range(60):
+        learn_all(base, *impressions(1_024))
+    assert taste_auc(base) == 1.0
+    columns, label = impressions(1_024, seed=1, flipped=True)
+    losses = []
+    for definition in (moving, moving.for_increments()):
+        learner = Learner(definition, base_rate=0.5)
+        learner.restore(base.state())
+        learn_all(learner, columns, label)
+        losses.append(-np.log(np.abs(learner.score(columns) - (1.0 - label))).mean())
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_a_cross_takes_an_absent_value_for_the_one_that_stands_for_it(family):
+    learner = Learner(tastes(family, TASTE), base_rate=0.5)
+    show(learner, steps=10)
+    items = np.array(["1", "2"])
+    absent, agra, pune = (learner.score({"city": np.array([c, c]), "item_id": items}) for c in ("", "Agra", "Pune"))
+    np.testing.assert_array_equal(absent, agra)
+    assert not np.allclose(absent, pune)
+
+
+def test_each_cross_has_rows_of_its_own_and_its_parts_have_an_order():
+    crosses = (Cross(of=("a", "b"), bins=1_000), Cross(of=("b", "a"), bins=7), Cross(of=("c", "a", "b"), bins=2_000))
+    inputs = tuple(InputColumn(name=name, kind="category", bins=4) for name in "abc")
+    definition = ModelDefinition(family="dcn", inputs=inputs, crosses=crosses)
+    texts = np.array([str(number) for number in range(300)])
+    columns = {"a": texts, "b": texts[::-1], "c": texts}
+    crossing = Crossing(definition)
+    rows = crossing(Lookup(definition).hashes(columns)).numpy()
+    swapped = crossing(Lookup(definition).hashes({**columns, "a": texts[::-1], "b": texts})).numpy()
+    for place, (low, high) in enumerate(((0, 1_000), (1_000, 1_007), (1_007, 3_007))):
+        assert low <= rows[:, place].min()
+        assert rows[:, place].max() < high
+    # 300 of 1,000 by chance: 259 different ones.
+    assert 235 < len(np.unique(rows[:, 0])) < 280
+    assert (rows[:, 0] == swapped[:, 0]).mean() < 0.05
+
+
+def test_crosses_leave_the_first_step_of_the_network_as_it_was():
+    """Their gradient has no part in the norm that the network's is clipped by, nor in its variables' names."""
+    columns, label = impressions(16)
+    states = []
+    for crosses in ((), (TASTE,)):
+        learner = Learner(tastes("dcn", *crosses, clip_norm=0.01), base_rate=0.5)
+        learner.train(columns, label, np.ones(16))
+        states.append({name: v for name, v in learner.state().items() if name.startswith("optimizer/")})
+    without, with_cross = states
+    assert list(without) == list(with_cross)
+    for name, values in without.items():
+        np.testing.assert_allclose(values, with_cross[name], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("family", "groups", "model"),
+    [
+        ("dcn", {"model", "optimizer", "wide_optimizer"}, "embeddings kernel bias kernel bias kernel bias"),
+        ("logistic", {"model", "optimizer"}, "embeddings kernel bias"),
+    ],
+)
+def test_a_model_without_crosses_has_the_variables_it_always_had(family, groups, model):
+    """Or versions stored before there were crosses would not load."""
+    state, crossed = (Learner(tastes(family, *crosses), base_rate=0.5).state() for crosses in ((), (TASTE,)))
+    own = [f"model/{index:02d}/{name}" for index, name in enumerate(model.split())]
+    assert [name for name in state if name.startswith("model/")] == own
+    assert [name for name in crossed if name.startswith("model/")] == [*own, f"model/{len(own):02d}/embeddings"]
+    assert list(state)[len(own) : len(own) + 2] == ["optimizer/00/iteration", "optimizer/01/learning_rate"]
+    assert len(state) == len(own) + 2 + 2 * len(own)
+    assert {name.split("/")[0] for name in crossed} == groups
+
+
+def test_a_definition_from_before_there_were_crosses_is_read_and_its_increments_step_as_the_base_did():
+    text = '{"family":"dcn","inputs":[{"name":"city","kind":"category","bins":4}],"dcn":{"dim":4},"batch_rows":64}'
+    definition = definition_from_json(text)
+    assert definition.crosses == ()
+    assert definition.for_increments() == definition
+
+
+def test_increments_keep_their_own_rate_when_they_go_on_from_a_base():
+    definition = tastes("dcn", TASTE, learning_rate=0.01, increment_learning_rate=0.03, clip_norm=1.0)
+    base, increments = (Learner(each, base_rate=0.5) for each in (definition, definition.for_increments()))
+    show(base, steps=3)
+    increments.restore(base.state())
+    before = base.state()["model/00/embeddings"]
+    for learner in (base, increments):
+        show(learner, steps=1, seed=1)
+    moved, moved_further = (np.abs(each.state()["model/00/embeddings"] - before).max() for each in (base, increments))
+    assert moved_further == pytest.approx(3.0 * moved, rel=0.01)
+    assert increments.state()["optimizer/01/learning_rate"] == pytest.approx(0.03)
+
+
+def test_the_shipped_rows_of_on_off_and_absent_differ():
+    definition = load_definition(SHIPPED)
+    place = [column.name for column in definition.of("category")].index("realtime")
+    columns = {column.name: np.array(["on", "off", ""]) for column in definition.of("category")}
+    lookup = Lookup(definition)
+    assert len(set(lookup.categories(lookup.hashes(columns)).numpy()[:, place])) == 3
 
 
 @pytest.mark.parametrize(
@@ -201,6 +373,13 @@ def test_an_item_in_a_list_is_the_item_of_the_category():
         ),
         ("family: dcn\nlayers: 3\ninputs: [{name: a, kind: category, bins: 2}]", "layers"),
         ("family: [", "model.yaml"),
+        (f"{PAIR}\ncrosses: [{{of: [a, c], bins: 4}}]", r"cross \[a, c\] needs categories, which 'c' is not"),
+        (f"{PAIR}\ncrosses: [{{of: [a, n], bins: 4}}]", "which 'n' is not"),
+        (f"{PAIR}\ncrosses: [{{of: [a], bins: 4}}]", r"cross \[a\] needs at least two"),
+        (f"{PAIR}\ncrosses: [{{of: [a, b, a], bins: 4}}]", r"cross \[a, b, a\] has a twice"),
+        (f"{PAIR}\ncrosses: [{{of: [a, b], bins: 0}}]", r"cross \[a, b\] needs bins of at least 1, not 0"),
+        (f"{PAIR}\nincrement_batch_rows: -1", "increment_batch_rows must be at least 0, not -1"),
+        (f"{PAIR}\ndcn: {{increment_learning_rate: -0.5}}", "increment_learning_rate must be at least 0, not -0.5"),
     ],
 )
 def test_a_definition_that_is_wrong_names_the_key(tmp_path, text, message):
