@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +30,7 @@ def read(source: str | Path, *, latest_ms: int) -> Recording:
     `latest_ms`: later event times are taken for mistakes. Raises ConfigInvalid when there is nothing to replay.
     """
     if str(source) == OPEN_BANDIT:
-        return arrange(list(_of_frames(open_bandit.records(open_bandit.load()))), latest_ms=latest_ms)
+        return arrange(list(of_frames(open_bandit.records(open_bandit.load()))), latest_ms=latest_ms)
     raws = [raw._replace(file=turn) for turn, path in enumerate(_files(Path(source))) for raw in _read_file(path)]
     recording = arrange(raws, latest_ms=latest_ms)
     if not recording.sound.any():
@@ -109,14 +109,15 @@ def _read_parquet(path: Path) -> Iterator[Raw]:
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ConfigInvalid(f"{path} is no readable Parquet file: {error}", mend="name another file") from error
     if open_bandit.COLUMNS.issubset(frame.columns):
-        yield from _of_frames(open_bandit.records(frame))
+        yield from of_frames(open_bandit.records(frame))
     elif frame.schema.get("raw") == pl.Binary:  # a file of the history: the records as they came
         yield from _by_topic(frame["raw"].drop_nulls().to_list(), np.arange(1, len(frame) + 1, dtype=np.int64))
     else:
-        yield from _of_frames({_topic_with(set(frame.columns)): _in_our_types(frame, path)})
+        yield from of_frames({_topic_with(set(frame.columns)): _in_our_types(frame, path)})
 
 
-def _of_frames(frames: dict[str, pl.DataFrame]) -> Iterator[Raw]:
+def of_frames(frames: Mapping[str, pl.DataFrame]) -> Iterator[Raw]:
+    """Frames by topic (topic → its columns) as undecoded records."""
     for topic, frame in frames.items():
         line = np.arange(1, len(frame) + 1, dtype=np.int64)
         yield Raw(topic, encode(topic, frame)[1], line)
