@@ -20,7 +20,7 @@ $(READY): requirements.lock pyproject.toml rtrec_ray/embedded/kafka-jars.lock
 	$(BIN)/python -m rtrec_ray.embedded.fetch
 	touch $(READY)
 
-demo: $(READY) ## Run the whole loop on a real click log; leaves out/demo/report.html
+demo: $(READY) ## Show in a drifting world what real time is worth; leaves out/demo/report.html
 	$(BIN)/rtrec demo
 
 test: $(READY) ## Run every test but the soak tests, against real servers that the suite starts

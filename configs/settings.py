@@ -129,13 +129,15 @@ class Definitions:
 class Training:
     """The runs of Ray Train. `publish_every_s` in wall time: a full version, to be validated, about that often.
 
-    `held_out_percent`: of requests, by hash, never trained on. `storage`: path or URI where Ray Train keeps its state;
+    `held_out_percent`: of requests, by hash, never trained on; a version is judged on the newest `exam_rows` samples of
+    these: fewer judge by what holds now, more with less noise. `storage`: path or URI where Ray Train keeps its state;
     none is below the data directory.
     """
 
     workers: int = 1
     publish_every_s: float = 60.0
     held_out_percent: int = 10
+    exam_rows: int = 20_000
     storage: str | None = None
 
 

@@ -38,10 +38,26 @@ def start_jobs(system: System, parts: Collection[str], *, on_step: Step) -> Syst
     return system
 
 
+def start_traffic(system: System, *, per_s: float, on_step: Step) -> None:
+    """Let simulated shoppers come. Raises RayUnavailable, NotRunning."""
+    from rtrec_ray.app.traffic import start_traffic as start
+
+    cluster.wait_for([start(system, per_s=per_s)])
+    on_step("traffic", f"{per_s:g} requests a second")
+
+
+def stop_traffic() -> None:
+    """Let nobody come any more; returns when the last ones have been answered."""
+    from rtrec_ray.app.traffic import TRAFFIC
+
+    cluster.stop_actors([TRAFFIC])
+
+
 def stop_jobs(system: System, parts: Collection[str], *, on_step: Step) -> None:
     """Let the pipeline commit, and end the jobs. A cluster that is gone has nothing left to stop."""
     if not cluster.answers():
         return
+    stop_traffic()
     # An embedded head is ended next, with all that runs on it: only what is not committed yet is worth waiting for.
     ends_whole = system.addresses.ray_token is not None
     for part in (part for part in reversed(JOBS) if part in parts):

@@ -79,7 +79,9 @@ def start_incremental(system: System) -> Any:
 def _gate(system: System) -> list[Work]:
     from training.gate import ValidationGate  # TensorFlow, as above
 
-    gate = ValidationGate(GateOptions(held_out_percent=system.settings.training.held_out_percent), connections(system))
+    settings = system.settings.training
+    options = GateOptions(held_out_percent=settings.held_out_percent, max_rows=settings.exam_rows)
+    gate = ValidationGate(options, connections(system))
     return [Endless(gate.run, end=gate.stop)]
 
 

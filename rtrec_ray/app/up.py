@@ -27,8 +27,11 @@ Step = Callable[[str, str], None]
 class Up:
     """A started system. `revive` starts its jobs again after the Ray head was."""
 
-    def __init__(self, settings: Settings, servers: Running, parts: Collection[str], *, on_step: Step) -> None:
+    def __init__(
+        self, settings: Settings, servers: Running, parts: Collection[str], *, on_step: Step, traffic: float = 0.0
+    ) -> None:
         self._servers = servers
+        self._traffic = traffic
         self._parts = parts
         self._on_step = on_step
         self._ray_is_new = threading.Event()
@@ -48,6 +51,8 @@ class Up:
 
             self._jobs = jobs
             self._settle(jobs.start_jobs(self.system, self._parts, on_step=self._on_step))
+            if self._traffic:
+                jobs.start_traffic(self.system, per_s=self._traffic, on_step=self._on_step)
         self._servers.watch(self._see)
         self._servers.note(ready=True)
 
@@ -56,6 +61,8 @@ class Up:
         if self._jobs is not None and self._ray_is_new.is_set():
             try:
                 self._settle(self._jobs.restart_jobs(self.system, self._parts, on_step=self._on_step))
+                if self._traffic:
+                    self._jobs.start_traffic(self.system, per_s=self._traffic, on_step=self._on_step)
             except (RtrecError, RuntimeError, OSError) as error:
                 # The servers stay up whatever the cluster does; the next look tries again.
                 self._on_step("ray", f"jobs not restarted: {error}")
@@ -88,16 +95,18 @@ def started(
     parts: Collection[str] = PARTS,
     config: Path | None = None,
     on_step: Step = lambda part, what: None,
+    traffic: float = 0.0,
 ) -> Iterator[Up]:
     """Start the parts for the block, and stop them at its end, whatever ends it.
 
-    Servers whose address the settings name are used as they are. Raises ConfigInvalid, AlreadyRunning,
+    `traffic`: requests per second of simulated shoppers; they need the parts pipeline and serve. Servers whose address
+    the settings name are used as they are. Raises ConfigInvalid, AlreadyRunning,
     DirectoryUnusable, EmbeddedFailure.
     """
-    check_parts(parts)
+    check_parts(parts, traffic=traffic)
     servers = start(_embedded_parts(settings, parts), directory, _options(settings), on_step=on_step)
     try:
-        up = Up(settings, servers, parts, on_step=on_step)
+        up = Up(settings, servers, parts, on_step=on_step, traffic=traffic)
     except BaseException:
         servers.stop()
         raise
@@ -115,11 +124,19 @@ def running(settings: Settings, directory: Path, **options: Any) -> Iterator[Sys
         yield up.system
 
 
-def check_parts(parts: Collection[str]) -> None:
-    """Raise ConfigInvalid for a part that there is not."""
+def check_parts(parts: Collection[str], *, traffic: float = 0.0) -> None:
+    """Raise ConfigInvalid for a part that there is not, and for traffic without what it needs."""
     unknown = sorted(set(parts) - set(PARTS))
     if unknown or not parts:
         raise ConfigInvalid(f"unknown part {', '.join(unknown)!r}", mend=f"the parts are {','.join(PARTS)}")
+    if traffic < 0.0:
+        raise ConfigInvalid(
+            f"traffic is a number of requests per second, not {traffic:g}", mend="leave it out for none"
+        )
+    if traffic and not {"pipeline", "serve"} <= set(parts):
+        raise ConfigInvalid(
+            "shoppers need the parts pipeline and serve", mend="leave out --only, or name these parts too"
+        )
 
 
 def _embedded_parts(settings: Settings, parts: Collection[str]) -> list[str]:

@@ -1,19 +1,24 @@
-"""`rtrec demo`: the whole loop on a real click log, with a report."""
+"""`rtrec demo`: what real time is worth in a drifting world, or the whole loop on a real click log; with a report."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
 from rtrec_ray.cli.options import Where, command
 
+if TYPE_CHECKING:
+    from rtrec_ray.demo.scene import Scene
+
 
 @click.command()
-@click.option("--source", type=click.Choice(["open-bandit"]), default="open-bandit", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the live client and its clicks.")
-@click.option("--minutes", type=float, default=5.0, show_default=True, help="Wall time in which the log passes.")
+@click.option("--source", type=click.Choice(["world", "open-bandit"]), default="world", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the world and its shoppers, or of the client.")
+@click.option("--minutes", type=float, help="Wall time of the live part (6), or in which the log passes (5).")
+@click.option("--null", is_flag=True, help="A world in which nothing drifts.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -22,28 +27,41 @@ from rtrec_ray.cli.options import Where, command
     help="Where the report goes; emptied first.",
 )
 @command
-def demo(where: Where, source: str, seed: int, minutes: float, out: Path) -> int:
-    """Run the whole loop on a real click log and write a report.
+def demo(where: Where, source: str, seed: int, minutes: float | None, out: Path, *, null: bool) -> int:
+    """Show what real-time features and training win back when behaviour drifts, and write a report.
 
     Starts a system of its own in a temporary directory, whatever --data-dir says, and stops it at the end.
     """
     # Imported when called: MLflow, Polars and matplotlib take seconds.
     from configs.settings import load_settings
     from rtrec_ray.clock import monotonic_s
-    from rtrec_ray.demo.figures import summary
-    from rtrec_ray.demo.options import LOGS, DemoOptions, ShowOptions, empty
+    from rtrec_ray.demo.options import LOGS, empty
     from rtrec_ray.demo.run import run_demo
     from rtrec_ray.demo.screen import Screen, print_outcome
     from rtrec_ray.demo.streams import set_aside
+    from rtrec_ray.demo.words import outcome
 
     began_s, settings = monotonic_s(), load_settings(where.config)
-    options = DemoOptions(out=out.absolute(), show=ShowOptions(seed=seed, minutes=minutes))
-    empty(options.out)
-    with set_aside(options.out / LOGS / "driver.log") as (stdout, stderr):
+    scene = _scene(source, seed=seed, minutes=minutes, out=out.absolute(), drifting=not null)
+    empty(scene.out)
+    with set_aside(scene.out / LOGS / "driver.log") as (stdout, stderr):
         console = Console(file=stderr if where.json else stdout, highlight=False)
         with Screen(console, began_s=began_s) as screen:
-            record, page = run_demo(options, settings, screen)
+            record, page = run_demo(scene, settings, screen)
+        found = scene.summary(record)
         if not where.json:
-            print_outcome(console, record, page=str(page))
-    where.answer(summary(record), lambda: None)
+            print_outcome(console, record.checks, lines=outcome(found), page=str(page))
+    where.answer(found, lambda: None)
     return 0 if record.ok else 1
+
+
+def _scene(source: str, *, seed: int, minutes: float | None, out: Path, drifting: bool) -> Scene:
+    from rtrec_ray.demo.options import DemoOptions, ShowOptions
+    from rtrec_ray.demo.scene import DriftingWorld, OpenBandit
+    from rtrec_ray.demo.world.options import WorldDemoOptions
+    from rtrec_ray.simulate.world.experiment import Schedule
+
+    if source == "open-bandit":
+        return OpenBandit(DemoOptions(out=out, show=ShowOptions(seed=seed, minutes=minutes or ShowOptions().minutes)))
+    schedule = Schedule(minutes=minutes or Schedule().minutes, drifting=drifting)
+    return DriftingWorld(WorldDemoOptions(out=out, seed=seed, schedule=schedule))

@@ -28,14 +28,17 @@ _LOOK_S = 1.0
 
 @click.command()
 @click.option("--only", "only", help="Parts to start, with commas: kafka,postgres,mlflow,ray,pipeline,training,serve.")
+@click.option(
+    "--traffic", type=float, default=0.0, help="Requests per second of simulated shoppers, as long as it is up."
+)
 @click.option("--detach", is_flag=True, help="Return when it is ready; `rtrec down` stops it.")
 @command
-def up(where: Where, only: str | None, *, detach: bool) -> None:
+def up(where: Where, only: str | None, traffic: float, *, detach: bool) -> None:
     """Start the system and keep it running until Ctrl-C."""
     if detach:
-        _detach(where, only)
+        _detach(where, only, traffic)
     else:
-        _stay(where, only)
+        _stay(where, only, traffic)
     if detach and where.json:
         where.answer(read_status(open_system(where.config, where.data_dir)), lambda: None)
 
@@ -67,7 +70,7 @@ def doctor(where: Where) -> int:
     return 0 if answer["ok"] else 1
 
 
-def _stay(where: Where, only: str | None) -> None:
+def _stay(where: Where, only: str | None, traffic: float) -> None:
     from rtrec_ray.app.up import PARTS, started  # imports Ray, MLflow and Serve: seconds that --detach spares itself
 
     parts = PARTS if only is None else tuple(part.strip() for part in only.split(",") if part.strip())
@@ -75,7 +78,12 @@ def _stay(where: Where, only: str | None) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with started(
-            load_settings(where.config), where.data_dir, parts=parts, config=where.config, on_step=_say
+            load_settings(where.config),
+            where.data_dir,
+            parts=parts,
+            config=where.config,
+            on_step=_say,
+            traffic=traffic,
         ) as running:
             signal.signal(signal.SIGTERM, _interrupt)  # Ray's driver has put its own in place
             _say("rtrec", "ready; Ctrl-C stops it")
@@ -90,7 +98,7 @@ def _interrupt(_signal: int, _frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _detach(where: Where, only: str | None) -> None:
+def _detach(where: Where, only: str | None, traffic: float) -> None:
     state = read_state(where.data_dir)
     if state is not None and state.is_running():
         raise AlreadyRunning(
@@ -102,6 +110,7 @@ def _detach(where: Where, only: str | None) -> None:
     words = [sys.executable, "-m", "rtrec_ray.cli", "up", "--data-dir", str(where.data_dir)]
     words += ["--config", str(where.config)] if where.config else []
     words += ["--only", only] if only else []
+    words += ["--traffic", str(traffic)] if traffic else []
     words += ["--debug"] if where.debug else []
     with log.open("wb") as out:
         child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)

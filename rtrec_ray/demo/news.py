@@ -31,7 +31,7 @@ class News:
 
     def lines(self, seen: Seen) -> list[str]:
         """What is new since the last call."""
-        lines = [text for event in seen.events if (text := _of_model(event))]
+        lines = [text for event in seen.events if (text := of_model(event))]
         return [*self._first_signs(seen.moment), *lines, *self._day_past(seen.moment)]
 
     def _first_signs(self, moment: Moment) -> list[str]:
@@ -55,7 +55,8 @@ class News:
         return [f"{day_name} is over: {moment.on_log:,} events in; behind: {behind}; answers in {in_ms(p50)}"]
 
 
-def _of_model(event: Event) -> str:
+def of_model(event: Event) -> str:
+    """A line about an event of a model; empty for one that nobody need know of."""
     name = f"model v{event.value}"
     kind = str(event.context.get("kind", ""))
     return {

@@ -10,56 +10,47 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from configs.settings import Settings
-from rtrec_ray.app.find import definition_file
 from rtrec_ray.app.up import running
 from rtrec_ray.clock import wall_ms
-from rtrec_ray.demo.log import Log, load_log
-from rtrec_ray.demo.options import LOGS, DemoOptions, compressed, roomy
-from rtrec_ray.demo.record import DemoRecord
-from rtrec_ray.demo.report import write_report
+from rtrec_ray.demo.options import LOGS
+from rtrec_ray.demo.scene import Scene, Stage
 from rtrec_ray.demo.screen import Screen
 from rtrec_ray.embedded import ports
 from rtrec_ray.errors import RtrecError
 
 
-def run_demo(options: DemoOptions, settings: Settings, screen: Screen) -> tuple[DemoRecord, Path]:
-    """Run it and write the report; answers what was observed and the page's path. `options.out` is there, empty.
+def run_demo(scene: Scene, settings: Settings, screen: Screen) -> tuple[Any, Path]:
+    """Run it and write the report; answers what was observed and the page's path. `scene.out` is there, empty.
 
     Raises DemoFailed, and what servers and stages raise. The servers' logs are kept there unless all is well.
     """
     began_ms = wall_ms()
     _end_on_sigterm()
-    log = load_log()
-    settings = _beside_others(compressed(settings, log.facts, options))
-    logs = options.out / LOGS
+    logs = scene.out / LOGS
     with TemporaryDirectory(prefix="rtrec-demo-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
+        settings = scene.settings(_beside_others(settings), directory)
         with _failure_leaves_logs(directory, logs):
-            record = _show(options, settings, directory, log=log, screen=screen, began_ms=began_ms)
+            record = _show(scene, settings, directory, screen=screen, began_ms=began_ms)
         if record.ok:
             shutil.rmtree(logs, ignore_errors=True)
         else:
             _keep_logs(directory, logs)
     record = replace(record, phases=screen.phases, seconds=(wall_ms() - began_ms) / 1_000.0)
-    return record, write_report(record, options.out)
+    return record, scene.write(record)
 
 
-def _show(
-    options: DemoOptions, settings: Settings, directory: Path, *, log: Log, screen: Screen, began_ms: int
-) -> DemoRecord:
-    settings = _with_roomy_tiles(settings, directory)
+def _show(scene: Scene, settings: Settings, directory: Path, *, screen: Screen, began_ms: int) -> Any:
     with ExitStack() as stack:
+        prepared = stack.enter_context(scene.prepared())
         with screen.phase("starting"):
-            steps = _steps(screen)
-            system = stack.enter_context(running(settings, directory, on_step=steps))
+            system = stack.enter_context(running(settings, directory, on_step=_steps(screen)))
             _end_on_sigterm()  # Ray's driver has put its own handler in place
-        # Ray reads variables as it is imported, and these are known only now that its head runs.
-        from rtrec_ray.demo.show import Show
-
-        mend = f"the logs are in {options.out / LOGS}"
-        record = Show(options.show, system, log, screen=screen, began_ms=began_ms, mend=mend).play()
+        mend = f"the logs are in {scene.out / LOGS}"
+        record = scene.play(Stage(system=system, screen=screen, began_ms=began_ms, mend=mend), prepared)
         with screen.phase("stopping"):
             stack.close()
     return record
@@ -83,14 +74,6 @@ def _end_on_sigterm() -> None:
 
 def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
-
-
-def _with_roomy_tiles(settings: Settings, directory: Path) -> Settings:
-    own = directory / "features.yaml"
-    text = definition_file("features", settings.definitions.features).read_text(encoding="utf-8")
-    own.write_text(roomy(text, speed=settings.clock.speed), encoding="utf-8")
-    definitions = replace(settings.definitions, features=str(own))
-    return settings.model_copy(update={"definitions": definitions})
 
 
 def _beside_others(settings: Settings) -> Settings:

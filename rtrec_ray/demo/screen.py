@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -11,9 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rtrec_ray.clock import monotonic_s
-from rtrec_ray.demo.figures import summary
-from rtrec_ray.demo.record import DemoRecord, Phase
-from rtrec_ray.demo.words import in_ms, minutes
+from rtrec_ray.demo.record import Check, Phase
+from rtrec_ray.demo.words import minutes
 
 
 class Screen:
@@ -79,16 +78,13 @@ class Screen:
         return monotonic_s() - self._began_s
 
 
-def print_outcome(console: Console, record: DemoRecord, *, page: str) -> None:
-    """The checks as a table, the figures in a line, and where the report is."""
+def print_outcome(console: Console, checks: Sequence[Check], *, lines: Sequence[str], page: str) -> None:
+    """The checks as a table, the figures in lines, and where the report is."""
     table = Table(box=None, pad_edge=False, show_header=False)
-    for check in record.checks:
+    for check in checks:
         mark = Text("✓", style="bold green") if check.ok else Text("✗", style="bold red")
         table.add_row(mark, check.stage, Text(check.figure, style="" if check.ok else "red"))
     console.print(table)
-    latency = summary(record)["latency_ms"]
-    console.print(
-        f"{minutes(record.seconds)} minutes, event time at {record.time.speed:,.0f} times wall time; "
-        f"answers in {in_ms(latency['recommend_p50'])}, 99 % within {in_ms(latency['recommend_p99'])}"
-    )
+    for line in lines:
+        console.print(line, soft_wrap=True)
     console.print(f"report: {page}", soft_wrap=True, highlight=False)

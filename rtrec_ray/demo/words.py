@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rtrec_ray.demo.figures import Estimate
 
 
@@ -57,3 +59,25 @@ def span(event_ms: float) -> str:
     if seconds < 120.0:
         return f"{seconds:.0f} s"
     return f"{seconds / 60.0:.0f} min" if seconds < 7_200.0 else f"{seconds / 3_600.0:.1f} h"
+
+
+def outcome(summary: dict[str, Any]) -> list[str]:
+    """The figures of a run, for the terminal."""
+    latency = summary["latency_ms"]
+    lines = [
+        f"{arm}: clicks {in_percent(found['ctr_before'])} before, {in_percent(found['ctr_after'])} after the drift; "
+        f"loses {in_percent(found['regret_after'])} per impression against the best possible"
+        for arm, found in summary.get("arms", {}).items()
+    ]
+    speed = f"event time at {summary['speed']:,.0f} times wall time"
+    answers = f"answers in {in_ms(latency['recommend_p50'])}, 99 % within {in_ms(latency['recommend_p99'])}"
+    return [*lines, f"{minutes(summary['seconds'])} minutes, {speed}; {answers}"]
+
+
+def in_percent(share: float | None) -> str:
+    """A share for people.
+
+    >>> in_percent(0.1234), in_percent(None)
+    ('12.3 %', '–')
+    """
+    return "–" if share is None else f"{100.0 * share:.1f} %"

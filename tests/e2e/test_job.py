@@ -14,6 +14,7 @@ from tests.e2e.commands import ROOT, Installation
 
 pytestmark = [pytest.mark.server, pytest.mark.ray, pytest.mark.slow]
 
+SERVERS = ("kafka", "postgres", "ray")
 CONFIG = """
 servers:
   kafka: {bootstrap: "${KAFKA_BOOTSTRAP}"}
@@ -68,30 +69,24 @@ def test_a_submitted_job_runs_the_pipeline_and_its_stop_ends_it_in_order(servers
     eventually(lambda: up(servers) == [], timeout_s=90, what="every lease is given back")
 
 
-def test_a_second_system_runs_beside_the_first_and_ends_alone(servers, tmp_path, eventually):
-    log = tmp_path / "views.jsonl"
-    views = ({"event_id": f"v{n}", "event_type": "view", "ts": 1_767_225_600_000 + n, "user_id": n} for n in range(100))
-    log.write_text("".join(json.dumps(view) + "\n" for view in views))
-    second = Installation(tmp_path / "second")
-    before = servers.json("status")
-    second.run("up", "--only", "kafka,postgres,ray,pipeline", "--detach")
+def test_a_second_system_with_shoppers_runs_beside_the_first_and_ends_alone(servers, tmp_path, eventually):
+    second, before = Installation(tmp_path / "second"), servers.json("status")
+    second.run("up", "--only", "kafka,postgres,mlflow,ray,pipeline,serve", "--traffic", "5", "--detach")
     try:
-        assert second.json("replay", str(log))["records"]["behavior"] == 100
-        eventually(lambda: taken(second) == [100] * 3, timeout_s=60, what="each stage of the second has them all")
+        eventually(lambda: shoppers_came(second), timeout_s=60, what="features, samples and history of shoppers")
         there = second.json("status")
-        assert [there[part] != before[part] for part in ("kafka", "postgres", "ray")] == [True] * 3
+        assert [there[part] != before[part] for part in SERVERS] == [True] * 3
     finally:
         second.run("down")
     assert second.processes() == []
     after = servers.json("status")
-    assert [after[part] for part in ("kafka", "postgres", "ray")] == [
-        before[part] for part in ("kafka", "postgres", "ray")
-    ]
-    assert [after["stages"][name]["in"] for name in after["stages"]] == [0] * len(after["stages"])
+    assert [after[part] for part in SERVERS] == [before[part] for part in SERVERS]
+    assert [stage["in"] for stage in after["stages"].values()] == [0] * len(after["stages"])
 
 
-def taken(installation):
-    return [stage["in"] for stage in installation.json("status")["stages"].values()]
+def shoppers_came(installation):
+    stages = installation.json("status")["stages"]
+    return all(stage["in"] > 100 and stage["dead"] == 0 for stage in stages.values())
 
 
 def up(servers):

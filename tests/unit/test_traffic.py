@@ -2,9 +2,7 @@
 
 import json
 import random
-import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import polars as pl
 import pytest
@@ -17,6 +15,7 @@ from rtrec_ray.demo.spotcheck import Answer, Question, compare, questions, recou
 from rtrec_ray.demo.traffic import Traffic, TrafficOptions
 from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.kafka.judge import judge
+from tests.shop import Shop, open_shop
 
 SCHEMA = {"event_type": pl.String, "ts": pl.Int64, "user_id": pl.Int64, "item_id": pl.Int64, "category_id": pl.Int64}
 NOW_MS = 1_600_000_000_000
@@ -24,76 +23,10 @@ VISITOR = Visitor(user_id=1, page_id=2, context={"user_feature_0": "a"})
 AUDIENCE = Audience(visitors=[VISITOR], click_rate={7: 1.0, 8: 0.0}, category={7: 3})
 
 
-class Shop(ThreadingHTTPServer):
-    """Answers each request for recommendations as `plan` says in turn, the last for ever: ok, 500 or garbage."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, plan, *, events_status=202):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.plan = list(plan)
-        self.events_status = events_status
-        self.asked = []
-        self.events = []
-        self.lock = threading.Lock()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        with self.server.lock:
-            if self.path == "/v1/recommend":
-                self.recommend(body)
-            else:
-                self.server.events += body
-                self.answer(self.server.events_status, {"accepted": len(body), "errors": []})
-
-    def recommend(self, body):
-        self.server.asked.append(body)
-        what = self.server.plan.pop(0) if len(self.server.plan) > 1 else self.server.plan[0]
-        if what == "500":
-            self.answer(500, {})
-        elif what == "garbage":
-            self.answer(200, None)
-        else:
-            self.answer(
-                200,
-                {
-                    "request_id": f"r{len(self.server.asked)}",
-                    "model_version": "4",
-                    "items": [{"item_id": 7, "score": 0.2, "position": 1}, {"item_id": 8, "score": 0.1, "position": 2}],
-                    "freshness": {"feature_age_ms": 10, "model_age_ms": None},
-                    "degraded": [],
-                },
-            )
-
-    def answer(self, status, value):
-        body = b"<html>" if value is None else json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def shop(request):
-    server = Shop(**request.param)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with open_shop(**request.param) as opened:
+        yield opened
 
 
 def visit(shop, eventually, *, calls):
