@@ -11,15 +11,16 @@ import polars as pl
 from rich.progress import TaskID
 
 from rtrec_ray.app.system import System
-from rtrec_ray.app.training import INCREMENTAL, train_base
+from rtrec_ray.app.training import train_base
 from rtrec_ray.clock import monotonic_s, wall_ms
 from rtrec_ray.demo.audience import audience
 from rtrec_ray.demo.background import Background, pause, wait_until
 from rtrec_ray.demo.lineage import version_facts
 from rtrec_ray.demo.log import Log
 from rtrec_ray.demo.news import News
+from rtrec_ray.demo.observe import progress_points, time_line
 from rtrec_ray.demo.options import Base, ShowOptions
-from rtrec_ray.demo.record import DemoRecord, ProgressPoint, SpotFacts, TimeLine
+from rtrec_ray.demo.record import DemoRecord, SpotFacts, TimeLine
 from rtrec_ray.demo.screen import Screen
 from rtrec_ray.demo.spotcheck import SpotChecks, compare, questions
 from rtrec_ray.demo.timeline import Seen, Timeline, Watched
@@ -32,7 +33,6 @@ from rtrec_ray.notification import MODEL_DEPLOYED, MODEL_REJECTED
 from rtrec_ray.registry.base import ModelVersion
 from rtrec_ray.registry.mlflow import MlflowModelCenter, RegistryOptions
 from rtrec_ray.simulate.replay import ReplayOptions, ReplaySummary, replay
-from rtrec_ray.stores.training import PostgresTrainingBook
 
 _DAY_MS: Final = 86_400_000
 _ONLINE_S: Final = 120.0
@@ -193,7 +193,7 @@ class Show:
             time=self._time,
             phases=self._screen.phases,
             moments=self._timeline.moments(),
-            progress=self._progress(),
+            progress=progress_points(system.postgres, began_ms=self._began_ms),
             versions=tuple(evidence.versions),
             calls=tuple(evidence.calls),
             live=live,
@@ -225,29 +225,7 @@ class Show:
 
     @property
     def _time(self) -> TimeLine:
-        clock = self._system.clock
-        return TimeLine(
-            clock_s=(clock.origin_wall_ms - self._began_ms) / 1_000.0,
-            event_ms=clock.origin_event_ms,
-            speed=clock.speed,
-        )
-
-    def _progress(self) -> tuple[ProgressPoint, ...]:
-        with closing(PostgresTrainingBook(self._system.postgres)) as book:
-            points = book.progress(INCREMENTAL)
-        return tuple(
-            ProgressPoint(
-                at_s=(point.at_ms - self._began_ms) / 1_000.0,
-                event_time_ms=point.event_time_ms,
-                rows=point.rows,
-                positives=point.positives,
-                log_loss=point.log_loss,
-                base_log_loss=point.base_log_loss,
-                lag_rows=point.lag_rows,
-                base=point.base_version,
-            )
-            for point in points
-        )
+        return time_line(self._system.clock, began_ms=self._began_ms)
 
     def _base_rates(self, registered: Sequence[ModelVersion]) -> dict[str, float]:
         """Clicks per impression of the samples before each base model, by its version."""

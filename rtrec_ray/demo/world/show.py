@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Final
 
 from rtrec_ray.app.system import System
-from rtrec_ray.app.training import INCREMENTAL, train_base
+from rtrec_ray.app.training import train_base
 from rtrec_ray.clock import monotonic_s, wall_ms
 from rtrec_ray.demo.background import pause, wait_until
 from rtrec_ray.demo.lineage import version_facts
 from rtrec_ray.demo.news import of_model
-from rtrec_ray.demo.record import ProgressPoint, TimeLine
+from rtrec_ray.demo.observe import progress_points, time_line
+from rtrec_ray.demo.record import TimeLine
 from rtrec_ray.demo.screen import Screen
 from rtrec_ray.demo.timeline import Seen, Timeline, Watched
 from rtrec_ray.demo.world.day import arm_name, send
@@ -30,7 +31,6 @@ from rtrec_ray.simulate.world.experiment import Schedule, world_options
 from rtrec_ray.simulate.world.live import Answered, ShopperOptions, Shoppers
 from rtrec_ray.simulate.world.options import Drift
 from rtrec_ray.simulate.world.world import make_world
-from rtrec_ray.stores.training import PostgresTrainingBook
 
 _STITCHED_S: Final = 120.0
 _ONLINE_S: Final = 120.0
@@ -168,7 +168,7 @@ class WorldShow:
             first_drift_ms=live.first_drift_ms,
             phases=self._screen.phases,
             moments=self._timeline.moments(),
-            progress=self._progress(),
+            progress=progress_points(self._system.postgres, began_ms=self._began_ms),
             versions=versions,
             asked=tuple(self._asked),
             checks=checks(evidence),
@@ -177,29 +177,7 @@ class WorldShow:
 
     @property
     def _time(self) -> TimeLine:
-        clock = self._system.clock
-        return TimeLine(
-            clock_s=(clock.origin_wall_ms - self._began_ms) / 1_000.0,
-            event_ms=clock.origin_event_ms,
-            speed=clock.speed,
-        )
-
-    def _progress(self) -> tuple[ProgressPoint, ...]:
-        with closing(PostgresTrainingBook(self._system.postgres)) as book:
-            points = book.progress(INCREMENTAL)
-        return tuple(
-            ProgressPoint(
-                at_s=(point.at_ms - self._began_ms) / 1_000.0,
-                event_time_ms=point.event_time_ms,
-                rows=point.rows,
-                positives=point.positives,
-                log_loss=point.log_loss,
-                base_log_loss=point.base_log_loss,
-                lag_rows=point.lag_rows,
-                base=point.base_version,
-            )
-            for point in points
-        )
+        return time_line(self._system.clock, began_ms=self._began_ms)
 
     def _on_answer(self, answered: Answered) -> None:
         asking = Asking(at_s=answered.at_s - self._began_s, arm=arm_name(answered.user_id), answered=answered)

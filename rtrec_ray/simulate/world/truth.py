@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 from typing import Any, Final
 
 import numpy as np
@@ -60,13 +60,17 @@ class Truth:
         return _sigmoid(logits + self._of_position(items.shape[1]))
 
     def best(self, asked: Asked, *, places: int) -> Indexes:
-        """The items with the highest odds, best first, (n, places): in no order do other items get more clicks.
+        """The slate that gets most clicks, (n, places): the items with the highest odds, in the best of all orders.
 
-        Below even odds no other order of these gets more either. Above, where a click is likelier than not, one can: by
-        3 clicks in 10,000 impressions in the mean over the worlds of the experiment, by 1 in 80 at most.
+        By odds is the best order while a click is less likely than not; above even odds the curve of the probability
+        bends, and a likelier item can lose less on a lower place.
         """
-        order: Indexes = np.argsort(-self._logits(asked), axis=1, kind="stable")
-        return order[:, :places]
+        logits, orders = self._logits(asked), np.array(list(permutations(range(places))))
+        top = np.argsort(-logits, axis=1, kind="stable")[:, :places]
+        of_orders = np.take_along_axis(logits, top, axis=1)[:, orders] + self._of_position(places)
+        won = orders[np.argmax(_sigmoid(of_orders).sum(axis=2), axis=1)]
+        best: Indexes = np.take_along_axis(top, won, axis=1)
+        return best
 
     def find(self, asked: Asked, random: np.random.Generator) -> Indexes:
         """The ad that each visitor would find by himself, (n,): drawn in proportion to the odds of a click."""
