@@ -111,7 +111,8 @@ def test_a_kill_between_any_two_steps_of_a_commit_leaves_each_record_in_the_hist
     arguments = (dsn, kafka.bootstrap, kafka.suffix, str(tmp_path / "h"))
     files = ArrowHistoryFiles(HistoryFilesOptions(uri=str(tmp_path / "h")))
     good, bad = _produce(kafka, 0, 1_500)
-    for point, count in [("after-files", "5"), ("after-rows", "3"), ("after-commit", "2")]:
+    # Each of the two partitions commits at least once, however fast the machine: more is not sure to come.
+    for point, count in [("after-files", "5"), ("after-rows", "2"), ("after-commit", "1")]:
         assert Worker(*arguments, point, count).wait() == -9
         more = _produce(kafka, len(good), len(good) + 100)
         good, bad = good + more[0], bad + more[1]
