@@ -14,7 +14,7 @@ from rtrec_ray.demo.world.record import WorldRecord
 
 COLOURS: Final = {"static": PALETTE["orange"], "features": PALETTE["blue"], "training": PALETTE["green"]}
 NAMES: Final = {"static": "static", "features": "real-time features", "training": "+ real-time training"}
-DRIFTS: Final = {"trend": "trend changes", "parting": "cities part", "new_items": "new ads"}
+DRIFTS: Final = {"trend": "trend", "parting": "cities", "new_items": "new ads"}
 
 _BIN_S: Final = 10.0
 
