@@ -62,6 +62,7 @@ def _scene(source: str, *, seed: int, minutes: float | None, out: Path, drifting
     from rtrec_ray.simulate.world.experiment import Schedule
 
     if source == "open-bandit":
-        return OpenBandit(DemoOptions(out=out, show=ShowOptions(seed=seed, minutes=minutes or ShowOptions().minutes)))
-    schedule = Schedule(minutes=minutes or Schedule().minutes, drifting=drifting)
+        show = ShowOptions(seed=seed) if minutes is None else ShowOptions(seed=seed, minutes=minutes)
+        return OpenBandit(DemoOptions(out=out, show=show))
+    schedule = Schedule(drifting=drifting) if minutes is None else Schedule(drifting=drifting, minutes=minutes)
     return DriftingWorld(WorldDemoOptions(out=out, seed=seed, schedule=schedule))

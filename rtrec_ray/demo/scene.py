@@ -6,47 +6,15 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from configs.settings import Settings
 from rtrec_ray.app.find import definition_file
 from rtrec_ray.app.system import System
 from rtrec_ray.demo.log import load_log
 from rtrec_ray.demo.options import DemoOptions, compressed, roomy
-from rtrec_ray.demo.record import Check, Phase, TimeLine
 from rtrec_ray.demo.screen import Screen
 from rtrec_ray.demo.world.options import WorldDemoOptions, world_settings
-
-SOURCES: Final = ("world", "open-bandit")
-
-
-class Record(Protocol):
-    """What a run observed; a frozen dataclass with at least these."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether every check holds."""
-        ...
-
-    @property
-    def checks(self) -> tuple[Check, ...]:
-        """Claims and whether they hold."""
-        ...
-
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        """The phases of the run."""
-        ...
-
-    @property
-    def time(self) -> TimeLine:
-        """Event time over the run."""
-        ...
-
-    @property
-    def seconds(self) -> float:
-        """How long the run took, wall time."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from rtrec_ray.clock import Clock
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.kafka.base import Producer
 from rtrec_ray.simulate.recording import Recording, arrange
@@ -54,7 +53,7 @@ def arm_name(user_id: int) -> str:
     return str(arm_of(user_id, ARMS))
 
 
-def send(recording: Recording, producer: Producer, *, clock: Clock, progress: Progress) -> ReplaySummary:
+def send(recording: Recording, producer: Producer, *, progress: Progress) -> ReplaySummary:
     """Write the log; returns when Kafka has acknowledged all of it. Raises KafkaUnavailable."""
     return write(Plan(recording=recording), producer, progress=progress)
 

@@ -85,7 +85,7 @@ class WorldShow:
             self._screen.move(bar, done=float(done), state=f"{done:,} of {total:,} records")
 
         with closing(connect_producer(self._system.kafka)) as producer:
-            summary = send(recording, producer, clock=self._system.clock, progress=on_written)
+            summary = send(recording, producer, progress=on_written)
         self._screen.say(f"{sum(summary.records.values()):,} records of yesterday on Kafka")
         shown = _shown(recording)
         wait_until(

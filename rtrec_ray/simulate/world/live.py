@@ -11,7 +11,7 @@ import heapq
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Final
 
@@ -50,7 +50,6 @@ class ShopperOptions:
     unordered: float = 0.02
     unordered_ms: int = 4_000
     timeout_s: float = 10.0
-    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,9 +140,7 @@ class Shoppers:
         limits = httpx.Limits(max_connections=64, max_keepalive_connections=32, keepalive_expiry=2.0)
         timeout = self._options.timeout_s
         async with (
-            httpx.AsyncClient(
-                base_url=self._url, timeout=timeout, limits=limits, headers=self._options.headers
-            ) as client,
+            httpx.AsyncClient(base_url=self._url, timeout=timeout, limits=limits) as client,
             asyncio.TaskGroup() as tasks,
         ):
             self._planned_ms = self._clock.now_ms()
