@@ -28,16 +28,21 @@ from benchmarks.twin import Models, Outcome, TwinOptions, run
 from rtrec_ray.features.file import load_definitions as load_features
 from rtrec_ray.samples.definition import load_definition as load_samples
 from rtrec_ray.simulate.world.effect import OBSERVED, effect, mean_interval
-from rtrec_ray.simulate.world.experiment import ARMS, Schedule, unskewed, world_options
+from rtrec_ray.simulate.world.experiment import (
+    ARMS,
+    EXPLORATION,
+    PUBLISH_S,
+    Schedule,
+    unskewed,
+    world_options,
+    yesterday,
+)
 from rtrec_ray.simulate.world.world import World, make_world
-from rtrec_ray.simulate.world.yesterday import DayOptions
 from serving.retrieve import arm_of
 from training.definition import load_definition as load_model
 
 ROOT: Final = Path(__file__).parents[1]
 MODEL: Final = ROOT / "rtrec_ray" / "simulate" / "world" / "model.yaml"
-STEP_WALL_MS: Final = 1_000
-PUBLISH_WALL_S: Final = 10.0  # between two increments, as the demonstration is set
 ONLINE_WALL_S: Final = 8.0  # from an increment's last sample to its first answer, as measured live
 
 
@@ -101,21 +106,13 @@ def _one(job: tuple[int, argparse.Namespace]) -> dict[str, Any]:
 
 
 def _twin_options(schedule: Schedule) -> TwinOptions:
-    step_ms = round(STEP_WALL_MS * schedule.speed)
-    day = DayOptions(
-        from_ms=schedule.from_ms - schedule.yesterday_ms,
-        to_ms=schedule.from_ms,
-        per_s=schedule.per_s,
-        step_ms=step_ms,
-        arms=ARMS,
-        arm_of=lambda user_id: str(arm_of(user_id, ARMS)),
-    )
     wall_s = 1_000 * schedule.speed
     return TwinOptions(
-        day=day,
+        day=yesterday(schedule, arm_of=lambda user_id: str(arm_of(user_id, ARMS))),
         live_to_ms=schedule.to_ms,
-        publish_ms=round(PUBLISH_WALL_S * wall_s),
+        publish_ms=round(PUBLISH_S * wall_s),
         online_ms=round(ONLINE_WALL_S * wall_s),
+        exploration=EXPLORATION,
     )
 
 

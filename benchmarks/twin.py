@@ -20,6 +20,7 @@ from rtrec_ray.samples.definition import SampleDefinition
 from rtrec_ray.samples.keys import clicks_of, impressions_of, keyed, requests_of
 from rtrec_ray.samples.stitch import Stitcher
 from rtrec_ray.simulate.world.engine import FeatureEngine
+from rtrec_ray.simulate.world.experiment import MODEL_OF
 from rtrec_ray.simulate.world.play import PLACES, Play, Request, Slate, Step
 from rtrec_ray.simulate.world.visits import plan_visits
 from rtrec_ray.simulate.world.world import World
@@ -46,7 +47,7 @@ class TwinOptions:
     live_to_ms: int
     publish_ms: int
     online_ms: int
-    exploration: float = 0.03
+    exploration: float
 
 
 class Samples:
@@ -163,7 +164,7 @@ def run(
 def _live(world: World, models: Models, options: TwinOptions, engine: FeatureEngine, samples: Samples) -> Outcome:
     day, rng = options.day, np.random.default_rng([world.options.seed, 4])
     arms = Arms(
-        scorers={arm: models.serving if arm == "training" else models.base for arm in day.arms},
+        scorers={arm: models.serving if MODEL_OF[arm] == "champion" else models.base for arm in day.arms},
         versions=dict.fromkeys(day.arms, "base"),
         exploration=options.exploration,
         rng=random.Random(world.options.seed),

@@ -14,7 +14,16 @@ from rtrec_ray.events import ITEM, PROFILE
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.kafka.codec import decode, encode
 from rtrec_ray.samples.definition import SampleDefinition
-from rtrec_ray.simulate.world.experiment import ARMS, MIDNIGHT_MS, Schedule, unskewed, world_options
+from rtrec_ray.simulate.world.experiment import (
+    ARMS,
+    EXPLORATION,
+    MIDNIGHT_MS,
+    PUBLISH_S,
+    STEP_S,
+    Schedule,
+    unskewed,
+    world_options,
+)
 from rtrec_ray.simulate.world.options import Drift, TasteOptions, VisitOptions, WorldOptions
 from rtrec_ray.simulate.world.play import PLACES
 from rtrec_ray.simulate.world.truth import Asked, regret
@@ -351,7 +360,6 @@ def defaults(options, *, of, but=()):
 def known():
     """What docs/world.md must say: every parameter by name."""
     day = {field.name: field.default for field in dataclasses.fields(DayOptions)}
-    twin, effect = (constants(ROOT / "benchmarks" / name) for name in ("twin.py", "effect.py"))
     return {
         **defaults(WorldOptions(), of="world", but=("tastes", "visits", "drifts", "seed")),
         **defaults(TasteOptions(), of="tastes"),
@@ -360,8 +368,10 @@ def known():
         "day.chance": day["chance"],
         "PLACES": PLACES,
         "ARMS": tuple(ARMS),
-        "twin.exploration": twin["exploration"],
-        **{name: effect[name] for name in ("STEP_WALL_MS", "PUBLISH_WALL_S", "ONLINE_WALL_S")},
+        "EXPLORATION": EXPLORATION,
+        "STEP_S": STEP_S,
+        "PUBLISH_S": PUBLISH_S,
+        "ONLINE_WALL_S": constants(ROOT / "benchmarks" / "effect.py")["ONLINE_WALL_S"],
     }
 
 

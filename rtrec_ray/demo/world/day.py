@@ -16,12 +16,10 @@ from rtrec_ray.kafka.base import Producer
 from rtrec_ray.simulate.recording import Recording, arrange
 from rtrec_ray.simulate.replay import Plan, Progress, ReplaySummary, write
 from rtrec_ray.simulate.source import of_frames
-from rtrec_ray.simulate.world.experiment import ARMS, MIDNIGHT_MS, Schedule, world_options
+from rtrec_ray.simulate.world.experiment import ARMS, MIDNIGHT_MS, Schedule, world_options, yesterday
 from rtrec_ray.simulate.world.world import make_world
-from rtrec_ray.simulate.world.yesterday import DayOptions, play_day, records
+from rtrec_ray.simulate.world.yesterday import play_day, records
 from serving.retrieve import arm_of
-
-STEP_WALL_S = 1.0  # what the live system takes, about, from an event to a feature
 
 
 @contextmanager
@@ -35,14 +33,7 @@ def played_elsewhere(schedule: Schedule, *, seed: int, features: Path) -> Iterat
 def play(schedule: Schedule, *, seed: int, features: Path) -> Recording:
     """Yesterday of this seed as records in the order of their time."""
     world = make_world(world_options(schedule, seed=seed))
-    options = DayOptions(
-        from_ms=MIDNIGHT_MS - schedule.yesterday_ms,
-        to_ms=MIDNIGHT_MS,
-        per_s=schedule.per_s,
-        step_ms=round(STEP_WALL_S * 1_000 * schedule.speed),
-        arms=ARMS,
-        arm_of=arm_name,
-    )
+    options = yesterday(schedule, arm_of=arm_name)
     _, steps = play_day(world, load_definitions(features), options, np.random.default_rng([seed, 3]))
     by_topic = records(world, steps, known_ms=options.from_ms)
     return arrange(list(of_frames(by_topic)), latest_ms=MIDNIGHT_MS)

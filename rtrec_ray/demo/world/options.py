@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Final
+
+import yaml
 
 from configs.settings import Definitions, Settings
 from rtrec_ray.app.find import definition_file
 from rtrec_ray.app.system import with_clock
 from rtrec_ray.errors import ConfigInvalid
-from rtrec_ray.simulate.world.experiment import ARMS, MIDNIGHT_MS, Schedule
+from rtrec_ray.samples.definition import load_definition
+from rtrec_ray.simulate.world.experiment import (
+    ARMS,
+    EXPLORATION,
+    MIDNIGHT_MS,
+    MODEL_OF,
+    PUBLISH_S,
+    Schedule,
+    unskewed,
+)
 from serving.options import Arm
-
-MODEL_OF: Final = {"static": "base", "features": "base", "training": "champion"}
-
-EXPLORATION: Final = 0.03
-"""Share of random slates, the same in every arm: each costs clicks, and without any nothing new is ever found."""
-
-PUBLISH_S: Final = 10.0
-"""Wall time between two increments: as often as two cores can validate and exchange them beside everything else."""
 
 EXAM_ROWS: Final = 300
 """Held-out samples that judge a version: those of about the last 15 s of wall time, a quarter of an hour of event time.
@@ -51,9 +54,9 @@ def world_settings(settings: Settings, options: WorldDemoOptions, directory: Pat
         raise ConfigInvalid(
             f"the live part takes 2 minutes to a day, not {schedule.minutes:g} minutes", mend="--minutes"
         )
+    definition = unskewed(load_definition(definition_file("samples", settings.definitions.samples)))
     samples = directory / "samples.yaml"
-    text = definition_file("samples", settings.definitions.samples).read_text(encoding="utf-8")
-    samples.write_text(_unskewed(text), encoding="utf-8")
+    samples.write_text(yaml.safe_dump(asdict(definition)), encoding="utf-8")
     model = Path(str(resources.files("rtrec_ray.simulate.world") / "model.yaml"))
     settings = settings.model_copy(
         update={
@@ -62,14 +65,8 @@ def world_settings(settings: Settings, options: WorldDemoOptions, directory: Pat
             "serving": replace(
                 settings.serving,
                 exploration=EXPLORATION,
-                arms={name: Arm(model=MODEL_OF[name], realtime=live) for name, live in ARMS.items()},  # type: ignore[arg-type]  # Arm checks
+                arms={name: Arm(model=MODEL_OF[name], realtime=live) for name, live in ARMS.items()},
             ),
         }
     )
     return with_clock(settings, origin_event_ms=MIDNIGHT_MS, speed=schedule.speed)
-
-
-def _unskewed(definition: str) -> str:
-    """samples.yaml with positives that wait like negatives: see `simulate.world.experiment.unskewed`."""
-    lines = [line for line in definition.splitlines() if not line.startswith("emit:")]
-    return "\n".join([*lines, "emit: on_close", ""])

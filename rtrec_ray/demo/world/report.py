@@ -14,8 +14,8 @@ from rtrec_ray.demo.report import pages
 from rtrec_ray.demo.words import in_percent
 from rtrec_ray.demo.world.charts import NAMES, charts
 from rtrec_ray.demo.world.figures import summary
-from rtrec_ray.demo.world.options import EXPLORATION
 from rtrec_ray.demo.world.record import WorldRecord, write_record
+from rtrec_ray.simulate.world.experiment import EXPLORATION
 
 
 def write_report(record: WorldRecord, directory: Path) -> Path:

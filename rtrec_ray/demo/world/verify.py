@@ -7,13 +7,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from rtrec_ray.demo.record import Check, VersionFacts
-from rtrec_ray.demo.world.options import MODEL_OF
 from rtrec_ray.demo.world.record import Asking
 from rtrec_ray.events import BEHAVIOR, INFERENCE
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.simulate.replay import ReplaySummary
-from rtrec_ray.simulate.world.experiment import ARMS
+from rtrec_ray.simulate.world.experiment import ARMS, MODEL_OF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 from rtrec_ray.samples.definition import SampleDefinition
 from rtrec_ray.simulate.world.options import HOUR_MS, MINUTE_MS, Drift, WorldOptions
+from rtrec_ray.simulate.world.yesterday import DayOptions
 
 ARMS: Final = {"static": False, "features": True, "training": True}
 """Name → whether its requests are given real-time features."""
+
+MODEL_OF: Final[dict[str, Literal["base", "champion"]]] = {
+    "static": "base",
+    "features": "base",
+    "training": "champion",
+}
+"""Name → the model that answers: the base of the chain, or its newest increment online."""
+
+EXPLORATION: Final = 0.03
+"""Share of random slates, the same in every arm: each costs clicks, and without any nothing new is ever found."""
+
+PUBLISH_S: Final = 10.0
+"""Wall time between two increments: as often as two cores can validate and exchange them beside everything else."""
+
+STEP_S: Final = 1.0
+"""Wall time that a step of a simulation stands for: what the live system takes, about, from an event to a feature."""
 
 MIDNIGHT_MS: Final = 1_772_409_600_000  # 2 March 2026, UTC: yesterday ends
 
@@ -73,6 +91,18 @@ class Schedule:
 
     def _at(self, share: float) -> int:
         return self.from_ms + round((self.to_ms - self.from_ms) * share)
+
+
+def yesterday(schedule: Schedule, *, arm_of: Callable[[int], str]) -> DayOptions:
+    """The day before the live part. `arm_of`: user id → arm, as serving spreads them."""
+    return DayOptions(
+        from_ms=MIDNIGHT_MS - schedule.yesterday_ms,
+        to_ms=MIDNIGHT_MS,
+        per_s=schedule.per_s,
+        step_ms=round(STEP_S * 1_000 * schedule.speed),
+        arms=ARMS,
+        arm_of=arm_of,
+    )
 
 
 def world_options(schedule: Schedule, *, seed: int) -> WorldOptions:
