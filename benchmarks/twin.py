@@ -210,7 +210,7 @@ class Increments:
             self._waiting.append((now_ms + self._options.online_ms, self._models.increments.state()))
             self._due_ms = now_ms + self._options.publish_ms
         while self._waiting and self._waiting[0][0] <= now_ms:
-            _take_weights(self._models.serving, self._waiting.pop(0)[1])
+            self._models.serving.restore(self._waiting.pop(0)[1])
             self.online += 1
 
     def _learn(self) -> None:
@@ -220,11 +220,6 @@ class Increments:
         for start in range(0, len(batch), learner.share):
             part = batch[start : start + learner.share]
             learner.train(part.columns, part.label, (~part.held_out).astype(np.float32))
-
-
-def _take_weights(learner: Learner, state: State) -> None:
-    """The weights of a state of another optimizer's rate: only the model's part matters to who scores."""
-    learner.restore({**learner.state(), **{name: value for name, value in state.items() if name.startswith("model/")}})
 
 
 def _encoded(store: MemorySampleStore, definition: ModelDefinition, *, after: int, upto: int) -> SampleBatch:

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Shop(ThreadingHTTPServer):
-    """Answers each request for recommendations as `plan` says in turn, the last for ever: ok, 500 or garbage."""
+    """Answers each request for recommendations as `plan` says in turn, the last for ever: ok, 500, garbage or hang."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -19,6 +19,7 @@ class Shop(ThreadingHTTPServer):
         self.items = items
         self.events_status = events_status
         self.asked = []
+        self.released = threading.Event()
         self.events = []
         self.lock = threading.Lock()
 
@@ -32,6 +33,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/v1/recommend" and self.server.plan[0] == "hang":
+            self.server.released.wait()
+            return
         with self.server.lock:
             if self.path == "/v1/recommend":
                 self.recommend(body)
@@ -81,6 +85,7 @@ def open_shop(plan, **options) -> Iterator[Shop]:
     try:
         yield server
     finally:
+        server.released.set()
         server.shutdown()
         thread.join()
         server.server_close()

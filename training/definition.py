@@ -52,10 +52,14 @@ class Cross(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class LogisticOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """FTRL-proximal (McMahan et al., KDD 2013, algorithm 1): per-coordinate rate, strengths of L1 and L2.
 
-    It trains the logistic family and the wide part of the other.
+    It trains the logistic family and the wide part of the other. `increment_learning_rate`: in increments, the constant
+    rate of plain gradient descent; 0: FTRL goes on, at rates that fall. `optimizer`: which of the two; `sgd` knows
+    nothing of `beta`, `l1` and `l2`.
     """
 
+    optimizer: Literal["ftrl", "sgd"] = "ftrl"
     learning_rate: float = 0.05
+    increment_learning_rate: float = 0.0
     beta: float = 1.0
     l1: float = 0.0
     l2: float = 1.0
@@ -107,10 +111,14 @@ class ModelDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         >>> ModelDefinition(family="dcn", inputs=(category,), increment_batch_rows=128).for_increments().batch_rows
         128
         """
-        rate = self.dcn.increment_learning_rate or self.dcn.learning_rate
+        rate, linear = self.dcn.increment_learning_rate or self.dcn.learning_rate, self.logistic
+        if linear.increment_learning_rate:
+            steady = linear.increment_learning_rate
+            linear = msgspec.structs.replace(linear, optimizer="sgd", learning_rate=steady)
         return msgspec.structs.replace(
             self,
             batch_rows=self.increment_batch_rows or self.batch_rows,
+            logistic=linear,
             dcn=msgspec.structs.replace(self.dcn, learning_rate=rate),
         )
 
@@ -180,8 +188,10 @@ def _check_cross(cross: Cross, categories: set[str], *, source: str) -> None:
 
 
 def _check_increments(definition: ModelDefinition, *, source: str) -> None:
-    rows, rate = definition.increment_batch_rows, definition.dcn.increment_learning_rate
-    if rows < 0:
+    if definition.increment_batch_rows < 0:
+        rows = definition.increment_batch_rows
         raise ConfigInvalid(f"{source}: increment_batch_rows must be at least 0, not {rows}")
-    if rate < 0.0:
-        raise ConfigInvalid(f"{source}: dcn.increment_learning_rate must be at least 0, not {rate}")
+    for part, options in (("dcn", definition.dcn), ("logistic", definition.logistic)):
+        rate = options.increment_learning_rate
+        if rate < 0.0:
+            raise ConfigInvalid(f"{source}: {part}.increment_learning_rate must be at least 0, not {rate}")

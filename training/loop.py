@@ -24,6 +24,8 @@ __all__ = ["Learner", "StepResult", "pad"]
 Column = npt.NDArray[Any]
 State = dict[str, npt.NDArray[Any]]
 
+_MODEL = "model"  # the group of its own variables in a state
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
@@ -87,19 +89,27 @@ class Learner:
         return {name: np.asarray(variable) for name, variable in self._variables().items()}
 
     def restore(self, state: Mapping[str, Column]) -> None:
-        """Take the variables of `state`, except learning rates: those are the definition's, and increments have one of
-        their own. Raises ValueError when names or shapes differ.
+        """Take the variables of `state`, except what the definition decides: learning rates, and which optimizers there
+        are. Increments may have others than their base, and one that `state` does not know begins anew.
+
+        Raises ValueError when names or shapes of the model's own variables differ.
         """
-        variables = self._variables()
-        if set(variables) != set(state):
-            raise ValueError(f"the state has other variables: {sorted(set(variables) ^ set(state))[:4]}")
-        for name, variable in variables.items():
-            if not name.endswith("/learning_rate"):
-                variable.assign(state[name])
+        for group, variables in self._groups().items():
+            known = {name for name in state if name.startswith(f"{group}/")}
+            if known == set(variables):
+                for name, variable in variables.items():
+                    if not name.endswith("/learning_rate"):
+                        variable.assign(state[name])
+            elif group == _MODEL:
+                raise ValueError(f"the state has other variables: {sorted(set(variables) ^ known)[:4]}")
 
     def _variables(self) -> dict[str, keras.Variable]:
-        groups = {"model": self.model.variables} | {part.name: part.optimizer.variables for part in self._parts}
-        return {f"{group}/{i:02d}/{v.name}": v for group, variables in groups.items() for i, v in enumerate(variables)}
+        return {name: variable for variables in self._groups().values() for name, variable in variables.items()}
+
+    def _groups(self) -> dict[str, dict[str, keras.Variable]]:
+        """The variables of the model and of each optimizer, by name within the state."""
+        groups = {_MODEL: self.model.variables} | {part.name: part.optimizer.variables for part in self._parts}
+        return {group: {f"{group}/{i:02d}/{v.name}": v for i, v in enumerate(vs)} for group, vs in groups.items()}
 
     def _fill(self, values: Column) -> npt.NDArray[np.float32]:
         return pad(np.asarray(values, dtype=np.float32), self.share)

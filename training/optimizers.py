@@ -2,7 +2,7 @@
 
 The wide part is FTRL's in both families, as in wide & deep (Cheng et al., DLRS 2016, section 3.2): each weight has a
 rate of its own, so a cross that was seldom met learns in big steps. One that was often met learns in small ones, and is
-slow to follow a drift: that is left to Adam, whose rate does not fall.
+slow to follow a drift: increments may therefore move it by plain gradient descent, whose rate does not fall.
 """
 
 from __future__ import annotations
@@ -45,24 +45,28 @@ class Part:
 def build_parts(definition: ModelDefinition, model: Recommender) -> tuple[Part, ...]:
     """The optimizers of the family, with their variables made; each variable of the model is in one of them."""
     if definition.family == "logistic":
-        return (_ftrl_part("optimizer", definition.logistic, model.trainable_variables),)
+        return (_linear_part("optimizer", definition.logistic, model.trainable_variables),)
     wide = model.wide_variables
     apart = {id(variable) for variable in wide}
     rest = [variable for variable in model.trainable_variables if id(variable) not in apart]
     adam = _adam_part("optimizer", definition, rest)
-    return (adam, _ftrl_part("wide_optimizer", definition.logistic, wide)) if wide else (adam,)
+    return (adam, _linear_part("wide_optimizer", definition.logistic, wide)) if wide else (adam,)
 
 
-def _ftrl_part(name: str, options: LogisticOptions, variables: list[keras.Variable]) -> Part:
-    optimizer = keras.optimizers.Ftrl(
+def _linear_part(name: str, options: LogisticOptions, variables: list[keras.Variable]) -> Part:
+    optimizer = _ftrl(options) if options.optimizer == "ftrl" else keras.optimizers.SGD(options.learning_rate)
+    optimizer.build(variables)
+    return Part(name=name, optimizer=optimizer, variables=variables, scale=1.0, clip_norm=None)  # both add up examples
+
+
+def _ftrl(options: LogisticOptions) -> keras.optimizers.Optimizer:
+    return keras.optimizers.Ftrl(
         learning_rate=options.learning_rate,
         initial_accumulator_value=0.0,
         beta=options.beta,
         l1_regularization_strength=options.l1,
         l2_regularization_strength=options.l2 / 2.0,  # Keras adds 2 × l2 where the paper adds it once
     )
-    optimizer.build(variables)
-    return Part(name=name, optimizer=optimizer, variables=variables, scale=1.0, clip_norm=None)  # it adds up examples
 
 
 def _adam_part(name: str, definition: ModelDefinition, variables: list[keras.Variable]) -> Part:

@@ -32,6 +32,10 @@ class Background(Generic[T]):
         """Wait for the end of work that was told otherwise to end."""
         self._thread.join(_LAST_WORDS_S)
 
+    def join(self) -> None:
+        """Wait for the end, however long that takes."""
+        self._thread.join()
+
     def done(self) -> bool:
         """Whether it is over."""
         return not self._thread.is_alive()

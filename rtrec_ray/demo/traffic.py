@@ -12,15 +12,12 @@ import threading
 from dataclasses import dataclass
 from typing import Any, Final
 
-import httpx
-import orjson
-
 from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.demo.audience import ARM, Audience, Shown, Visitor, clicks, impressions
 from rtrec_ray.demo.record import Call, LiveFacts
+from rtrec_ray.simulate.client import Client
 
 _STEP_S: Final = 0.1
-_NO_ANSWER: Final = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +88,7 @@ class Traffic:
             self._broke = error
 
     async def _serve_audience(self) -> None:
-        # Servers close idle connections after some 5 s: one taken up again at that moment would fail through our fault.
-        limits = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=2.0)
-        async with (
-            httpx.AsyncClient(base_url=self._url, timeout=self._options.timeout_s, limits=limits) as client,
-            asyncio.TaskGroup() as visits,
-        ):
+        async with Client(self._url, timeout_s=self._options.timeout_s) as client, asyncio.TaskGroup() as visits:
             next_s = monotonic_s()
             while not self._stopped.is_set():
                 if (wait_s := next_s - monotonic_s()) > 0:
@@ -105,14 +97,14 @@ class Traffic:
                 next_s += self._random.expovariate(self._options.requests_per_s)
                 visits.create_task(self._visit(client, self._audience.visitor(self._random)))
 
-    async def _visit(self, client: httpx.AsyncClient, visitor: Visitor) -> None:
+    async def _visit(self, client: Client, visitor: Visitor) -> None:
         shown = await self._recommend(client, visitor)
         if shown is None or not shown.items:
             return
         if await self._send(client, impressions(shown, self._audience)):
             await self._send(client, clicks(shown, self._audience, self._random))
 
-    async def _recommend(self, client: httpx.AsyncClient, visitor: Visitor) -> Shown | None:
+    async def _recommend(self, client: Client, visitor: Visitor) -> Shown | None:
         body = {
             "user_id": visitor.user_id,
             "page_id": visitor.page_id,
@@ -121,28 +113,20 @@ class Traffic:
             "arm": ARM,
         }
         sent_s = monotonic_s()
-        try:
-            response = await client.post("/v1/recommend", content=orjson.dumps(body))
-            answer = orjson.loads(response.content) if response.status_code == 200 else None
-        except (httpx.HTTPError, orjson.JSONDecodeError):
-            response, answer = None, None
+        reply = await client.post("/v1/recommend", body)
         took_ms = (monotonic_s() - sent_s) * 1_000.0
-        status = _NO_ANSWER if response is None else response.status_code
-        self._calls.append(_call(answer, status=status, at_s=sent_s - self._began_s, latency_ms=took_ms))
+        answer = reply.body if reply.status == 200 else None
+        self._calls.append(_call(answer, status=reply.status, at_s=sent_s - self._began_s, latency_ms=took_ms))
         if answer is None:
             return None
         items = [item["item_id"] for item in answer["items"]]
         return Shown(request_id=answer["request_id"], visitor=visitor, items=items, ts_ms=self._clock.now_ms())
 
-    async def _send(self, client: httpx.AsyncClient, events: list[dict[str, Any]]) -> bool:
+    async def _send(self, client: Client, events: list[dict[str, Any]]) -> bool:
         """Report events; whether Kafka has all of them."""
         if not events:
             return True
-        try:
-            response = await client.post("/v1/events", content=orjson.dumps(events))
-        except httpx.HTTPError:
-            response = None
-        taken = response is not None and response.status_code == 202
+        taken = (await client.post("/v1/events", events)).status == 202
         if taken:
             self._taken.extend(events)
         else:

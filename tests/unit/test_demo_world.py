@@ -20,6 +20,7 @@ from rtrec_ray.samples.definition import load_definition
 from rtrec_ray.simulate.replay import ReplaySummary
 from rtrec_ray.simulate.world.experiment import MIDNIGHT_MS, Schedule
 from rtrec_ray.simulate.world.live import Answered
+from rtrec_ray.simulate.world.worth import Slate, Worth
 
 SPEED = 60.0
 SCHEDULE = Schedule(minutes=4.0)
@@ -37,13 +38,11 @@ def asking(arm: str, at_s: float, *, lost: float, user: int = 1, **more) -> Aski
         version="7",
         feature_age_ms=60_000,
         model_age_ms=600_000,
-        impressions=5,
+        slate=Slate(user_id=user, page_id=100, intent=1, ts_ms=0, items=(2001, 2002, 2003, 2004, 2005)),
         clicks=1,
-        probability=0.3 - lost,
-        regret=lost,
-        random=0.05,
     )
-    return Asking(at_s=10.0 + at_s, arm=arm, answered=replace(answered, **more))
+    worth = Worth(probability=0.3 - lost, regret=lost, random=0.05)
+    return Asking(at_s=10.0 + at_s, arm=arm, answered=replace(answered, **more), worth=worth)
 
 
 def record(losses=LOSSES, *, drifting=True, seconds=range(240)) -> WorldRecord:
@@ -124,7 +123,7 @@ def test_the_warm_up_counts_for_nothing():
 
 def test_requests_without_an_answer_count_for_no_arm():
     run = record(seconds=range(20, 60))
-    failed = replace(run, asked=(*run.asked, asking("static", 30.0, lost=0.9, status=0, impressions=0)))
+    failed = replace(run, asked=(*run.asked, asking("static", 30.0, lost=0.9, status=0, slate=None)))
     assert failed.observed().equals(run.observed())
     assert summary(failed)["latency_ms"] == summary(run)["latency_ms"]
 

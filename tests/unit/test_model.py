@@ -352,6 +352,56 @@ def test_increments_keep_their_own_rate_when_they_go_on_from_a_base():
     assert increments.state()["optimizer/01/learning_rate"] == pytest.approx(0.03)
 
 
+@pytest.fixture
+def steady():
+    """A taste learnt well by FTRL, whose increments move crosses at a constant rate: the base, and its definition."""
+    definition = tastes("dcn", TASTE)
+    logistic = msgspec.structs.replace(definition.logistic, increment_learning_rate=0.1)
+    base = Learner(msgspec.structs.replace(definition, logistic=logistic), base_rate=0.5)
+    show(base, steps=60)
+    return base
+
+
+def test_a_constant_rate_follows_a_flipped_taste_sooner_than_a_rate_that_fell(steady):
+    columns, label = impressions(1_024, seed=1, flipped=True)
+    losses = []
+    for definition in (steady.definition, steady.definition.for_increments()):
+        learner = Learner(definition, base_rate=0.5)
+        learner.restore(steady.state())
+        learn_all(learner, columns, label)
+        losses.append(-np.log(np.abs(learner.score(columns) - (1.0 - label))).mean())
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_a_constant_rate_moves_a_weight_by_the_rate_times_the_sum_of_its_errors(steady):
+    learner = Learner(steady.definition.for_increments(), base_rate=0.5)
+    learner.restore(steady.state())
+    before = steady.state()
+    columns = {"city": np.array(["Agra"] * 3), "item_id": np.array(["1"] * 3)}
+    wide = max(name for name in before if name.startswith("model/"))
+    result = learner.train(columns, np.array([1.0, 0.0, 0.0]), np.array([1.0, 1.0, 0.0]))
+    moved = learner.state()[wide] - before[wide]
+    assert moved[moved != 0.0] == pytest.approx([0.1 * (1.0 - result.probability[:2].sum())], rel=1e-4)
+
+
+def test_increments_go_on_with_their_own_optimizers_and_keep_what_adam_knew_of_the_base(steady):
+    first, second = (Learner(steady.definition.for_increments(), base_rate=0.5) for _ in range(2))
+    first.restore(steady.state())
+    of_adam = {name: value for name, value in steady.state().items() if name.startswith("optimizer/")}
+    for name, value in of_adam.items():
+        np.testing.assert_array_equal(first.state()[name], value)
+    show(first, steps=3, seed=2)
+    second.restore(first.state())
+    for name, value in first.state().items():
+        np.testing.assert_array_equal(second.state()[name], value)
+    assert int(second.state()["wide_optimizer/00/iteration"]) == 3
+
+
+def test_a_state_of_another_model_is_refused(steady):
+    with pytest.raises(ValueError, match="other variables"):
+        Learner(tastes("dcn"), base_rate=0.5).restore(steady.state())
+
+
 def test_the_shipped_rows_of_on_off_and_absent_differ():
     definition = load_definition(SHIPPED)
     place = [column.name for column in definition.of("category")].index("realtime")
@@ -379,7 +429,8 @@ def test_the_shipped_rows_of_on_off_and_absent_differ():
         (f"{PAIR}\ncrosses: [{{of: [a, b, a], bins: 4}}]", r"cross \[a, b, a\] has a twice"),
         (f"{PAIR}\ncrosses: [{{of: [a, b], bins: 0}}]", r"cross \[a, b\] needs bins of at least 1, not 0"),
         (f"{PAIR}\nincrement_batch_rows: -1", "increment_batch_rows must be at least 0, not -1"),
-        (f"{PAIR}\ndcn: {{increment_learning_rate: -0.5}}", "increment_learning_rate must be at least 0, not -0.5"),
+        (f"{PAIR}\ndcn: {{increment_learning_rate: -0.5}}", "dcn.increment_learning_rate must be at least 0, not -0.5"),
+        (f"{PAIR}\nlogistic: {{increment_learning_rate: -1}}", "logistic.increment_learning_rate must be at least 0"),
     ],
 )
 def test_a_definition_that_is_wrong_names_the_key(tmp_path, text, message):

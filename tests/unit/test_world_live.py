@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from functools import partial
 
+import numpy as np
 import pytest
 
 from rtrec_ray.app.up import check_parts
 from rtrec_ray.clock import ScaledClock, wall_ms
+from rtrec_ray.demo.background import Background
 from rtrec_ray.errors import ConfigInvalid
 from rtrec_ray.events import BEHAVIOR, ITEM, PROFILE
 from rtrec_ray.kafka.memory import MemoryBroker
@@ -17,6 +20,7 @@ from rtrec_ray.simulate.world.experiment import MIDNIGHT_MS
 from rtrec_ray.simulate.world.live import ShopperOptions, Shoppers, open_shop
 from rtrec_ray.simulate.world.options import Drift, WorldOptions
 from rtrec_ray.simulate.world.world import make_world
+from rtrec_ray.simulate.world.worth import Slate, worth
 from tests.shop import open_shop as open_server
 
 SHOWN = (2001, 2002, 2003, 2004, 2005)
@@ -28,12 +32,15 @@ def come(server, eventually, options, *, until, drifts=()):
     clock = ScaledClock(origin_event_ms=MIDNIGHT_MS, origin_wall_ms=wall_ms(), speed=60.0)
     world, broker, answered = make_world(WorldOptions(users=50, drifts=drifts)), MemoryBroker(partitions=1), []
     shoppers = Shoppers(world, options, url=server.url, connect=broker.producer, clock=clock, tell=answered.append)
-    shoppers.start()
+    stop = threading.Event()
+    visits = Background(partial(shoppers.run, stop), name="shoppers")
+    visits.start()
     try:
         eventually(partial(until, answered, broker), timeout_s=20, what="enough of them came")
     finally:
-        shoppers.stop()
-    shoppers.check()
+        stop.set()
+        visits.join()
+    visits.check()
     return shoppers, answered, broker
 
 
@@ -66,20 +73,51 @@ def test_who_was_not_answered_sees_and_reports_nothing(eventually):
         events = reported(server, broker)
     assert {each.status for each in answered} == {500}
     assert all("request_id" not in event for event in events)
-    assert sum(each.impressions for each in answered) == 0
+    assert all(each.slate is None for each in answered)
 
 
 def test_rubbish_for_an_answer_ends_nobody(eventually):
     with open_server(["garbage"], items=SHOWN) as server:
         _, answered, _ = come(server, eventually, ShopperOptions(per_wall_s=80.0), until=many)
-    assert sum(each.impressions for each in answered) == 0
+    assert all(each.slate is None for each in answered)
 
 
 def test_what_an_answer_cost_comes_from_the_truth(eventually):
     with open_server(["ok"], items=SHOWN) as server:
         _, answered, _ = come(server, eventually, ALL_HTTP, until=many)
-    assert all(0.0 < each.probability < 1.0 and each.random > 0.0 for each in answered)
-    assert any(each.regret > 0.0 for each in answered)
+    world = make_world(WorldOptions(users=50))
+    slates = [each.slate for each in answered]
+    found = worth(world, slates)
+    assert all(slate.items == SHOWN for slate in slates)
+    assert all(0.0 < each.probability < 1.0 and each.random > 0.0 for each in found)
+    assert any(each.regret > 0.0 for each in found)
+    one_by_one = [worth(world, [slate])[0] for slate in slates]
+    np.testing.assert_allclose(found, one_by_one)
+
+
+def test_slates_of_all_lengths_are_judged_together():
+    world = make_world(WorldOptions(users=50))
+    slates = [None, slate_of(2001, 2002, 2003), slate_of(), slate_of(2004), slate_of(2003, 2002, 2001)]
+    found = worth(world, slates)
+    assert [each is None for each in found] == [True, False, True, False, False]
+    assert found[1] == worth(world, [slates[1]])[0]
+    assert found[1].probability + found[1].regret == pytest.approx(found[4].probability + found[4].regret)
+
+
+def slate_of(*items):
+    return Slate(user_id=7, page_id=100, intent=1, ts_ms=MIDNIGHT_MS, items=items)
+
+
+def test_a_server_that_hangs_is_not_asked_by_more_and_more(eventually):
+    """Who comes while too many wait leaves unanswered, and is counted; nobody's waiting slows the others' reports."""
+    with open_server(["hang"], items=SHOWN) as server:
+        options = ShopperOptions(per_wall_s=400.0, over_http=0.0, timeout_s=3.0)
+        shoppers, answered, broker = come(
+            server, eventually, options, until=lambda answered, _: sum(each.latency_ms < 1.0 for each in answered) > 50
+        )
+    assert {each.status for each in answered} == {0}
+    assert sum(each.latency_ms > 1_000.0 for each in answered) <= 500
+    assert len(reported(server, broker)) == sum(shoppers.sent.values()) > 1_000
 
 
 def test_new_items_are_in_the_catalogue_when_their_time_has_come(eventually):

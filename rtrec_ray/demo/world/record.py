@@ -12,15 +12,19 @@ from rtrec_ray.demo.record import Check, Moment, Phase, ProgressPoint, TimeLine,
 from rtrec_ray.simulate.world.effect import OBSERVED
 from rtrec_ray.simulate.world.live import Answered
 from rtrec_ray.simulate.world.options import Drift
+from rtrec_ray.simulate.world.worth import Worth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """One live request: how it was answered, and in which arm. `at_s`: since the run began."""
+    """One live request: how it was answered, and in which arm. `at_s`: since the run began. `worth`: None while it is
+    not known, and for an answer without items.
+    """
 
     at_s: float
     arm: str
     answered: Answered
+    worth: Worth | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +56,9 @@ class WorldRecord:
     def observed(self) -> pl.DataFrame:
         """The answered requests that count, (n, OBSERVED)."""
         rows = [
-            (a.ts_ms, a.user_id, asking.arm, a.impressions, a.clicks, a.probability, a.regret, a.random)
+            (a.ts_ms, a.user_id, asking.arm, len(a.slate.items), a.clicks, *asking.worth)
             for asking in self.asked
-            if (a := asking.answered).impressions and a.ts_ms >= self.counted_from_ms
+            if (a := asking.answered).slate and asking.worth and a.ts_ms >= self.counted_from_ms
         ]
         return pl.DataFrame(rows, schema=OBSERVED, orient="row")
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from rtrec_ray.app.system import System
 from rtrec_ray.app.training import train_base
 from rtrec_ray.clock import monotonic_s, wall_ms
-from rtrec_ray.demo.background import pause, wait_until
+from rtrec_ray.demo.background import Background, pause, wait_until
 from rtrec_ray.demo.lineage import version_facts
 from rtrec_ray.demo.news import of_model
 from rtrec_ray.demo.observe import progress_points, time_line
@@ -30,7 +32,8 @@ from rtrec_ray.simulate.replay import ReplaySummary
 from rtrec_ray.simulate.world.experiment import Schedule, world_options
 from rtrec_ray.simulate.world.live import Answered, ShopperOptions, Shoppers
 from rtrec_ray.simulate.world.options import Drift
-from rtrec_ray.simulate.world.world import make_world
+from rtrec_ray.simulate.world.world import World, make_world
+from rtrec_ray.simulate.world.worth import worth
 
 _STITCHED_S: Final = 120.0
 _ONLINE_S: Final = 120.0
@@ -69,11 +72,13 @@ class WorldShow:
             with self._screen.phase("base model"):
                 self._train()
             live = self._live_schedule()
-            shoppers = self._shoppers(live)
+            world = make_world(world_options(live, seed=self._options.seed))
+            shoppers = self._shoppers(world, live)
             with self._screen.phase("live"):
                 self._let_pass(live, shoppers)
             with self._screen.phase("completing, verifying"):
                 evidence = self._complete(replace(evidence, sent=shoppers.sent))
+                self._judge(world)
         finally:
             self._timeline.stop()
         return self._record(live, evidence)
@@ -116,8 +121,7 @@ class WorldShow:
         """The experiment's times, from now on."""
         return replace(self._options.schedule, from_ms=self._system.clock.now_ms())
 
-    def _shoppers(self, live: Schedule) -> Shoppers:
-        world = make_world(world_options(live, seed=self._options.seed))
+    def _shoppers(self, world: World, live: Schedule) -> Shoppers:
         return Shoppers(
             world,
             ShopperOptions(per_wall_s=live.per_wall_s, seed=self._options.seed),
@@ -129,19 +133,21 @@ class WorldShow:
 
     def _let_pass(self, live: Schedule, shoppers: Shoppers) -> None:
         bar = self._screen.add_bar("live", total=60.0 * live.minutes)
-        coming = list(live.drifts)
-        shoppers.start()
+        coming, stop = list(live.drifts), threading.Event()
+        visits = Background(partial(shoppers.run, stop), name="shoppers")
+        visits.start()
         try:
             while (now_ms := self._system.clock.now_ms()) < live.to_ms:
-                shoppers.check()
+                visits.check()
                 while coming and coming[0].at_ms <= now_ms:
                     self._screen.say(_tells(coming.pop(0)))
                 past_s = (now_ms - live.from_ms) / (1_000.0 * live.speed)
                 self._screen.move(bar, done=past_s, state=f"{len(self._asked):,} requests")
                 pause(0.2)
         finally:
-            shoppers.stop()
-        shoppers.check()
+            stop.set()
+            visits.join()
+        visits.check()
 
     def _complete(self, evidence: Evidence) -> Evidence:
         """Let what is under way come to its end; what has not by then is for the checks to say."""
@@ -151,6 +157,11 @@ class WorldShow:
             pause(1.0)
             evidence = replace(evidence, stored=read_stored(self._system.postgres))
         return evidence
+
+    def _judge(self, world: World) -> None:
+        """Hold every answer against the truth: only now, for it takes longer than to answer."""
+        found = worth(world, [asking.answered.slate for asking in self._asked])
+        self._asked[:] = [replace(asking, worth=each) for asking, each in zip(self._asked, found, strict=True)]
 
     def _record(self, live: Schedule, evidence: Evidence) -> WorldRecord:
         registered = MlflowModelCenter(RegistryOptions(url=self._system.mlflow_url)).list(limit=1_000)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import heapq
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Final
 
-import httpx
 import numpy as np
 import orjson
 import polars as pl
@@ -23,17 +23,20 @@ import polars as pl
 from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.events import BEHAVIOR, ITEM, PROFILE
 from rtrec_ray.kafka.base import Producer
-from rtrec_ray.simulate.world.people import Indexes
+from rtrec_ray.simulate.client import NO_ANSWER, Client
 from rtrec_ray.simulate.world.play import PLACES
 from rtrec_ray.simulate.world.shopper import Event, impressions, on_the_way, reactions, respond
-from rtrec_ray.simulate.world.truth import Asked, regret
 from rtrec_ray.simulate.world.visits import Visit, plan_visits
 from rtrec_ray.simulate.world.world import World
+from rtrec_ray.simulate.world.worth import Slate, asked_by
 from rtrec_ray.simulate.world.yesterday import first_items, new_items
 
 _TICK_S: Final = 0.01
 _AHEAD_S: Final = 10.0  # wall time that is planned at once
-_NO_ANSWER: Final = 0
+_ASKING: Final = 500  # visitors who wait at once; who comes beyond that leaves without an answer
+_REPORT_S: Final = 0.1
+_REPORTED: Final = 500  # events in one report
+_UNREPORTED: Final = 20_000  # events that wait to be reported over HTTP; the oldest are given up beyond that
 _POSTS: Final = 30  # attempts to report over HTTP, a second apart
 
 
@@ -54,10 +57,9 @@ class ShopperOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """One request and what came of it. `status`: 0 without an answer; what follows `status` is then empty.
+    """One request and what came of it. `status`: 0 without an answer; what follows `ts_ms` is then empty.
 
-    `at_s`: monotonic time of sending; ages in ms of event time. `probability`, `regret` and `random` from the true
-    probabilities, means per impression.
+    `at_s`: monotonic time of sending; ages in ms of event time. `slate`: what was shown, None for nothing.
     """
 
     at_s: float
@@ -69,15 +71,15 @@ class Answered:
     degraded: tuple[str, ...] = ()
     feature_age_ms: int | None = None
     model_age_ms: int | None = None
-    impressions: int = 0
+    slate: Slate | None = None
     clicks: int = 0
-    probability: float = 0.0
-    regret: float = 0.0
-    random: float = 0.0
 
 
 class Shoppers:
-    """A thread with all shoppers in it. `connect`: a producer; `tell` is called with each request that is over."""
+    """All shoppers in one event loop. `connect`: a producer; `tell` is called with each request that is over.
+
+    `sent`: events by type that were acknowledged over HTTP or given to the producer; `unreported`: those given up.
+    """
 
     def __init__(
         self,
@@ -97,61 +99,39 @@ class Shoppers:
         self._tell = tell
         self._random = np.random.default_rng([options.seed, world.options.seed, 5])
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="shoppers", daemon=True)
-        self._broke: BaseException | None = None
         self._waiting: list[tuple[int, int, Visit | Event]] = []
         self._turn = count()
         self._planned_ms = 0
         self._asking = 0
+        self._left = False
+        self._posting: deque[Event] = deque()
         self._appear = sorted(drift.at_ms for drift in world.options.drifts if drift.kind == "new_items")
         self.sent: dict[str, int] = {}
         self.unreported = 0
 
-    def start(self) -> None:
-        """Begin to come."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Nobody comes any more; returns when the last answers are in and all events are acknowledged."""
-        self._stopped.set()
-        self._thread.join()
-
-    def check(self) -> None:
-        """Raise what ended the shoppers before their time."""
-        if self._broke is not None:
-            raise self._broke
-
     def run(self, stop: threading.Event) -> None:
-        """Come until `stop` is set, in the caller's thread."""
+        """Come until `stop` is set; returns when the last answers are in and all events are acknowledged."""
         self._stopped = stop
-        self._run()
-        self.check()
-
-    def _run(self) -> None:
-        try:
-            with closing(self._connect()) as producer:
-                asyncio.run(self._come(producer))
-                producer.flush()
-        except BaseException as error:  # noqa: BLE001 - told to whoever asks next: a thread has nobody else to tell
-            self._broke = error
+        with closing(self._connect()) as producer:
+            asyncio.run(self._come(producer))
+            producer.flush()
 
     async def _come(self, producer: Producer) -> None:
-        # Servers close idle connections after some 5 s: one taken up again at that moment would fail through our fault.
-        limits = httpx.Limits(max_connections=64, max_keepalive_connections=32, keepalive_expiry=2.0)
-        timeout = self._options.timeout_s
-        async with (
-            httpx.AsyncClient(base_url=self._url, timeout=timeout, limits=limits) as client,
-            asyncio.TaskGroup() as tasks,
-        ):
+        async with Client(self._url, timeout_s=self._options.timeout_s) as client, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._report(client))
             self._planned_ms = self._clock.now_ms()
             # Who asked before the end still sees the answer, and what was seen is still reported.
-            while not self._stopped.is_set() or self._asking:
+            while self._coming():
                 if not self._stopped.is_set():
                     self._plan()
                     self._stock(producer)
-                await self._act(client, producer, tasks)
+                self._act(client, producer, tasks)
                 await asyncio.sleep(_TICK_S)
-            await self._act(client, producer, tasks)
+            self._act(client, producer, tasks)
+            self._left = True
+
+    def _coming(self) -> bool:
+        return not self._stopped.is_set() or self._asking > 0
 
     def _plan(self) -> None:
         """Draw the visits of the next stretch of time before it begins."""
@@ -174,41 +154,44 @@ class Shoppers:
         if self._appear and self._clock.now_ms() >= self._appear[0]:
             send_items(new_items(self._world, ts_ms=self._appear.pop(0)), producer)
 
-    async def _act(self, client: httpx.AsyncClient, producer: Producer, tasks: asyncio.TaskGroup) -> None:
+    def _act(self, client: Client, producer: Producer, tasks: asyncio.TaskGroup) -> None:
         now_ms = self._clock.now_ms()
-        posted: list[Event] = []
         while self._waiting and self._waiting[0][0] <= now_ms:
             due = heapq.heappop(self._waiting)[2]
             if isinstance(due, Visit):
-                if not self._stopped.is_set():
-                    self._asking += 1
-                    tasks.create_task(self._visit(client, due))
+                self._welcome(due, client, tasks)
             elif self._random.random() < self._options.over_http:
-                posted.append(due)
+                self._posting.append(due)
             else:
                 _send(producer, due)
                 self._count(due)
-        if posted:
-            tasks.create_task(self._post(client, posted))
 
-    async def _visit(self, client: httpx.AsyncClient, visit: Visit) -> None:
+    def _welcome(self, visit: Visit, client: Client, tasks: asyncio.TaskGroup) -> None:
+        if self._stopped.is_set():
+            return
+        if self._asking >= _ASKING:
+            self._tell(self._over(visit, began_s=monotonic_s(), status=NO_ANSWER))
+            return
+        self._asking += 1
+        tasks.create_task(self._visit(client, visit))
+
+    async def _visit(self, client: Client, visit: Visit) -> None:
+        began_s = monotonic_s()
         body = {"user_id": visit.user_id, "page_id": visit.page_id, "k": PLACES}
-        sent_s = monotonic_s()
-        try:
-            response = await client.post("/v1/recommend", content=orjson.dumps(body))
-            answer = orjson.loads(response.content) if response.status_code == 200 else None
-        except (httpx.HTTPError, orjson.JSONDecodeError):
-            response, answer = None, None
-        status = _NO_ANSWER if response is None else response.status_code
-        over = Answered(
-            at_s=sent_s,
-            latency_ms=(monotonic_s() - sent_s) * 1_000.0,
+        reply = await client.post("/v1/recommend", body)
+        over = self._over(visit, began_s=began_s, status=reply.status)
+        seen = self._see(replace(visit, ts_ms=over.ts_ms), over, reply.body) if reply.status == 200 else over
+        self._tell(seen)
+        self._asking -= 1
+
+    def _over(self, visit: Visit, *, began_s: float, status: int) -> Answered:
+        return Answered(
+            at_s=began_s,
+            latency_ms=(monotonic_s() - began_s) * 1_000.0,
             status=status,
             user_id=visit.user_id,
             ts_ms=self._clock.now_ms(),
         )
-        self._tell(over if answer is None else self._see(replace(visit, ts_ms=over.ts_ms), over, answer))
-        self._asking -= 1
 
     def _see(self, visit: Visit, over: Answered, answer: dict[str, Any]) -> Answered:
         """Show an answer to its visitor, who will click some of it."""
@@ -222,32 +205,37 @@ class Shoppers:
         )
         if not answer["items"]:
             return over
-        shown = self._world.goods.index_of([[item["item_id"] for item in answer["items"]]])
-        asked = _asked(visit, self._world)
-        response = respond(self._world, asked, shown, self._random)
-        marks, slate = {"request_id": answer["request_id"]}, shown[0].tolist()
-        for event in impressions(self._world, visit, slate, marks=marks):
-            self._put(event["ts"], event)
-        for event in reactions(self._world, visit, slate, response, marks=marks):
-            self._put(event["ts"], event)
-        truth = self._world.truth
-        return replace(
-            over,
-            impressions=len(slate),
-            clicks=int(response.clicked.sum()),
-            probability=float(response.probability.mean()),
-            regret=float(regret(truth, asked, shown)[0]),
-            random=float(truth.random(asked, places=len(slate))[0]),
+        slate = Slate(
+            user_id=visit.user_id,
+            page_id=visit.page_id,
+            intent=visit.intent,
+            ts_ms=visit.ts_ms,
+            items=tuple(item["item_id"] for item in answer["items"]),
         )
+        shown = self._world.goods.index_of([slate.items])
+        response = respond(self._world, asked_by(self._world, [slate]), shown, self._random)
+        marks, indexes = {"request_id": answer["request_id"]}, shown[0].tolist()
+        for event in impressions(self._world, visit, indexes, marks=marks):
+            self._put(event["ts"], event)
+        for event in reactions(self._world, visit, indexes, response, marks=marks):
+            self._put(event["ts"], event)
+        return replace(over, slate=slate, clicks=int(response.clicked.sum()))
 
-    async def _post(self, client: httpx.AsyncClient, events: Sequence[Event]) -> None:
-        """Report over HTTP; the event ids stay, so a report that is repeated is no second event."""
+    async def _report(self, client: Client) -> None:
+        """Report over HTTP what is to be reported there, one report after the other."""
+        while not self._left or self._posting:
+            while len(self._posting) > _UNREPORTED:
+                self._posting.popleft()
+                self.unreported += 1
+            if self._posting:
+                await self._post(client, [self._posting.popleft() for _ in range(min(_REPORTED, len(self._posting)))])
+            await asyncio.sleep(_REPORT_S)
+
+    async def _post(self, client: Client, events: list[Event]) -> None:
+        """The event ids stay, so a report that is repeated is no second event."""
         for _ in range(_POSTS):
-            try:
-                response = await client.post("/v1/events", content=orjson.dumps(events))
-            except httpx.HTTPError:
-                response = None
-            if response is not None and response.status_code != 503:
+            reply = await client.post("/v1/events", events)
+            if reply.status not in (NO_ANSWER, 503):
                 for event in events:
                     self._count(event)
                 return
@@ -280,9 +268,3 @@ def send_items(items: pl.DataFrame, producer: Producer) -> None:
 
 def _send(producer: Producer, event: Event) -> None:
     producer.send(BEHAVIOR, key=b"%d" % event["user_id"], value=orjson.dumps(event))
-
-
-def _asked(visit: Visit, world: World) -> Asked:
-    page = world.options.pages.index(visit.page_id)
-    columns: list[Indexes] = [np.array([value]) for value in (visit.user_id - 1, page, visit.intent, visit.ts_ms)]
-    return Asked(user=columns[0], page=columns[1], intent=columns[2], ts_ms=columns[3])
