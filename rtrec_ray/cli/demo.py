@@ -35,7 +35,7 @@ def demo(where: Where, source: str, seed: int, minutes: float | None, out: Path,
     # Imported when called: MLflow, Polars and matplotlib take seconds.
     from configs.settings import load_settings
     from rtrec_ray.clock import monotonic_s
-    from rtrec_ray.demo.options import LOGS, empty
+    from rtrec_ray.demo.directory import LOGS, empty
     from rtrec_ray.demo.run import run_demo
     from rtrec_ray.demo.screen import Screen, print_outcome
     from rtrec_ray.demo.streams import set_aside
@@ -56,7 +56,7 @@ def demo(where: Where, source: str, seed: int, minutes: float | None, out: Path,
 
 
 def _scene(source: str, *, seed: int, minutes: float | None, out: Path, drifting: bool) -> Scene:
-    from rtrec_ray.demo.options import DemoOptions, ShowOptions
+    from rtrec_ray.demo.replay.options import DemoOptions, ShowOptions
     from rtrec_ray.demo.scene import DriftingWorld, OpenBandit
     from rtrec_ray.demo.world.options import WorldDemoOptions
     from rtrec_ray.simulate.world.experiment import Schedule

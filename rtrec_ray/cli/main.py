@@ -16,7 +16,7 @@ COMMANDS = {
     "down": ("system", "Stop everything that `up` started, and only that."),
     "status": ("system", "Show each stage: up, lag, watermark, counts, freshness, models."),
     "doctor": ("system", "Say what this machine lacks."),
-    "demo": ("demo", "Run the whole loop on a real click log and write a report."),
+    "demo": ("demo", "Run the whole loop in a world whose tastes drift, or on a real click log, and write a report."),
     "replay": ("data", "Write a log of events into Kafka."),
     "features": ("data", "List feature views, read their values."),
     "samples": ("data", "Show what became of the impressions."),

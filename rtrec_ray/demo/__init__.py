@@ -1,1 +1,1 @@
-"""The demonstration: the whole loop on a real click log in compressed time, watched, verified and written up."""
+"""The demonstrations: of a replayed log and of a drifting world, each in a package of its own, and what both share."""

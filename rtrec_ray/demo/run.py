@@ -15,7 +15,7 @@ from typing import Any
 from configs.settings import Settings
 from rtrec_ray.app.up import running
 from rtrec_ray.clock import wall_ms
-from rtrec_ray.demo.options import LOGS
+from rtrec_ray.demo.directory import LOGS
 from rtrec_ray.demo.scene import Scene, Stage
 from rtrec_ray.demo.screen import Screen
 from rtrec_ray.embedded import ports

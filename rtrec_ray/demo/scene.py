@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from configs.settings import Settings
 from rtrec_ray.app.find import definition_file
 from rtrec_ray.app.system import System
-from rtrec_ray.demo.log import load_log
-from rtrec_ray.demo.options import DemoOptions, compressed, roomy
+from rtrec_ray.demo.replay.log import load_log
+from rtrec_ray.demo.replay.options import DemoOptions, compressed, roomy
 from rtrec_ray.demo.screen import Screen
 from rtrec_ray.demo.world.options import WorldDemoOptions, world_settings
 
@@ -78,7 +78,7 @@ class OpenBandit:
 
     def play(self, stage: Stage, prepared: Any, /) -> Any:
         """See Scene."""
-        from rtrec_ray.demo.show import Show
+        from rtrec_ray.demo.replay.show import Show
 
         show = Show(
             self._options.show,
@@ -92,13 +92,13 @@ class OpenBandit:
 
     def write(self, record: Any, /) -> Path:
         """See Scene."""
-        from rtrec_ray.demo.report import write_report
+        from rtrec_ray.demo.replay.report import write_report
 
         return write_report(record, self.out)
 
     def summary(self, record: Any, /) -> dict[str, Any]:
         """See Scene."""
-        from rtrec_ray.demo.figures import summary
+        from rtrec_ray.demo.replay.figures import summary
 
         return summary(record)
 

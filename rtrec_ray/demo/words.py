@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rtrec_ray.demo.figures import Estimate
-
 
 def thousands(value: float, _place: int | None = None) -> str:
     """A number as people write it.
@@ -35,18 +33,6 @@ def in_ms(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.1f} ms" if value < 100.0 else f"{value:,.0f} ms"
-
-
-def in_nats(estimate: Estimate) -> str:
-    """A difference of losses in thousandths of a nat, with its interval.
-
-    >>> in_nats(Estimate(value=-0.0012, low=-0.002, high=0.001))
-    '−1.200 [−2.000, 1.000]'
-    """
-    text = f"{1e3 * estimate.value:.3f}"
-    if estimate.low is not None and estimate.high is not None:
-        text += f" [{1e3 * estimate.low:.3f}, {1e3 * estimate.high:.3f}]"
-    return text.replace("-", "−")
 
 
 def span(event_ms: float) -> str:

@@ -7,9 +7,9 @@ from datetime import date
 import pytest
 
 from rtrec_ray.clock import ManualClock, monotonic_s
-from rtrec_ray.demo.audience import ARM
+from rtrec_ray.demo.replay.audience import ARM
+from rtrec_ray.demo.replay.verify import read_click_rate, read_stored
 from rtrec_ray.demo.timeline import Timeline, Watched
-from rtrec_ray.demo.verify import read_click_rate, read_stored
 from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.kafka.base import KafkaOptions
 from rtrec_ray.kafka.connect import connect_admin, connect_producer

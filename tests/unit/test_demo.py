@@ -13,14 +13,16 @@ from configs.settings import load_settings
 from rtrec_ray.cli.main import main
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.demo.background import Background, wait_until
+from rtrec_ray.demo.directory import empty
 from rtrec_ray.demo.lineage import version_facts
-from rtrec_ray.demo.log import load_log
-from rtrec_ray.demo.news import News
-from rtrec_ray.demo.options import DemoOptions, ShowOptions, compressed, empty, roomy
-from rtrec_ray.demo.record import Call, LiveFacts, LogFacts, Moment, SpotFacts, StageMoment, TimeLine, VersionFacts
+from rtrec_ray.demo.record import Moment, StageMoment, TimeLine, VersionFacts
+from rtrec_ray.demo.replay.log import load_log
+from rtrec_ray.demo.replay.news import News
+from rtrec_ray.demo.replay.options import DemoOptions, ShowOptions, compressed, roomy
+from rtrec_ray.demo.replay.record import Call, LiveFacts, LogFacts, SpotFacts
+from rtrec_ray.demo.replay.verify import Evidence, Stored, checks, settled
 from rtrec_ray.demo.screen import Screen
 from rtrec_ray.demo.timeline import Seen
-from rtrec_ray.demo.verify import Evidence, Stored, checks, settled
 from rtrec_ray.errors import ConfigInvalid, DemoFailed, DirectoryUnusable
 from rtrec_ray.events import BEHAVIOR, INFERENCE
 from rtrec_ray.features.file import load_definitions

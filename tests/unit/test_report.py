@@ -8,26 +8,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from rtrec_ray.demo.charts import charts
 from rtrec_ray.demo.charts.axes import spread
 from rtrec_ray.demo.charts.svg import PALETTE
-from rtrec_ray.demo.figures import Progressive, constant_loss, progressive, summary, switches
-from rtrec_ray.demo.record import (
-    Call,
-    Check,
-    DemoRecord,
-    LiveFacts,
-    LogFacts,
-    Moment,
-    Phase,
-    ProgressPoint,
-    StageMoment,
-    TimeLine,
-    VersionFacts,
-    read_record,
-    write_record,
-)
-from rtrec_ray.demo.report import to_html, write_report
+from rtrec_ray.demo.record import Check, Moment, Phase, ProgressPoint, StageMoment, TimeLine, VersionFacts
+from rtrec_ray.demo.replay.charts import charts
+from rtrec_ray.demo.replay.figures import Progressive, constant_loss, progressive, summary, switches
+from rtrec_ray.demo.replay.record import Call, DemoRecord, LiveFacts, LogFacts, read_record, write_record
+from rtrec_ray.demo.replay.report import to_html, write_report
 
 DAY_MS = 86_400_000
 LOG = LogFacts(

@@ -8,11 +8,11 @@ import polars as pl
 import pytest
 
 from rtrec_ray.clock import ManualClock, monotonic_s
-from rtrec_ray.demo.audience import ARM, CLICK_AFTER_MS, Audience, Shown, Visitor, clicks, impressions
-from rtrec_ray.demo.audience import audience as audience_of
-from rtrec_ray.demo.log import load_log
-from rtrec_ray.demo.spotcheck import Answer, Question, compare, questions, recount
-from rtrec_ray.demo.traffic import Traffic, TrafficOptions
+from rtrec_ray.demo.replay.audience import ARM, CLICK_AFTER_MS, Audience, Shown, Visitor, clicks, impressions
+from rtrec_ray.demo.replay.audience import audience as audience_of
+from rtrec_ray.demo.replay.log import load_log
+from rtrec_ray.demo.replay.spotcheck import Answer, Question, compare, questions, recount
+from rtrec_ray.demo.replay.traffic import Traffic, TrafficOptions
 from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.kafka.judge import judge
 from tests.shop import Shop, open_shop

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 from markupsafe import Markup
 
-from rtrec_ray.demo.options import OBJECT, PAGE, RECORD
-from rtrec_ray.demo.report import pages
+from rtrec_ray.demo.directory import OBJECT, PAGE, RECORD
+from rtrec_ray.demo.pages import pages
 from rtrec_ray.demo.words import in_percent
 from rtrec_ray.demo.world.charts import NAMES, charts
 from rtrec_ray.demo.world.figures import summary

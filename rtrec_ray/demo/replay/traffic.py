@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from rtrec_ray.clock import Clock, monotonic_s
-from rtrec_ray.demo.audience import ARM, Audience, Shown, Visitor, clicks, impressions
-from rtrec_ray.demo.record import Call, LiveFacts
+from rtrec_ray.demo.replay.audience import ARM, Audience, Shown, Visitor, clicks, impressions
+from rtrec_ray.demo.replay.record import Call, LiveFacts
 from rtrec_ray.simulate.client import Client
 
 _STEP_S: Final = 0.1

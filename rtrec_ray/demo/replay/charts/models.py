@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter
 
-from rtrec_ray.demo.charts.axes import days_above, end_labels, heading, mark, share_of, time_axis
+from rtrec_ray.demo.charts.axes import end_labels, heading, mark, share_of, time_axis
 from rtrec_ray.demo.charts.svg import PALETTE, figure, house_style, to_svg
-from rtrec_ray.demo.figures import progressive
-from rtrec_ray.demo.record import DemoRecord, VersionFacts
+from rtrec_ray.demo.record import VersionFacts
+from rtrec_ray.demo.replay.charts.days import days_above
+from rtrec_ray.demo.replay.figures import progressive
+from rtrec_ray.demo.replay.record import DemoRecord
 from rtrec_ray.demo.words import thousands
 
 

@@ -1,4 +1,4 @@
-"""The claims of the demonstration, each read back from the stores when the run is over."""
+"""The claims of the demonstration on a log, each read back from the stores when the run is over."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from rtrec_ray.demo.audience import ARM
-from rtrec_ray.demo.figures import NO_MODEL, answered, switches
-from rtrec_ray.demo.record import Call, Check, LiveFacts, LogFacts, Moment, SpotFacts, VersionFacts
+from rtrec_ray.demo.record import Check, Moment, VersionFacts
+from rtrec_ray.demo.replay.audience import ARM
+from rtrec_ray.demo.replay.figures import NO_MODEL, answered, switches
+from rtrec_ray.demo.replay.record import Call, LiveFacts, LogFacts, SpotFacts
 from rtrec_ray.events import BEHAVIOR, INFERENCE
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.postgres.statements import load
@@ -48,7 +49,7 @@ class Evidence:
 
 def read_stored(postgres: PostgresOptions) -> Stored:
     """Ask the stores. Raises StoreUnavailable."""
-    sql = load(__package__, "demo.sql")
+    sql = load(__package__, "replay.sql")
     with closing(connect(postgres, application="rtrec-demo")) as connection, transaction(connection) as cursor:
         cursor.execute(sql["samples"], {"arm": ARM})
         samples = cursor.fetchone() or (0, 0, 0, 0)
@@ -75,7 +76,7 @@ def read_stored(postgres: PostgresOptions) -> Stored:
 def read_click_rate(postgres: PostgresOptions, *, to_seq: int) -> float | None:
     """Clicks per impression of the samples up to `to_seq`, None without any. Raises StoreUnavailable."""
     with closing(connect(postgres, application="rtrec-demo")) as connection, transaction(connection) as cursor:
-        cursor.execute(load(__package__, "demo.sql")["click_rate"], {"to_seq": to_seq})
+        cursor.execute(load(__package__, "replay.sql")["click_rate"], {"to_seq": to_seq})
         row = cursor.fetchone()
     return None if row is None else row[0]
 

@@ -1,23 +1,16 @@
-"""What may be chosen of a demonstration, and what follows from it for the system's settings."""
+"""What may be chosen of the demonstration on a log, and what follows from it for the system's settings."""
 
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from configs.settings import Settings
 from rtrec_ray.app.system import with_clock
-from rtrec_ray.demo.record import LogFacts
-from rtrec_ray.errors import ConfigInvalid, DirectoryUnusable
-
-OUT: Final = Path("out") / "demo"
-PAGE: Final = "report.html"
-OBJECT: Final = "report.json"
-RECORD: Final = "record.json"
-LOGS: Final = "logs"
+from rtrec_ray.demo.replay.record import LogFacts
+from rtrec_ray.errors import ConfigInvalid
 
 _RETENTION: Final = re.compile(r"^retention: *(\d+)([smhd])", re.MULTILINE)
 _MINUTES: Final = {"s": 1 / 60, "m": 1, "h": 60, "d": 1_440}
@@ -78,21 +71,3 @@ def roomy(definitions: str, *, speed: float) -> str:
     if kept is None or int(kept[1]) * _MINUTES[kept[2]] >= speed:
         return definitions
     return _RETENTION.sub(f"retention: {round(speed)}m", definitions)
-
-
-def empty(directory: Path) -> None:
-    """Make the directory, without what was in it. Raises DirectoryUnusable for one that no report of ours was in."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        found = list(directory.iterdir())
-        ours = directory.parts[-2:] == OUT.parts or any(path.name in (PAGE, OBJECT, LOGS) for path in found)
-        if found and not ours:
-            raise DirectoryUnusable(
-                f"{directory} is not empty, and what is in it is no report of ours", mend="name another --out"
-            )
-        for path in found:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    except OSError as error:
-        raise DirectoryUnusable(
-            f"{directory} cannot be written: {error.strerror}", mend="name another --out"
-        ) from error

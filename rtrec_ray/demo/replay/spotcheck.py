@@ -13,7 +13,7 @@ import httpx
 import orjson
 import polars as pl
 
-from rtrec_ray.demo.record import SpotFacts
+from rtrec_ray.demo.replay.record import SpotFacts
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.features.keys import CATEGORY_TOP_ITEMS_10M, USER_BROWSE_5M
 from rtrec_ray.postgres.connection import Connection, PostgresOptions, connect, transaction
@@ -156,7 +156,7 @@ class SpotChecks:
         if self._clock_ms() < moment_ms:
             return False
         with transaction(connection) as cursor:
-            cursor.execute(load(__package__, "demo.sql")["feature_watermark"])
+            cursor.execute(load(__package__, "replay.sql")["feature_watermark"])
             row = cursor.fetchone()
         return row is not None and row[0] is not None and row[0] >= moment_ms
 

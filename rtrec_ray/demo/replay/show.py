@@ -1,4 +1,4 @@
-"""The demonstration on a running system, in the order in which it happens."""
+"""The demonstration of a log on a running system, in the order in which it happens."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from rich.progress import TaskID
 from rtrec_ray.app.system import System
 from rtrec_ray.app.training import train_base
 from rtrec_ray.clock import monotonic_s, wall_ms
-from rtrec_ray.demo.audience import audience
 from rtrec_ray.demo.background import Background, pause, wait_until
 from rtrec_ray.demo.lineage import version_facts
-from rtrec_ray.demo.log import Log
-from rtrec_ray.demo.news import News
 from rtrec_ray.demo.observe import progress_points, time_line
-from rtrec_ray.demo.options import Base, ShowOptions
-from rtrec_ray.demo.record import DemoRecord, SpotFacts, TimeLine
+from rtrec_ray.demo.record import TimeLine
+from rtrec_ray.demo.replay.audience import audience
+from rtrec_ray.demo.replay.log import Log
+from rtrec_ray.demo.replay.news import News
+from rtrec_ray.demo.replay.options import Base, ShowOptions
+from rtrec_ray.demo.replay.record import DemoRecord, SpotFacts
+from rtrec_ray.demo.replay.spotcheck import SpotChecks, compare, questions
+from rtrec_ray.demo.replay.traffic import Traffic, TrafficOptions
+from rtrec_ray.demo.replay.verify import Evidence, Stored, checks, read_click_rate, read_stored, settled
 from rtrec_ray.demo.screen import Screen
-from rtrec_ray.demo.spotcheck import SpotChecks, compare, questions
 from rtrec_ray.demo.timeline import Seen, Timeline, Watched
-from rtrec_ray.demo.traffic import Traffic, TrafficOptions
-from rtrec_ray.demo.verify import Evidence, Stored, checks, read_click_rate, read_stored, settled
 from rtrec_ray.errors import DemoFailed
 from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.kafka.connect import connect_producer

@@ -10,8 +10,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from rtrec_ray.demo.charts.axes import end_labels, heading, mark, share_of, time_axis
 from rtrec_ray.demo.charts.svg import PALETTE, figure, house_style, to_svg
-from rtrec_ray.demo.figures import answered, switches
-from rtrec_ray.demo.record import Call, DemoRecord
+from rtrec_ray.demo.replay.figures import answered, switches
+from rtrec_ray.demo.replay.record import Call, DemoRecord
 from rtrec_ray.demo.words import thousands
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import polars as pl
 
-from rtrec_ray.demo.record import LogFacts
+from rtrec_ray.demo.replay.record import LogFacts
 from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.simulate.datasets import open_bandit
 

@@ -7,9 +7,11 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from rtrec_ray.demo.charts.axes import days_above, end_labels, heading, share_of, time_axis
+from rtrec_ray.demo.charts.axes import end_labels, heading, share_of, time_axis
 from rtrec_ray.demo.charts.svg import PALETTE, figure, house_style, to_svg
-from rtrec_ray.demo.record import DemoRecord, Moment
+from rtrec_ray.demo.record import Moment
+from rtrec_ray.demo.replay.charts.days import days_above
+from rtrec_ray.demo.replay.record import DemoRecord
 from rtrec_ray.demo.words import thousands
 
 STAGES: Final = {
