@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from actors.operator import BatchOutcome
-from rtrec_ray.events import BEHAVIOR, INFERENCE
+from rtrec_ray.events import BEHAVIOR, INFERENCE, RETRACT
 from rtrec_ray.kafka.base import RecordBatch
 from rtrec_ray.kafka.codec import LatestMs, decode_behavior, decode_inference
 from rtrec_ray.postgres.connection import Cursor
@@ -90,7 +90,7 @@ class SampleOperator:
             **self._count(batch, decoded.frame, dead=[letter.offset for letter in decoded.dead]),
             "impression": unkeyed,
             "unkeyed": unkeyed,
-            "deferred": events.filter((pl.col("event_type") == "retract") & anew).height,
+            "deferred": events.filter((pl.col("event_type") == RETRACT) & anew).height,
         }
         return BatchOutcome(max_ts_ms=_latest(events), counts=counts)
 

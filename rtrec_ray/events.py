@@ -17,6 +17,7 @@ PROFILE: Final = "profile"
 ITEM: Final = "item"
 DEAD_LETTER: Final = "dead-letter"
 
+RETRACT: Final = "retract"
 EventType = Literal["impression", "click", "view", "favorite", "cart", "consult", "comment", "search", "retract"]
 ItemType = Literal["product", "article", "video", "ad"]
 

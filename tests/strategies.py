@@ -31,8 +31,8 @@ def _record(required: dict[str, Any], optional: dict[str, Any]) -> st.SearchStra
     return st.fixed_dictionaries(required, optional={name: st.none() | of for name, of in optional.items()})
 
 
-BEHAVIORS = _record(
-    {"event_id": TEXTS, "event_type": st.sampled_from(EVENT_TYPES), "ts": TIMES_MS, "user_id": IDS},
+_PLAIN = _record(
+    {"event_id": TEXTS, "event_type": st.sampled_from(EVENT_TYPES[:-1]), "ts": TIMES_MS, "user_id": IDS},
     {
         "item_id": IDS,
         "item_type": st.sampled_from(ITEM_TYPES),
@@ -46,6 +46,14 @@ BEHAVIORS = _record(
         "retracts": st.dictionaries(TEXTS, SCALARS, max_size=3),
     },
 )
+
+
+def _taken_back(event: dict[str, Any], original: dict[str, Any]) -> dict[str, Any]:
+    carried = {**original, "user_id": event["user_id"], "ts": min(original["ts"], event["ts"])}
+    return {**event, "event_type": "retract", "retracts": carried}
+
+
+BEHAVIORS = st.one_of(_PLAIN, _PLAIN, _PLAIN, st.builds(_taken_back, _PLAIN, _PLAIN))
 
 RANKED_ITEMS = _record(
     {"item_id": IDS, "position": IDS, "score": st.floats(-1e9, 1e9)},

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from rtrec_ray.cli.options import Where, command
+from rtrec_ray.errors import ConfigInvalid
 
 if TYPE_CHECKING:
     from rtrec_ray.demo.scene import Scene
@@ -62,6 +63,8 @@ def _scene(source: str, *, seed: int, minutes: float | None, out: Path, drifting
     from rtrec_ray.simulate.world.experiment import Schedule
 
     if source == "open-bandit":
+        if not drifting:
+            raise ConfigInvalid("a click log drifts as it does: --null is for the world", mend="leave --source out")
         show = ShowOptions(seed=seed) if minutes is None else ShowOptions(seed=seed, minutes=minutes)
         return OpenBandit(DemoOptions(out=out, show=show))
     schedule = Schedule(drifting=drifting) if minutes is None else Schedule(drifting=drifting, minutes=minutes)

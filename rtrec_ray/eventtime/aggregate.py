@@ -6,6 +6,8 @@ A partial is plain JSON, so that a row of a table is the state and nothing else 
     Mean      [sum, n]
     Counts    [value, n, value, n, ...]          count_by, top_k
     Newest    [ms after the tile's start, event_id, value, ...]      last_n, distinct
+
+What was taken can be taken back by a partial of its own, in any order too: numbers below zero, or the value null.
 """
 
 from __future__ import annotations
@@ -108,6 +110,8 @@ class Top(Counts):
 class Newest:
     """Values by time, the newest first; equal times by descending event_id. `limit` None keeps all.
 
+    The value None takes the entry of that event back.
+
     >>> newest = Newest(limit=2, repeats=False)
     >>> newest.add([5, "a", 10, 7, "b", 11], tile_start_ms=0); newest.add([1, "c", 10], tile_start_ms=100)
     >>> newest.value()
@@ -127,6 +131,8 @@ class Newest:
 
     def value(self) -> list[Any]:
         """The values, newest first."""
-        ordered = [value for _, _, value in sorted(self._entries, reverse=True)]
+        gone = {(ms, event) for ms, event, value in self._entries if value is None}
+        standing = [entry for entry in self._entries if entry[:2] not in gone] if gone else self._entries
+        ordered = [value for _, _, value in sorted(standing, reverse=True)]
         kept = ordered if self._repeats else list(dict.fromkeys(ordered))
         return kept[: self._limit]

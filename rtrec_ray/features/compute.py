@@ -1,7 +1,8 @@
 """From events to tile rows, on columns: one row per key and tile with the partial of each aggregation as JSON text.
 
 The same function serves the stream, a look into the history and a test. Rows of the same key and tile add up, so it
-does not matter into which batches the events are cut, nor in which order they come.
+does not matter into which batches the events are cut, nor in which order they come; and what was counted is taken back
+by rows of the opposite sign.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import reduce
 from operator import and_, or_
-from typing import Final
+from typing import Final, Literal
 
 import polars as pl
 
@@ -22,6 +23,8 @@ PROFILED_SCHEMA: Final = pl.Schema([*BEHAVIOR_SCHEMA.items(), *((name, pl.String
 MAX_KEY_BYTES: Final = 1_000
 _COUNTED: Final = ("count_by", "top_k")
 _TILE: Final = ("key", "tile_start_ms")
+_EVENTS: Final = "events"
+Sign = Literal[1, -1]
 
 
 def meets(conditions: Iterable[Condition]) -> pl.Expr:
@@ -40,29 +43,30 @@ def concerns_some(views: Iterable[FeatureView]) -> pl.Expr:
     return reduce(or_, map(concerns, views), pl.lit(False))
 
 
-def compute(view: FeatureView, events: pl.DataFrame, *, tile_ms: int) -> pl.DataFrame:
+def compute(view: FeatureView, events: pl.DataFrame, *, tile_ms: int, sign: Sign = 1) -> pl.DataFrame:
     """The tile rows (TILE_SCHEMA) of events with PROFILED_SCHEMA's columns; the profile's may miss if no key has one.
 
-    `state` is a JSON list with the partial of each aggregation, in the view's order (eventtime/aggregate.py).
+    `state` is a JSON list: the number of events, then the partial of each aggregation, in the view's order
+    (eventtime/aggregate.py). `sign` -1: the rows that take back what these events added.
     """
     chosen = events.lazy().filter(concerns(view)).with_columns(tile_start_ms=pl.col("ts") // tile_ms * tile_ms)
-    tiles = [_tiles_of_form(view, chosen, form=form) for form in view.keys]
+    tiles = [_tiles_of_form(view, chosen, form=form, sign=sign) for form in view.keys]
     return pl.concat(tiles).collect()
 
 
-def _tiles_of_form(view: FeatureView, chosen: pl.LazyFrame, *, form: tuple[str, ...]) -> pl.LazyFrame:
+def _tiles_of_form(view: FeatureView, chosen: pl.LazyFrame, *, form: tuple[str, ...], sign: Sign) -> pl.LazyFrame:
     keyed = chosen.with_columns(key=_key(form)).filter(pl.col("key").is_not_null())
     columns = {each.name: f"partial_{index}" for index, each in enumerate(view.aggregations)}
-    simple = [_simple(each).alias(columns[each.name]) for each in view.aggregations if each.kind not in _COUNTED]
-    tiles = keyed.group_by(_TILE).agg(simple)
+    simple = [_simple(each, sign).alias(columns[each.name]) for each in view.aggregations if each.kind not in _COUNTED]
+    tiles = keyed.group_by(_TILE).agg((pl.len().cast(pl.Int64) * sign).cast(pl.String).alias(_EVENTS), *simple)
     for each in view.aggregations:
         if each.kind in _COUNTED:
-            tiles = tiles.join(_counted(keyed, each, name=columns[each.name]), on=_TILE, how="left")
+            tiles = tiles.join(_counted(keyed, each, name=columns[each.name], sign=sign), on=_TILE, how="left")
     partials = [
         pl.col(columns[each.name]).fill_null("[]") if each.kind in _COUNTED else pl.col(columns[each.name])
         for each in view.aggregations
     ]
-    state = pl.concat_str(pl.lit("["), pl.concat_str(partials, separator=","), pl.lit("]"))
+    state = pl.concat_str(pl.lit("["), pl.concat_str([pl.col(_EVENTS), *partials], separator=","), pl.lit("]"))
     key = pl.col("key").cast(pl.String)
     short = key.str.len_bytes() <= MAX_KEY_BYTES
     return tiles.select(key=key, tile_start_ms="tile_start_ms", state=state).filter(short)
@@ -93,23 +97,25 @@ def _key(form: tuple[str, ...]) -> pl.Expr:
     return pl.concat_str([pl.col(name) for name in form], separator="|").str.replace_all("\0", "\ufffd", literal=True)
 
 
-def _simple(each: Aggregation) -> pl.Expr:
+def _simple(each: Aggregation, sign: Sign) -> pl.Expr:
     """The partial as text, by an aggregation over the events of one key and tile."""
     met = meets(each.where)
     if each.kind == "count":
-        return met.sum().cast(pl.String)
+        return (met.sum().cast(pl.Int64) * sign).cast(pl.String)
     if each.kind in ("sum", "mean"):
         # A foreign duration may be anything up to 2^63: two of them must not wrap around.
-        total = pl.col(_field(each)).filter(met).cast(pl.Int128).sum().cast(pl.String)
-        return total if each.kind == "sum" else pl.format("[{},{}]", total, pl.col(_field(each)).filter(met).count())
+        total = (pl.col(_field(each)).filter(met).cast(pl.Int128).sum() * sign).cast(pl.String)
+        n = pl.col(_field(each)).filter(met).count().cast(pl.Int64) * sign
+        return total if each.kind == "sum" else pl.format("[{},{}]", total, n)
     taken = met & pl.col(_field(each)).is_not_null()
-    entry = pl.format("{},{},{}", pl.col("ts") - pl.col("tile_start_ms"), _json("event_id"), _json(_field(each)))
+    value = _json(_field(each)) if sign > 0 else pl.lit("null")
+    entry = pl.format("{},{},{}", pl.col("ts") - pl.col("tile_start_ms"), _json("event_id"), value)
     return pl.format("[{}]", entry.filter(taken).str.join(","))
 
 
-def _counted(keyed: pl.LazyFrame, each: Aggregation, *, name: str) -> pl.LazyFrame:
+def _counted(keyed: pl.LazyFrame, each: Aggregation, *, name: str, sign: Sign) -> pl.LazyFrame:
     taken = keyed.filter(meets(each.where), pl.col(_field(each)).is_not_null())
-    pairs = taken.group_by(*_TILE, pl.col(_field(each)).alias("value")).agg(n=pl.len())
+    pairs = taken.group_by(*_TILE, pl.col(_field(each)).alias("value")).agg(n=pl.len().cast(pl.Int64) * sign)
     pair = pl.format("{},{}", _json("value", of=_field(each)), pl.col("n"))
     return pairs.group_by(_TILE).agg(pl.format("[{}]", pair.str.join(",")).alias(name))
 

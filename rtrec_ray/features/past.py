@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 import polars as pl
 
-from rtrec_ray.events import BEHAVIOR_SCHEMA
+from rtrec_ray.events import BEHAVIOR_SCHEMA, RETRACT
 from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.compute import compute, concerns, concerns_some
 from rtrec_ray.features.definition import PROFILE_FIELDS, Definitions, FeatureView
 from rtrec_ray.features.merge import Value, merge
 from rtrec_ray.features.profiles import attribute
+from rtrec_ray.features.retract import originals
 from rtrec_ray.features.seen import MINUTE_MS
+
+_NAME: Final = ["partition", "minute", "event_id"]
 
 
 def minutes_around(span: Span) -> tuple[int, int]:
@@ -35,11 +39,11 @@ def recompute(
 ) -> Mapping[str, Value | None]:
     """The values over the span of a view under some keys (`asks`: the view's name, the keys); None without data.
 
-    `events`: BEHAVIOR_SCHEMA, `partition` and `offset`, all of `minutes_around(span)`, in any order, duplicates
-    included. `profiles`: PROFILE_SCHEMA, the versions of these events' users.
+    `events`: BEHAVIOR_SCHEMA, `partition` and `offset`, all of `minutes_around(span)` and the retractions of these, in
+    any order, duplicates included. `profiles`: PROFILE_SCHEMA, the versions of these events' users.
     """
     view, wanted = definitions.view(asks[0]), set(asks[1])
-    counted = first_of_duplicates(events, definitions).filter(concerns(view))
+    counted = counted_events(events, definitions).filter(concerns(view))
     tiles = compute(view, _profiled(view, counted, profiles), tile_ms=definitions.tile_ms)
     inside = tiles.filter(
         pl.col("key").is_in(wanted), pl.col("tile_start_ms") >= span.from_ms, pl.col("tile_start_ms") < span.to_ms
@@ -50,11 +54,19 @@ def recompute(
     return {key: merge(view, rows[key]) for key in wanted}
 
 
-def first_of_duplicates(events: pl.DataFrame, definitions: Definitions) -> pl.DataFrame:
-    """The events that count in some view; of those with one event_id in a partition and minute the first that came."""
-    minute = (pl.col("ts") // MINUTE_MS).alias("minute")
-    concerned = events.filter(concerns_some(definitions.views)).sort("partition", "offset").with_columns(minute)
-    return concerned.unique(subset=["partition", "minute", "event_id"], keep="first").select(BEHAVIOR_SCHEMA.names())
+def counted_events(events: pl.DataFrame, definitions: Definitions) -> pl.DataFrame:
+    """The events that count in some view: of those with one event_id in a partition and minute the first that came,
+    unless it was taken back.
+    """
+    concerned = _named(events.filter(concerns_some(definitions.views)).sort("partition", "offset"))
+    retractions = events.filter(pl.col("event_type") == RETRACT)
+    taken_back = _named(originals(retractions).with_columns(retractions["partition"])).select(_NAME)
+    first = concerned.unique(subset=_NAME, keep="first")
+    return first.join(taken_back, on=_NAME, how="anti").select(BEHAVIOR_SCHEMA.names())
+
+
+def _named(events: pl.DataFrame) -> pl.DataFrame:
+    return events.with_columns(minute=pl.col("ts") // MINUTE_MS)
 
 
 def _profiled(view: FeatureView, events: pl.DataFrame, profiles: pl.DataFrame) -> pl.DataFrame:

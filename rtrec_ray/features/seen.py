@@ -8,7 +8,7 @@ of n²/2^65, 1 in 400 million for n = 300,000.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -67,6 +67,15 @@ def _mix(x: Hashes) -> Hashes:
     return x ^ (x >> np.uint64(31))
 
 
+def _by_minute(ts_ms: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+    """(minute, the rows of it in their order)."""
+    minutes = ts_ms // MINUTE_MS * MINUTE_MS
+    order = np.argsort(minutes, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(minutes[order])) + 1):
+        if len(rows):
+            yield int(minutes[rows[0]]), rows
+
+
 class Seen:
     """The hashes of one partition's events, by minute.
 
@@ -80,13 +89,17 @@ class Seen:
 
     def first_time(self, ts_ms: npt.NDArray[np.int64], hashes: Hashes) -> npt.NDArray[np.bool_]:
         """For each event, in order of arrival, whether it comes for the first time; from now on all are known."""
-        minutes = ts_ms // MINUTE_MS * MINUTE_MS
         first = np.zeros(len(hashes), dtype=np.bool_)
-        order = np.argsort(minutes, kind="stable")
-        for rows in np.split(order, np.flatnonzero(np.diff(minutes[order])) + 1):
-            if len(rows):
-                first[rows] = self._first_of_minute(int(minutes[rows[0]]), hashes[rows])
+        for minute, rows in _by_minute(ts_ms):
+            first[rows] = self._first_of_minute(minute, hashes[rows])
         return first
+
+    def contains(self, ts_ms: npt.NDArray[np.int64], hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """For each hash, whether it is known in the minute of its time."""
+        known = np.zeros(len(hashes), dtype=np.bool_)
+        for minute, rows in _by_minute(ts_ms):
+            known[rows] = self._known(minute, hashes[rows])
+        return known
 
     def new(self) -> list[tuple[int, bytes]]:
         """(minute_ms, packed hashes) since the last `settle`, for the table."""
@@ -123,11 +136,11 @@ class Seen:
         first[index[fresh]] = True
         return first
 
-    def _known(self, minute: int, unique: Hashes) -> npt.NDArray[np.bool_]:
-        known = np.zeros(len(unique), dtype=np.bool_)
+    def _known(self, minute: int, hashes: Hashes) -> npt.NDArray[np.bool_]:
+        known = np.zeros(len(hashes), dtype=np.bool_)
         for run in self._runs.get(minute, ()):
-            at = np.minimum(np.searchsorted(run, unique), len(run) - 1)
-            known |= run[at] == unique
+            at = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
+            known |= run[at] == hashes
         return known
 
     def _remember(self, minute: int, unique: Hashes) -> None:

@@ -11,12 +11,14 @@ from collections import Counter
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from rtrec_ray.events import BEHAVIOR_SCHEMA
-from rtrec_ray.features.compute import PROFILED_SCHEMA, compute, concerns_some
-from rtrec_ray.features.definition import PROFILE_FIELDS, Definitions
+from rtrec_ray.events import BEHAVIOR_SCHEMA, RETRACT
+from rtrec_ray.features.compute import PROFILED_SCHEMA, Sign, compute, concerns_some
+from rtrec_ray.features.definition import PROFILE_FIELDS, Definitions, FeatureView
 from rtrec_ray.features.profiles import ProfileVersions, attribute
+from rtrec_ray.features.retract import hash_retractions, originals
 from rtrec_ray.features.seen import MINUTE_MS, Seen, hash_ids
 
 Counts = Counter[str]
@@ -42,26 +44,35 @@ class FeatureStream:
         self._disorder_ms = disorder_ms
         self._profiles = ProfileVersions(profiles)
         self._pending: list[pl.DataFrame] = []
+        self._taken_back: list[pl.DataFrame] = []
         self._counts_somewhere = concerns_some(definitions.views)
         self._counts_by_profile = concerns_some(view for view in definitions.views if view.needs_profile)
 
     def take(self, events: pl.DataFrame) -> Counts:
         """Take events (BEHAVIOR_SCHEMA) in offset order.
 
-        Answers how many were `late`, of these `corrected` and `beyond_horizon`, how many `duplicate`, `deferred`
-        (retractions) and `without_profile`. Of kinds that no view counts duplicates are not looked for.
+        Answers how many were `late`, of these `corrected` and `beyond_horizon`; how many `duplicate` and
+        `without_profile`; how many events were to be taken back (`retract`), how many of these were (`retracted`: the
+        others have not come yet) and how many are too old for that (`retract_beyond_horizon`). Of kinds that no view
+        counts neither duplicates nor retractions are looked for.
         """
         counts: Counts = Counter()
         if events.is_empty():
             return counts
-        in_time = self._judge(events, counts)
+        in_time, marks_ms = self._judge(events, counts)
         chosen = in_time.filter(self._counts_somewhere)
-        first = self.seen.first_time(chosen["ts"].to_numpy(), hash_ids(chosen["event_id"]))
+        ts_ms, ids = chosen["ts"].to_numpy(), hash_ids(chosen["event_id"])
+        first = self.seen.first_time(ts_ms, ids)
+        # Whose retraction came first is not counted at all.
+        retracted = first & self.seen.contains(ts_ms, hash_retractions(ids))
         counts["duplicate"] += int(np.count_nonzero(~first))
-        counts["deferred"] += int((in_time["event_type"] == "retract").sum())
-        fresh = chosen.filter(pl.Series(first))
+        counts["retracted"] += int(np.count_nonzero(retracted))
+        fresh = chosen.filter(pl.Series(first & ~retracted))
         if fresh.height:
             self._pending.append(self._with_profiles(fresh, counts))
+        if retracted.any():  # without a profile or not, as if it had come before its retraction
+            self._with_profiles(chosen.filter(pl.Series(retracted)), counts)
+        self._take_back(in_time, marks_ms, counts)
         return counts
 
     def take_profiles(self, profiles: pl.DataFrame) -> Counts:
@@ -76,22 +87,17 @@ class FeatureStream:
 
     def pending(self) -> int:
         """Events that no tile row was written for."""
-        return sum(frame.height for frame in self._pending)
+        return sum(frame.height for frame in [*self._pending, *self._taken_back])
 
     def tiles(self) -> dict[str, pl.DataFrame]:
         """View name → rows (TILE_SCHEMA) of the events since the last `settle`, without what no window reaches."""
-        if not self._pending:
-            return {}
-        events = pl.concat(self._pending)
-        rows = {view.name: compute(view, events, tile_ms=self._definitions.tile_ms) for view in self._definitions.views}
-        kept_from_ms = self._kept_from_ms()
-        if kept_from_ms is None:
-            return rows
-        return {name: frame.filter(pl.col("tile_start_ms") >= kept_from_ms) for name, frame in rows.items()}
+        both: tuple[tuple[Sign, list[pl.DataFrame]], ...] = ((1, self._pending), (-1, self._taken_back))
+        signed = [(sign, pl.concat(frames)) for sign, frames in both if frames]
+        return {view.name: self._rows(view, signed) for view in self._definitions.views} if signed else {}
 
     def settle(self) -> None:
         """The rows of `tiles` and the hashes of `seen` are durable."""
-        self._pending = []
+        self._pending, self._taken_back = [], []
         self.seen.settle()
 
     def forgettable_to_ms(self) -> int | None:
@@ -106,8 +112,32 @@ class FeatureStream:
         if to_ms is not None:
             self.seen.forget(before_ms=to_ms + MINUTE_MS)
 
-    def _judge(self, events: pl.DataFrame, counts: Counts) -> pl.DataFrame:
-        """Count the late events and answer those that count, moving the times on."""
+    def _rows(self, view: FeatureView, signed: list[tuple[Sign, pl.DataFrame]]) -> pl.DataFrame:
+        tile_ms, kept_from_ms = self._definitions.tile_ms, self._kept_from_ms()
+        rows = pl.concat(compute(view, events, tile_ms=tile_ms, sign=sign) for sign, events in signed)
+        return rows if kept_from_ms is None else rows.filter(pl.col("tile_start_ms") >= kept_from_ms)
+
+    def _take_back(self, events: pl.DataFrame, marks_ms: npt.NDArray[np.int64], counts: Counts) -> None:
+        """Take back what retractions among the events name, each once; what has not come yet will not count."""
+        retractions = (events["event_type"] == RETRACT).to_numpy()
+        if not retractions.any():
+            return
+        carried = originals(events.filter(pl.Series(retractions)))
+        beyond = carried["ts"].to_numpy() < marks_ms[retractions] - self._definitions.horizon_ms
+        concerned = carried.select(self._counts_somewhere.alias("concerned")).to_series().to_numpy()
+        counts["retract_beyond_horizon"] += int(np.count_nonzero(beyond & concerned))
+        chosen = carried.filter(pl.Series(concerned & ~beyond))
+        ts_ms, ids = chosen["ts"].to_numpy(), hash_ids(chosen["event_id"])
+        anew = self.seen.first_time(ts_ms, hash_retractions(ids))
+        retracted = anew & self.seen.contains(ts_ms, ids)
+        counts["duplicate"] += int(np.count_nonzero(~anew))
+        counts["retract"] += int(np.count_nonzero(anew))
+        counts["retracted"] += int(np.count_nonzero(retracted))
+        if retracted.any():
+            self._taken_back.append(self._with_profiles(chosen.filter(pl.Series(retracted)), Counter()))
+
+    def _judge(self, events: pl.DataFrame, counts: Counts) -> tuple[pl.DataFrame, npt.NDArray[np.int64]]:
+        """Count the late events, moving the times on; answer those that count, and the watermark before each."""
         ts = events["ts"].to_numpy()
         start = _LONG_AGO_MS if self.watermark_ms is None else self.watermark_ms
         after = np.maximum.accumulate(np.concatenate([[start], ts - self._disorder_ms]))
@@ -118,7 +148,7 @@ class FeatureStream:
         counts["beyond_horizon"] += int(np.count_nonzero(beyond))
         counts["corrected"] += int(np.count_nonzero(late & ~beyond))
         self._raise_mark(int(after[-1]))
-        return events.filter(pl.Series(~beyond)) if beyond.any() else events
+        return (events.filter(pl.Series(~beyond)), marks[~beyond]) if beyond.any() else (events, marks)
 
     def _with_profiles(self, events: pl.DataFrame, counts: Counts) -> pl.DataFrame:
         """The events with PROFILED_SCHEMA's columns, filled in for those that a view asks them of."""

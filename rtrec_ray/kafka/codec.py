@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rtrec_ray.events import BEHAVIOR, INFERENCE, ITEM, PROFILE, SCHEMAS
+from rtrec_ray.events import BEHAVIOR, INFERENCE, ITEM, PROFILE, RETRACT, SCHEMAS
 from rtrec_ray.kafka.base import RecordBatch
 from rtrec_ray.kafka.deadletter import DeadLetter, Fault
 from rtrec_ray.kafka.judge import DECODERS, JSON_COLUMNS, OLDEST_MS, json_text, judge
@@ -147,6 +147,8 @@ def _suspects(batch: RecordBatch, frame: pl.DataFrame, latest_ms: LatestMs) -> n
     suspect = ts_ms > latest_ms(int(stamps_ms.min()))
     if (oldest_ms := OLDEST_MS.get(batch.topic)) is not None:
         suspect |= ts_ms < oldest_ms
+    if batch.topic == BEHAVIOR:
+        suspect |= (frame["event_type"] == RETRACT).to_numpy()  # what it carries is an event too
     for name, dtype in SCHEMAS[batch.topic].items():
         if dtype == pl.String:
             suspect |= _with_nul(frame[name], escaped=name in JSON_COLUMNS)

@@ -31,6 +31,8 @@ Reason = Literal[
     "nul_character",  # which PostgreSQL cannot store in a text
     "before_2000",
     "ahead_of_clock",
+    "another_user",  # of a retraction: what it takes back is of somebody else
+    "before_original",  # of a retraction: older than what it takes back
 ]
 
 # Room for the other fields and the framing; four characters of base64 carry three bytes.

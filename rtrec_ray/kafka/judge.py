@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rtrec_ray.events import BEHAVIOR, INFERENCE, SCHEMAS, STRUCTS
+from rtrec_ray.events import BEHAVIOR, INFERENCE, RETRACT, SCHEMAS, STRUCTS, BehaviorEvent
 from rtrec_ray.kafka.deadletter import Fault, Reason
 
 YEAR_2000_MS: Final = 946_684_800_000
@@ -90,7 +90,30 @@ def _fault_of_content(topic: str, record: object, latest_ms: int) -> Fault | Non
     ts_ms: int = record.ts  # type: ignore[attr-defined]  # every struct of STRUCTS has it
     if ts_ms < OLDEST_MS.get(topic, ts_ms):
         return Fault(reason="before_2000", field="ts")
-    return Fault(reason="ahead_of_clock", field="ts") if ts_ms > latest_ms else None
+    if ts_ms > latest_ms:
+        return Fault(reason="ahead_of_clock", field="ts")
+    return _fault_of_retraction(record) if isinstance(record, BehaviorEvent) and record.event_type == RETRACT else None
+
+
+def _fault_of_retraction(record: BehaviorEvent) -> Fault | None:
+    """A retraction takes back one whole event of the same user, which is not a retraction, and no newer than itself."""
+    if record.retracts is None:
+        return Fault(reason="missing_field", field="retracts")
+    try:
+        original = msgspec.convert(record.retracts, BehaviorEvent)
+    except msgspec.ValidationError as error:
+        return _within("retracts", _fault_of(str(error)))
+    if original.event_type == RETRACT:
+        return Fault(reason="unknown_value", field="retracts.event_type")
+    fault = _fault_of_content(BEHAVIOR, original, record.ts)
+    if fault is not None:
+        newer = fault.reason == "ahead_of_clock"
+        return Fault(reason="before_original", field="ts") if newer else _within("retracts", fault)
+    return None if original.user_id == record.user_id else Fault(reason="another_user", field="retracts.user_id")
+
+
+def _within(name: str, fault: Fault) -> Fault:
+    return Fault(reason=fault.reason, field=name if fault.field is None else f"{name}.{fault.field}")
 
 
 def _reason_against(name: str, content: object) -> Reason | None:

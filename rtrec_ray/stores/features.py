@@ -60,7 +60,9 @@ class Past(Protocol):
     """Events older than the tiles, out of the history."""
 
     def behavior(self, *, from_ms: int, to_ms: int) -> pl.DataFrame:
-        """Accepted events with ts in [from_ms, to_ms): BEHAVIOR_SCHEMA, `partition` and `offset`, in any order."""
+        """Accepted events with ts in [from_ms, to_ms), and all retractions of them: BEHAVIOR_SCHEMA, `partition` and
+        `offset`, in any order. Later retractions of others may be among them.
+        """
         ...
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 import polars as pl
+import pyarrow.compute as pc
 
-from rtrec_ray.events import BEHAVIOR, BEHAVIOR_SCHEMA
+from rtrec_ray.events import BEHAVIOR, BEHAVIOR_SCHEMA, RETRACT
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.stores.history import History
 from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
@@ -28,8 +29,13 @@ class HistoryPast:
         self._history = history
 
     def behavior(self, *, from_ms: int, to_ms: int) -> pl.DataFrame:
-        """Accepted events with ts in [from_ms, to_ms)."""
-        frames = self._history.scan(BEHAVIOR, from_ms=from_ms, to_ms=to_ms, columns=_COLUMNS)
+        """Accepted events with ts in [from_ms, to_ms), and all later retractions: one is never older than what it takes
+        back. They are few, and the column that tells them compresses to almost nothing.
+        """
+        frames = [
+            *self._history.scan(BEHAVIOR, from_ms=from_ms, to_ms=to_ms, columns=_COLUMNS),
+            *self._history.scan(BEHAVIOR, from_ms=to_ms, columns=_COLUMNS, where=pc.field("event_type") == RETRACT),
+        ]
         empty = BEHAVIOR_SCHEMA.to_frame().with_columns(
             pl.lit(None, dtype=pl.Int32).alias("partition"), pl.lit(None, dtype=pl.Int64).alias("offset")
         )

@@ -149,13 +149,15 @@ class History:
         from_ms: int = BEGINNING_MS,
         to_ms: int = FOREVER_MS,
         columns: Sequence[str] | None = None,
+        where: pc.Expression | None = None,
         batch_rows: int = 65_536,
     ) -> Iterator[pl.DataFrame]:
-        """The same as frames of at most `batch_rows` rows, in no particular order and in bounded memory.
-
-        Raises StoreUnavailable, also while it is read.
+        """The same as frames of at most `batch_rows` rows, in no particular order and in bounded memory; of the records
+        that meet `where`. Raises StoreUnavailable, also while it is read.
         """
         dataset = self.dataset(topic, from_ms=from_ms, to_ms=to_ms)
+        if where is not None:
+            dataset = dataset.filter(where)
         return self._files.frames(dataset, columns=columns, batch_rows=batch_rows)
 
     def files(self, topic: str, *, from_ms: int = BEGINNING_MS, to_ms: int = FOREVER_MS) -> tuple[HistoryFile, ...]:

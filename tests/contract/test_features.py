@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -78,7 +80,7 @@ def tiles(*rows):
 
 def searches(*rows):
     """Tiles of top_queries_30m: (start, query, n)."""
-    return {"top_queries_30m": tiles(*(("all", start, f'[["{query}",{n}]]') for start, query, n in rows))}
+    return {"top_queries_30m": tiles(*(("all", start, f'[{n},["{query}",{n}]]') for start, query, n in rows))}
 
 
 def test_rows_of_one_tile_add_up_over_commits_and_partitions(place):
@@ -149,7 +151,7 @@ def test_one_version_has_one_definition_and_values_of_versions_never_mix(place):
 def test_a_key_may_be_any_text(place):
     store = place.store()
     keys = ["", "é|\U0001f600", "a\tb\nc", 'q"\\', "NULL", "\\N", "x" * 1_000]
-    place.append(store, tiles={"segment_page_top_ads": tiles(*((key, BASE, '[[1,1],[0,"e",1]]') for key in keys))})
+    place.append(store, tiles={"segment_page_top_ads": tiles(*((key, BASE, '[1,[1,1],[0,"e",1]]') for key in keys))})
     asks = [ViewKey(view="segment_page_top_ads", key=key) for key in [*keys, "a\0b", "\ud800", "x" * 100_000]]
     values = store.get(asks, as_of_ms=None, now_ms=BASE)
     assert [values[ask] for ask in asks] == [{"top": [[1, 1]], "last": [1]}] * len(keys) + [None] * 3
@@ -223,7 +225,7 @@ def test_hours_that_no_window_reaches_are_dropped_and_no_others(place):
 
 def test_a_read_for_people_says_view_time_version_and_values(place):
     store = place.store()
-    place.append(store, tiles={"user_browse_1m": tiles(("7", BASE, '[[0,"e",3],[0,"e",5]]'))})
+    place.append(store, tiles={"user_browse_1m": tiles(("7", BASE, '[1,[0,"e",3],[0,"e",5]]'))})
     answer = read_view(store, "user_browse_1m", ["7", "8"], as_of_ms=BASE + 10_007, now_ms=0)
     assert answer == {
         "view": "user_browse_1m",
@@ -251,6 +253,19 @@ def random_events(*, seed: int, n: int):
         }
 
 
+def with_retractions(events, *, seed):
+    """The events, some of them taken back a while later or before they come; one in a hundred never comes."""
+    generator, events = random.Random(seed), list(events)
+    ids = Counter(event["event_id"] for event in events)
+    placed = [(number, event) for number, event in enumerate(events) if generator.random() > 0.01]
+    for number, event in enumerate(events):
+        if ids[event["event_id"]] == 1 and generator.random() < 0.2:
+            place = max(0.0, number + generator.choice([-20.5, -0.5, 0.5, 20.5]))
+            retraction = {"event_id": f"r{number}", "event_type": "retract", "user_id": event["user_id"]}
+            placed.append((place, {**retraction, "ts": event["ts"] + generator.randint(0, 9_000), "retracts": event}))
+    return [event for _, event in sorted(placed, key=lambda each: each[0])]
+
+
 def owner_of(store: FeatureStore) -> FeatureOperator:
     return FeatureOperator(
         0, definitions=DEFINITIONS, store=store, latest_ms=lambda wall: 2**62, watermark=WatermarkOptions()
@@ -274,7 +289,7 @@ def test_the_next_owner_calls_late_and_duplicate_what_the_last_one_would(place):
 
 
 def test_a_stream_through_an_owner_that_starts_anew_gives_the_same_values_in_every_store(place):
-    events = [msgspec.json.encode(event) for event in random_events(seed=1, n=600)]
+    events = [msgspec.json.encode(event) for event in with_retractions(random_events(seed=1, n=600), seed=1)]
     profiles = [
         msgspec.json.encode({"user_id": user, "ts": BASE, "country": "CN", "gender": "f", "city": f"c{user}"})
         for user in range(1, 5)
@@ -307,15 +322,21 @@ def test_a_stream_through_an_owner_that_starts_anew_gives_the_same_values_in_eve
     assert all(any(answer[ask] is not None for answer in answers) for ask in asks)
 
 
+def history_of(events):
+    """The events as the history has them, in no order."""
+    origin = {"partition": 0, "kafka_ts": 0, "raw": b""}
+    rows = [
+        {**event, **origin, "offset": n, "retracts": json.dumps(event["retracts"]) if "retracts" in event else None}
+        for n, event in enumerate(events)
+    ]
+    return pl.DataFrame(rows, schema=schema("behavior")).sample(fraction=1.0, shuffle=True, seed=0)
+
+
 @pytest.mark.server
 def test_a_time_whose_tiles_are_gone_is_answered_out_of_the_history_as_the_tiles_would(dsn, tmp_path):
-    rows = [
-        {**event, "partition": 0, "offset": n, "kafka_ts": 0, "raw": b""}
-        for n, event in enumerate(random_events(seed=2, n=600))
-    ]
+    events = with_retractions(random_events(seed=2, n=600), seed=2)
     files, manifest = ArrowHistoryFiles(HistoryFilesOptions(uri=str(tmp_path))), MemoryHistoryManifest()
-    shuffled = pl.DataFrame(rows, schema=schema("behavior")).sample(fraction=1.0, shuffle=True, seed=0)
-    manifest.add(None, files.write("behavior", shuffled, partition=0))
+    manifest.add(None, files.write("behavior", history_of(events), partition=0))
     past = HistoryPast(History(files, manifest))
     pool = Pool(PostgresOptions(dsn=dsn), size=2)
     place = Place(pool)
@@ -326,7 +347,7 @@ def test_a_time_whose_tiles_are_gone_is_answered_out_of_the_history_as_the_tiles
         owner.restore(cursor, committed={})
         profile = {"user_id": 1, "ts": BASE, "country": "CN", "gender": "f"}
         owner.apply(record_batch("profile", 0, [msgspec.json.encode(profile)]))
-        owner.apply(record_batch("behavior", 0, [msgspec.json.encode(event) for event in random_events(seed=2, n=600)]))
+        owner.apply(record_batch("behavior", 0, [msgspec.json.encode(event) for event in events]))
         owner.write(cursor)
     asks = [
         *(ViewKey(view="user_browse_5m", key=str(user)) for user in range(1, 7)),

@@ -60,6 +60,7 @@ times = st.sampled_from(
     ]
 )
 numbers = st.integers(0, 9)
+retracted = st.integers(0, 5)
 IDS = ["", "e1", "e10", "e2", "é", "\U0001f600", "a word of more than eight bytes", "x" * 70, "x" * 71, 'q"\\']
 
 
@@ -90,7 +91,7 @@ searches = st.builds(
 odd = st.builds(
     lambda number, kind, ts, fields: present(event_id=IDS[number], event_type=kind, ts=ts, **fields),
     numbers,
-    st.sampled_from(TYPES),
+    st.sampled_from(TYPES[:-1]),
     times,
     st.fixed_dictionaries(
         {
@@ -107,14 +108,40 @@ odd = st.builds(
 single = st.one_of(views, views, ad_clicks, searches, odd)
 
 
+def name_of(event):
+    """What makes two events one: the id, within a partition and a minute."""
+    return event["user_id"] % PARTITIONS, event["event_id"], event["ts"] // MINUTE
+
+
 @st.composite
 def streams(draw, *, min_size=0):
-    """Events in the order they come, some of them twice."""
+    """Events in the order they come, some of them twice, some taken back: before they come, after, or never coming."""
     events = draw(st.lists(single, min_size=min_size, max_size=25))
-    for index in draw(st.lists(st.integers(0, 24), max_size=6)) if events else []:
-        again = events[index % len(events)]
-        events.insert(draw(st.integers(0, len(events))), again)
-    return events
+    # What a retraction carries is the event that counted: one of its name only.
+    alone = [each for each in events if all(each == other for other in events if name_of(each) == name_of(other))]
+    retractions = [
+        retraction(draw, number, draw(st.sampled_from(alone))) for number in range(draw(retracted) if alone else 0)
+    ]
+    never = [each for each in alone if draw(st.integers(0, 19)) == 0]
+    came = [each for each in events if each not in never]
+    for each in [
+        *retractions,
+        *(came[index % len(came)] for index in draw(st.lists(st.integers(0, 24), max_size=6)) if came),
+    ]:
+        came.insert(draw(st.integers(0, len(came))), each)
+    return came
+
+
+def retraction(draw, number, event):
+    step = draw(st.sampled_from([0, 0, 1, TILE, MINUTE, 30 * MINUTE, EDGE + 1]))
+    later = max(event["ts"], min(event["ts"] + step, BASE + EDGE + TILE))
+    return {
+        "event_id": f"r{number}",
+        "event_type": "retract",
+        "ts": later,
+        "user_id": event["user_id"],
+        "retracts": event,
+    }
 
 
 profiles = st.lists(
@@ -201,7 +228,7 @@ def accepted(events):
     """The events that count, by the rules of time and of duplicates; and how many did not."""
     kept, outcomes = [], Counter()
     for partition in range(PARTITIONS):
-        newest, known = None, set()
+        newest, known, gone = None, set(), set()
         for event in (each for each in events if each["user_id"] % PARTITIONS == partition):
             mark = None if newest is None else newest - DISORDER
             newest = event["ts"] if newest is None else max(newest, event["ts"])
@@ -210,15 +237,30 @@ def accepted(events):
                 continue
             if mark is not None and event["ts"] < mark:
                 outcomes["corrected"] += 1
-            name = (event["event_id"], event["ts"] // MINUTE)
             if event["event_type"] == "retract":
-                outcomes["deferred"] += 1
+                take_back(event["retracts"], kept, mark, known, gone, outcomes)
             elif counts_somewhere(event):
+                name = name_of(event)
                 outcomes["duplicate"] += name in known
-                if name not in known:
+                outcomes["retracted"] += name in gone - known
+                if name not in known | gone:
                     kept.append(event)
                 known.add(name)
     return kept, outcomes
+
+
+def take_back(event, kept, mark, known, gone, outcomes):
+    name = name_of(event)
+    if not counts_somewhere(event):
+        return
+    if mark is not None and event["ts"] < mark - HORIZON:
+        outcomes["retract_beyond_horizon"] += 1
+        return
+    outcomes["duplicate" if name in gone else "retract"] += 1
+    if name not in gone and name in known:
+        outcomes["retracted"] += 1
+        kept[:] = [each for each in kept if name_of(each) != name]
+    gone.add(name)
 
 
 def counts_somewhere(event):
@@ -333,7 +375,7 @@ def test_every_value_equals_a_plain_recomputation_over_the_accepted_events(event
 def test_batches_commits_and_restarts_change_neither_a_value_nor_a_count(events, profiles, plan, size):
     whole, counts = pipeline(events, profiles)
     cut, cut_counts = pipeline(events, profiles, plan=plan, size=size)
-    last = max(event["ts"] for event in events)
+    last = max((event["ts"] for event in events), default=BASE)
     for as_of_ms in [*MOMENTS, None]:
         assert cut.get(ALL_KEYS, as_of_ms=as_of_ms, now_ms=last) == whole.get(ALL_KEYS, as_of_ms=as_of_ms, now_ms=last)
     assert {**counts} == {**cut_counts}
@@ -356,13 +398,13 @@ def test_every_event_has_one_named_outcome(events):
     _, outcomes = accepted(events)
     assert counts["in"] == len(events)
     assert counts["late"] == counts["corrected"] + counts["beyond_horizon"]
-    for name in ("corrected", "beyond_horizon", "duplicate", "deferred"):
+    for name in ("corrected", "beyond_horizon", "duplicate", "retract", "retracted", "retract_beyond_horizon"):
         assert counts[name] == outcomes[name], name
 
 
 @given(streams(min_size=1))
 def test_windows_expire_when_traffic_stops(events):
     store, _ = pipeline(events, [])
-    last = max(event["ts"] for event in events)
+    last = max((event["ts"] for event in events), default=BASE)
     later = store.get(ALL_KEYS, as_of_ms=None, now_ms=last + 30 * MINUTE + TILE)
     assert set(later.values()) == {None}

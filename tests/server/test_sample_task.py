@@ -143,7 +143,13 @@ def test_what_is_dead_late_or_not_yet_understood_is_counted_once(dsn):
     rows = [
         {**event, "event_id": "a", "ts": START_MS},
         {**event, "event_id": "b", "ts": "now"},
-        {**event, "event_id": "c", "ts": START_MS, "event_type": "retract", "retracts": {"event_id": "a"}},
+        {
+            **event,
+            "event_id": "c",
+            "ts": START_MS,
+            "event_type": "retract",
+            "retracts": {**event, "event_id": "a", "ts": START_MS},
+        },
         {**event, "event_id": "d", "ts": START_MS, "request_id": "r" * 600},
     ]
     part = Partition(dsn, {"behavior": [json.dumps(row).encode() for row in rows], "inference-log": []})

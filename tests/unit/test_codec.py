@@ -21,6 +21,10 @@ def event(**fields: Any) -> bytes:
     return json.dumps({"event_id": "e", "event_type": "click", "ts": NOW_MS, "user_id": 1} | fields).encode()
 
 
+def original(**fields: Any) -> dict[str, Any]:
+    return {"event_id": "o", "event_type": "click", "ts": NOW_MS, "user_id": 1} | fields
+
+
 BAD = [
     (None, "tombstone", None),
     (b"", "empty", None),
@@ -52,6 +56,14 @@ BAD = [
     (event(ts=0), "before_2000", "ts"),
     (event(ts=NOW_MS // 1000), "before_2000", "ts"),
     (event(ts=4_070_908_800_000), "ahead_of_clock", "ts"),
+    (event(event_type="retract"), "missing_field", "retracts"),
+    (event(event_type="retract", retracts={}), "missing_field", "retracts.event_id"),
+    (event(event_type="retract", retracts=original(ts="now")), "wrong_type", "retracts.ts"),
+    (event(event_type="retract", retracts=original(item_id=2**63)), "out_of_range", "retracts.item_id"),
+    (event(event_type="retract", retracts=original(ts=0)), "before_2000", "retracts.ts"),
+    (event(event_type="retract", retracts=original(event_type="retract")), "unknown_value", "retracts.event_type"),
+    (event(event_type="retract", retracts=original(user_id=2)), "another_user", "retracts.user_id"),
+    (event(event_type="retract", retracts=original(ts=NOW_MS + 1)), "before_original", "ts"),
 ]
 
 BAD_INFERENCE = [
@@ -95,6 +107,7 @@ def test_dead_letters_of_a_batch_come_in_the_order_of_the_log() -> None:
 
 def test_a_good_event_has_no_fault() -> None:
     assert judge(BEHAVIOR, event(), latest_ms=NOW_MS) is None
+    assert judge(BEHAVIOR, event(event_type="retract", retracts=original()), latest_ms=NOW_MS) is None
 
 
 def test_profiles_and_items_may_hold_since_ever() -> None:

@@ -269,7 +269,14 @@ def test_the_screen_keeps_the_phases_that_took_time(shortest_s, kept):
     assert " 1:05  [red] and a line that is longer than the terminal is wide\n" in console.file.getvalue()
 
 
-@pytest.mark.parametrize(("words", "told"), [(["--minutes", "0.5"], "not 0.5 minutes"), ([], "no report of ours")])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--minutes", "0.5"], "not 0.5 minutes"),
+        (["--source", "open-bandit", "--null"], "--null is for the world"),
+        ([], "no report of ours"),
+    ],
+)
 def test_what_cannot_be_shown_is_refused_in_one_line_before_anything_starts(tmp_path, capsys, words, told):
     out = tmp_path / "documents"
     out.mkdir()
