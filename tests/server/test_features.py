@@ -229,7 +229,7 @@ def test_the_keeper_goes_on_when_the_database_was_away(store, eventually):
 
 
 def test_tiles_are_kept_until_the_history_has_their_events(pool, store):
-    frames = {"top_queries_30m": pl.DataFrame([("all", BASE, '[["a",1]]')], schema=TILE_SCHEMA, orient="row")}
+    frames = {"top_queries_30m": pl.DataFrame([("all", BASE, '[1,["a",1]]')], schema=TILE_SCHEMA, orient="row")}
     ask = ViewKey(view="top_queries_30m", key="all")
 
     def history_comes_to(watermark_ms):
