@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
 import polars as pl
 
 from rtrec_ray.events import BEHAVIOR_SCHEMA
-from rtrec_ray.features.seen import Hashes
 
 # An original in a retraction has no retraction of its own.
 _CARRIED: Final = pl.Struct({name: kind for name, kind in BEHAVIOR_SCHEMA.items() if name != "retracts"})
-_SALT: Final = np.uint64(0xD6E8FEB86659FD93)
 
 
 def originals(retractions: pl.DataFrame) -> pl.DataFrame:
     """The events that retractions carry, (n, BEHAVIOR_SCHEMA), a row for each in their order."""
     carried = retractions.select(pl.col("retracts").str.json_decode(_CARRIED)).unnest("retracts")
     return carried.with_columns(retracts=pl.lit(None, dtype=pl.String)).select(BEHAVIOR_SCHEMA.names())
-
-
-def hash_retractions(of_ids: Hashes) -> Hashes:
-    """Under what a retraction is remembered, beside the hash of its original's id: with it, in the same minute."""
-    return of_ids ^ _SALT

@@ -1,8 +1,8 @@
-"""Which events were already counted: 64-bit hashes of event_id per minute of event time.
+"""Which events were already counted, and which were taken back: hashes of event_id per minute of event time.
 
 Kafka delivers at least once and producers send again, so the same event comes twice now and then. Eight bytes an event
 for the horizon are the price of counting it once; two different ids of the same minute share a hash with a probability
-of n²/2^65, 1 in 400 million for n = 300,000.
+of n²/2^64, 1 in 200 million for n = 300,000. The lowest bit tells an event that came (0) from one taken back (1).
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ _LONG: Final = 64  # bytes; longer ids are hashed one by one, so that one huge i
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1: Final = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2: Final = np.uint64(0x94D049BB133111EB)
+_TAKEN_BACK: Final = np.uint64(1)
 
 
 def hash_ids(ids: pl.Series) -> Hashes:
-    """A hash of each text, (n,), the same on every machine and with every version of the libraries.
+    """An even hash of each text, (n,), the same on every machine and with every version of the libraries.
 
     SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014) over words of eight bytes.
 
@@ -44,7 +45,7 @@ def hash_ids(ids: pl.Series) -> Hashes:
     for row in np.flatnonzero(lengths > _LONG):
         digest = hashlib.blake2b(data[offsets[row] : offsets[row + 1]].tobytes(), digest_size=8).digest()
         hashes[row] = np.frombuffer(digest, dtype="<u8")[0]
-    return hashes
+    return hashes & ~_TAKEN_BACK
 
 
 def _short_hashes(data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Hashes:
@@ -86,6 +87,7 @@ class Seen:
     def __init__(self) -> None:
         self._runs: dict[int, list[Hashes]] = {}
         self._new: dict[int, list[Hashes]] = {}
+        self._with_taken_back: set[int] = set()
 
     def first_time(self, ts_ms: npt.NDArray[np.int64], hashes: Hashes) -> npt.NDArray[np.bool_]:
         """For each event, in order of arrival, whether it comes for the first time; from now on all are known."""
@@ -94,11 +96,24 @@ class Seen:
             first[rows] = self._first_of_minute(minute, hashes[rows])
         return first
 
-    def contains(self, ts_ms: npt.NDArray[np.int64], hashes: Hashes) -> npt.NDArray[np.bool_]:
-        """For each hash, whether it is known in the minute of its time."""
+    def came(self, ts_ms: npt.NDArray[np.int64], hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """For each event, whether it came already."""
         known = np.zeros(len(hashes), dtype=np.bool_)
         for minute, rows in _by_minute(ts_ms):
             known[rows] = self._known(minute, hashes[rows])
+        return known
+
+    def take_back(self, ts_ms: npt.NDArray[np.int64], hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """For each event to be taken back, whether that is said for the first time; from now on all are known to be."""
+        return self.first_time(ts_ms, hashes | _TAKEN_BACK)
+
+    def taken_back(self, ts_ms: npt.NDArray[np.int64], hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """For each event, whether it was taken back. Costs next to nothing in minutes of which no event was."""
+        known = np.zeros(len(hashes), dtype=np.bool_)
+        if self._with_taken_back:
+            for minute, rows in _by_minute(ts_ms):
+                if minute in self._with_taken_back:
+                    known[rows] = self._known(minute, hashes[rows] | _TAKEN_BACK)
         return known
 
     def new(self) -> list[tuple[int, bytes]]:
@@ -122,6 +137,7 @@ class Seen:
         for minute in [minute for minute in self._runs if minute + MINUTE_MS <= before_ms]:
             del self._runs[minute]
             self._new.pop(minute, None)
+            self._with_taken_back.discard(minute)
 
     def __len__(self) -> int:
         return sum(len(run) for runs in self._runs.values() for run in runs)
@@ -144,6 +160,8 @@ class Seen:
         return known
 
     def _remember(self, minute: int, unique: Hashes) -> None:
+        if (unique & _TAKEN_BACK).any():
+            self._with_taken_back.add(minute)
         runs = self._runs.setdefault(minute, [])
         runs.append(unique)
         # Sorted runs, each at least twice as long as the next, so that there are few of them and each hash is moved

@@ -18,7 +18,7 @@ from rtrec_ray.events import BEHAVIOR_SCHEMA, RETRACT
 from rtrec_ray.features.compute import PROFILED_SCHEMA, Sign, compute, concerns_some
 from rtrec_ray.features.definition import PROFILE_FIELDS, Definitions, FeatureView
 from rtrec_ray.features.profiles import ProfileVersions, attribute
-from rtrec_ray.features.retract import hash_retractions, originals
+from rtrec_ray.features.retract import originals
 from rtrec_ray.features.seen import MINUTE_MS, Seen, hash_ids
 
 Counts = Counter[str]
@@ -64,7 +64,7 @@ class FeatureStream:
         ts_ms, ids = chosen["ts"].to_numpy(), hash_ids(chosen["event_id"])
         first = self.seen.first_time(ts_ms, ids)
         # Whose retraction came first is not counted at all.
-        retracted = first & self.seen.contains(ts_ms, hash_retractions(ids))
+        retracted = first & self.seen.taken_back(ts_ms, ids)
         counts["duplicate"] += int(np.count_nonzero(~first))
         counts["retracted"] += int(np.count_nonzero(retracted))
         fresh = chosen.filter(pl.Series(first & ~retracted))
@@ -128,8 +128,8 @@ class FeatureStream:
         counts["retract_beyond_horizon"] += int(np.count_nonzero(beyond & concerned))
         chosen = carried.filter(pl.Series(concerned & ~beyond))
         ts_ms, ids = chosen["ts"].to_numpy(), hash_ids(chosen["event_id"])
-        anew = self.seen.first_time(ts_ms, hash_retractions(ids))
-        retracted = anew & self.seen.contains(ts_ms, ids)
+        anew = self.seen.take_back(ts_ms, ids)
+        retracted = anew & self.seen.came(ts_ms, ids)
         counts["duplicate"] += int(np.count_nonzero(~anew))
         counts["retract"] += int(np.count_nonzero(anew))
         counts["retracted"] += int(np.count_nonzero(retracted))
