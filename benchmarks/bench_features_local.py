@@ -145,7 +145,7 @@ def main() -> None:
     answer: dict[str, object] = {"events": n, "views": arguments.views}
     answer["no_sink"] = summary(run(definitions, events, None, None), events=n)
     with postgres() as pool:
-        store = PostgresFeatureStore(definitions, transaction=pool.transaction)
+        store = PostgresFeatureStore(definitions, pool=pool)
         with pool.transaction() as cursor:
             store.apply(cursor)
         answer["postgres"] = summary(run(definitions, events, store, pool), events=n)

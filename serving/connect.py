@@ -62,7 +62,7 @@ def connect(options: ReplicaOptions) -> Backends:
     registry = Registry(partial(MlflowModelCenter, options.registry))
     past = None if options.history_uri is None else past_of(options.history_uri, postgres)
     return Backends(
-        store=PostgresFeatureStore(options.definitions, transaction=pool.transaction, past=past),
+        store=PostgresFeatureStore(options.definitions, pool=pool, past=past),
         newest_event_ms=partial(newest_event_ms, pool),
         connect_producer=partial(connect_producer, options.kafka),
         champion=registry.champion,

@@ -77,7 +77,7 @@ def make_work(system: System, share: Share) -> list[Work]:
 
 def _keeper(system: System) -> FeatureKeeper:
     pool = Pool(system.postgres, size=2, application="rtrec-lists")
-    store = PostgresFeatureStore(system.features, transaction=pool.transaction)
+    store = PostgresFeatureStore(system.features, pool=pool)
     return FeatureKeeper(store, clock=system.clock, options=KeeperOptions())
 
 
@@ -124,7 +124,7 @@ def _history(system: System) -> _Made:
 def _features(system: System) -> _Made:
     definitions = system.features
     pool = Pool(system.postgres, size=1, application="rtrec-features")
-    store = PostgresFeatureStore(definitions, transaction=pool.transaction)
+    store = PostgresFeatureStore(definitions, pool=pool)
     make = partial(
         FeatureOperator, definitions=definitions, store=store, latest_ms=system.latest_ms, watermark=system.watermark
     )

@@ -38,7 +38,7 @@ def prepare(system: System) -> System:
 def _enter_definitions(system: System) -> None:
     # Here and not in the first actor: a definition that cannot be applied is said in one line, at once.
     with closing(Pool(system.postgres, size=1)) as pool, pool.transaction() as cursor:
-        PostgresFeatureStore(system.features, transaction=pool.transaction).apply(cursor)
+        PostgresFeatureStore(system.features, pool=pool).apply(cursor)
 
 
 def _fix_clock(system: System) -> ScaledClock:

@@ -90,7 +90,7 @@ def get(where: Where, view: str, keys: tuple[str, ...], as_of_ms: int | None) ->
     system = open_system(where.config, where.data_dir)
     with closing(Pool(system.postgres, size=1)) as pool:
         past = past_of(system.history_uri, system.postgres)
-        store = PostgresFeatureStore(system.features, transaction=pool.transaction, past=past)
+        store = PostgresFeatureStore(system.features, pool=pool, past=past)
         found = read_view(store, view=view, keys=keys, as_of_ms=as_of_ms, now_ms=system.clock.now_ms())
     where.answer(found, lambda: _print_values(found))
 

@@ -85,6 +85,20 @@ class Pool:
     @contextmanager
     def transaction(self, *, wait_s: float = 5.0) -> Iterator[Cursor]:
         """A transaction on a connection of the pool. Raises StoreUnavailable when none is free within `wait_s`."""
+        with self._connection(wait_s) as connection, transaction(connection) as cursor:
+            yield cursor
+
+    @contextmanager
+    def statement(self, *, wait_s: float = 5.0) -> Iterator[Cursor]:
+        """For one statement, which is a transaction by itself: one round trip instead of three. Raises as above."""
+        with self._connection(wait_s) as connection:
+            connection.autocommit = True  # a matter of the client alone
+            with translated(), connection.cursor() as cursor:
+                yield cursor
+            connection.autocommit = False
+
+    @contextmanager
+    def _connection(self, wait_s: float) -> Iterator[Connection]:
         try:
             connection = self._free.get(timeout=wait_s)
         except Empty:
@@ -92,8 +106,7 @@ class Pool:
         try:
             if connection is None or connection.closed:
                 connection = connect(self._options, application=self._application)
-            with transaction(connection) as cursor:
-                yield cursor
+            yield connection
         except BaseException:
             _discard(connection)
             connection = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -19,12 +19,10 @@ from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value, merge
 from rtrec_ray.features.past import minutes_around, recompute
-from rtrec_ray.postgres.connection import Cursor
+from rtrec_ray.postgres.connection import Cursor, Pool
 from rtrec_ray.postgres.copy import copy_frame
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.features import HOUR_MS, Ask, Past, TaskOutput, TaskState, beyond_retention, plan, refuse
-
-Transaction = Callable[[], AbstractContextManager[Cursor]]
 
 _FRESH_MS: Final = 60_000  # wall time; the rebuilder has missed several rounds by then
 _NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
@@ -32,15 +30,15 @@ _HOUR_TABLE: Final = re.compile(r"tiles_(m?)(\d+)")
 
 
 class PostgresFeatureStore:
-    """FeatureStore. `transaction` opens one for each read and each chore (a Pool's, as a rule).
+    """FeatureStore. A read of values is one statement, everything else a transaction on a connection of the pool.
 
     `past` gives the events of times whose tiles are dropped; without it such reads raise BeyondRetention.
     """
 
-    def __init__(self, definitions: Definitions, *, transaction: Transaction, past: Past | None = None) -> None:
+    def __init__(self, definitions: Definitions, *, pool: Pool, past: Past | None = None) -> None:
         self.definitions: Final = definitions
         self._past = past
-        self._transaction = transaction
+        self._pool = pool
         self._sql = load("rtrec_ray.stores.queries", "features.sql")
         self._view_ids: dict[tuple[str, int], int] = {}
 
@@ -87,28 +85,30 @@ class PostgresFeatureStore:
         self, asks: Sequence[ViewKey], *, as_of_ms: int | None, now_ms: int, cached: bool = False
     ) -> dict[ViewKey, Value | None]:
         planned = plan(self.definitions, asks, as_of_ms=as_of_ms, now_ms=now_ms)
-        with self._transaction() as cursor:
-            of_lists = self._from_lists(cursor, planned) if cached and as_of_ms is None else {}
-            rest = [ask for ask in planned if ask.key not in of_lists]
-            rows, watermark_ms = self._read_tiles(cursor, rest)
-        gone = [] if as_of_ms is None else beyond_retention(rest, self.definitions, watermark_ms=watermark_ms)
+        use_lists = cached and as_of_ms is None
+        listed = [ask for ask in planned if use_lists and ask.view.cached]
+        read = self._read([ask for ask in planned if not (use_lists and ask.view.cached)], listed)
+        if read.stale:  # the rebuilder was away: the tiles know as well
+            read.rows |= self._read(read.stale, ()).rows
+        tiled = [ask for ask in planned if ask.key not in read.lists]
+        gone = [] if as_of_ms is None else beyond_retention(tiled, self.definitions, watermark_ms=read.kept_upto_ms)
         of_past = self._from_past(gone)
-        merged = {ask.key: merge(ask.view, rows[ask.key]) for ask in rest if ask.key not in of_past}
-        found = {**of_lists, **merged, **of_past}
+        merged = {ask.key: merge(ask.view, read.rows[ask.key]) for ask in tiled if ask.key not in of_past}
+        found = {**read.lists, **merged, **of_past}
         return {ask.key: found[ask.key] for ask in planned}
 
     def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> dict[int, ProfileVersion]:
-        with self._transaction() as cursor:
+        with self._pool.transaction() as cursor:
             cursor.execute(self._sql["get_profiles"], {"user_ids": list(user_ids), "as_of_ms": as_of_ms})
             return {row[0]: _profile(row) for row in cursor.fetchall()}
 
     def items(self, item_ids: Iterable[int]) -> dict[int, CatalogItem]:
-        with self._transaction() as cursor:
+        with self._pool.transaction() as cursor:
             cursor.execute(self._sql["get_items"], {"item_ids": list(item_ids)})
             return {row[0]: _item(row) for row in cursor.fetchall()}
 
     def catalogue(self) -> list[CatalogItem]:
-        with self._transaction() as cursor:
+        with self._pool.transaction() as cursor:
             cursor.execute(self._sql["list_items"])
             return [_item(row) for row in cursor.fetchall()]
 
@@ -116,7 +116,7 @@ class PostgresFeatureStore:
         return sum(self._rebuild(view, now_ms=now_ms) for view in self.definitions.views if view.cached)
 
     def drop_expired(self) -> int:
-        with self._transaction() as cursor:
+        with self._pool.transaction() as cursor:
             cursor.execute(self._sql["kept_upto"])
             (mark,) = cursor.fetchone() or (None,)
             cursor.execute(self._sql["list_tile_partitions"])
@@ -140,44 +140,28 @@ class PostgresFeatureStore:
         cursor.execute(self._sql["ensure_tiles"], {"hours": hours})
         return copy_frame(cursor, "features.tiles", rows)
 
-    def _read_tiles(
-        self, cursor: Cursor, asks: Sequence[Ask]
-    ) -> tuple[dict[ViewKey, list[tuple[int, str]]], int | None]:
-        """Rows (tile_start_ms, state) by key, and the event time whose retention is kept."""
-        cursor.execute(
-            self._sql["get_tiles"],
-            {
-                "asks": list(range(1, len(asks) + 1)),
-                "view_ids": [self._view_id(cursor, ask.view) for ask in asks],
-                "keys": [_text(ask.key.key) for ask in asks],
-                "from_ms": [ask.span.from_ms for ask in asks],
-                "to_ms": [ask.span.to_ms for ask in asks],
-                "lowest_ms": min((ask.span.from_ms for ask in asks), default=0),
-                "highest_ms": max((ask.span.to_ms for ask in asks), default=0),
-            },
-        )
-        rows: dict[ViewKey, list[tuple[int, str]]] = defaultdict(list)
-        watermark_ms = None
-        for number, start, state in cursor.fetchall():
-            if number == 0:
-                watermark_ms = start
-            else:
-                rows[asks[number - 1].key].append((start, state))
-        return rows, watermark_ms
-
-    def _from_lists(self, cursor: Cursor, asks: Iterable[Ask]) -> dict[ViewKey, Value | None]:
-        """Values of the `cached` views whose lists are fresh; the others are left to the tiles."""
-        wanted = [ask for ask in asks if ask.view.cached]
-        if not wanted:
-            return {}
-        ids = {self._view_id(cursor, ask.view): ask.view.name for ask in wanted}
-        params = {"view_ids": list(ids), "keys": [_text(ask.key.key) for ask in wanted], "fresh_ms": _FRESH_MS}
-        cursor.execute(self._sql["get_lists"], params)
-        rows = cursor.fetchall()
-        fresh = {ids[view_id] for view_id, _, _ in rows}
-        found = {(ids[view_id], key): value for view_id, key, value in rows if key is not None}
-        values = {ask.key: found.get((ask.key.view, _text(ask.key.key))) for ask in wanted if ask.key.view in fresh}
-        return {key: None if text is None else msgspec.json.decode(text) for key, text in values.items()}
+    def _read(self, tiled: Sequence[Ask], listed: Sequence[Ask]) -> _Read:
+        """The rows of some asks and the lists of others, in one round trip."""
+        asks = [*tiled, *listed]
+        with self._pool.statement() as cursor:
+            ids = [self._view_id(cursor, ask.view) for ask in asks]
+            keys = [_text(ask.key.key) for ask in asks]
+            parameters = {
+                "asks": list(range(1, len(tiled) + 1)),
+                "view_ids": ids[: len(tiled)],
+                "keys": keys[: len(tiled)],
+                "from_ms": [ask.span.from_ms for ask in tiled],
+                "to_ms": [ask.span.to_ms for ask in tiled],
+                "lowest_ms": min((ask.span.from_ms for ask in tiled), default=0),
+                "highest_ms": max((ask.span.to_ms for ask in tiled), default=0),
+                "list_asks": list(range(len(tiled) + 1, len(asks) + 1)),
+                "list_view_ids": ids[len(tiled) :],
+                "list_keys": keys[len(tiled) :],
+                "fresh_ms": _FRESH_MS,
+            }
+            cursor.execute(self._sql["get_values"], parameters)
+            answered = cursor.fetchall()
+        return _sorted_out(answered, tiled, listed, list_view_ids=ids[len(tiled) :])
 
     def _from_past(self, asks: Sequence[Ask]) -> dict[ViewKey, Value | None]:
         """Values recomputed from the history, a view at a time. Raises BeyondRetention when there is none."""
@@ -200,14 +184,14 @@ class PostgresFeatureStore:
         return {ask.key: values[ask.key.key] for ask in asks}
 
     def _profile_versions(self, user_ids: list[int]) -> pl.DataFrame:
-        with self._transaction() as cursor:
+        with self._pool.transaction() as cursor:
             cursor.execute(self._sql["get_profile_versions"], {"user_ids": user_ids})
             return pl.DataFrame(cursor.fetchall(), schema=PROFILE_SCHEMA, orient="row")
 
     def _rebuild(self, view: FeatureView, *, now_ms: int) -> int:
         span = self.definitions.window(view).now(now_ms)
         rows: dict[str, list[tuple[int, str]]] = defaultdict(list)
-        with self._transaction() as cursor:
+        with self._pool.transaction() as cursor:
             key = {"view_id": self._view_id(cursor, view)}
             cursor.execute(self._sql["scan_view"], {**key, "from_ms": span.from_ms, "to_ms": span.to_ms})
             for name, start, state in cursor.fetchall():
@@ -219,7 +203,7 @@ class PostgresFeatureStore:
         return len(values)
 
     def _drop(self, name: str) -> int:
-        with self._transaction() as cursor:
+        with self._pool.transaction() as cursor:
             cursor.execute(self._sql["patience"])
             try:
                 cursor.execute(sql.SQL(self._sql["drop_partition"]).format(partition=sql.Identifier(name)))
@@ -234,6 +218,45 @@ class PostgresFeatureStore:
             cursor.execute(self._sql["list_views"])
             self._view_ids = {(name, version): view_id for view_id, name, version, _ in cursor.fetchall()}
         return self._view_ids.get(key, 0)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Read:
+    """What one read found: rows (tile_start_ms, state) and lists by key, and the asks whose lists are too old.
+
+    `kept_upto_ms`: the event time whose retention is kept.
+    """
+
+    rows: defaultdict[ViewKey, list[tuple[int, str]]]
+    lists: dict[ViewKey, Value | None]
+    stale: list[Ask]
+    kept_upto_ms: int | None
+
+
+def _sorted_out(
+    answered: Iterable[tuple[int, int, str]], tiled: Sequence[Ask], listed: Sequence[Ask], *, list_view_ids: list[int]
+) -> _Read:
+    """The rows of `get_values`, told apart by their numbers."""
+    rows: defaultdict[ViewKey, list[tuple[int, str]]] = defaultdict(list)
+    texts: dict[int, str] = {}
+    fresh, kept_upto_ms = set(), None
+    for number, start, state in answered:
+        if number == 0:
+            kept_upto_ms = start
+        elif number < 0:
+            fresh.add(-number)
+        elif number <= len(tiled):
+            rows[tiled[number - 1].key].append((start, state))
+        else:
+            texts[number] = state
+    lists: dict[ViewKey, Value | None] = {}
+    stale = []
+    for number, (ask, view_id) in enumerate(zip(listed, list_view_ids, strict=True), start=len(tiled) + 1):
+        if view_id in fresh:
+            lists[ask.key] = msgspec.json.decode(texts[number]) if number in texts else None
+        else:
+            stale.append(ask)
+    return _Read(rows=rows, lists=lists, stale=stale, kept_upto_ms=kept_upto_ms)
 
 
 def _text(key: str) -> str:

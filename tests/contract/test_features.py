@@ -54,7 +54,7 @@ class Place:
         if self.pool is None:
             found = MemoryFeatureStore(definitions, tables=self.tables)
         else:
-            found = PostgresFeatureStore(definitions, transaction=self.pool.transaction)
+            found = PostgresFeatureStore(definitions, pool=self.pool)
         with self.transaction() as cursor:
             found.apply(cursor)
         return found
@@ -130,7 +130,7 @@ def test_a_view_deleted_from_the_file_is_unknown_although_its_tiles_exist(place)
 
 
 def test_a_view_nobody_applied_has_no_data(place):
-    store = PostgresFeatureStore(DEFINITIONS, transaction=place.pool.transaction) if place.pool else place.store()
+    store = PostgresFeatureStore(DEFINITIONS, pool=place.pool) if place.pool else place.store()
     assert store.get([QUERIES], as_of_ms=None, now_ms=BASE) == {QUERIES: None}
 
 
@@ -341,7 +341,7 @@ def test_a_time_whose_tiles_are_gone_is_answered_out_of_the_history_as_the_tiles
     pool = Pool(PostgresOptions(dsn=dsn), size=2)
     place = Place(pool)
     place.store()
-    store = PostgresFeatureStore(DEFINITIONS, transaction=pool.transaction, past=past)
+    store = PostgresFeatureStore(DEFINITIONS, pool=pool, past=past)
     owner = owner_of(store)
     with pool.transaction() as cursor:
         owner.restore(cursor, committed={})

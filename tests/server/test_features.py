@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def pool(dsn):
 
 @pytest.fixture
 def store(pool):
-    found = PostgresFeatureStore(DEFINITIONS, transaction=pool.transaction)
+    found = PostgresFeatureStore(DEFINITIONS, pool=pool)
     with pool.transaction() as cursor:
         found.apply(cursor)
     return found
@@ -199,6 +200,35 @@ def test_lists_of_a_keeper_that_stands_still_are_not_served(pool, store):
     with pool.transaction() as cursor:
         cursor.execute("UPDATE features.top_list_rounds SET rebuilt_at = rebuilt_at - interval '2 minutes'")
     assert store.get([key], as_of_ms=None, now_ms=BASE, cached=True) == {key: None}
+
+
+def test_tiles_and_lists_come_in_one_round_trip(pool, store, monkeypatch):
+    asks = [ViewKey(view="user_browse_5m", key="1"), ViewKey(view="top_queries_30m", key="all")]
+    store.rebuild_lists(now_ms=BASE)
+    store.get(asks, as_of_ms=None, now_ms=BASE)  # knows the ids of the views from now on
+    statement, sent = pool.statement, []
+
+    class Counting:
+        def __init__(self, cursor):
+            self._cursor = cursor
+
+        def execute(self, *given):
+            assert self._cursor.connection.autocommit
+            sent.append(given)
+            self._cursor.execute(*given)
+
+        def fetchall(self):
+            return self._cursor.fetchall()
+
+    @contextmanager
+    def counted():
+        with statement() as cursor:
+            yield Counting(cursor)
+
+    monkeypatch.setattr(pool, "statement", counted)
+    monkeypatch.setattr(pool, "transaction", None)
+    store.get(asks, as_of_ms=None, now_ms=BASE, cached=True)
+    assert len(sent) == 1
 
 
 def test_the_keeper_goes_on_when_the_database_was_away(store, eventually):

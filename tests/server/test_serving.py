@@ -19,7 +19,7 @@ from rtrec_ray.kafka.base import EARLIEST, KafkaOptions, TopicPartition, TopicSp
 from rtrec_ray.kafka.connect import connect_admin, connect_consumer
 from rtrec_ray.kafka.partitioner import partition_of
 from rtrec_ray.notification import MODEL_VALIDATED, NewEvent
-from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
+from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transaction
 from rtrec_ray.registry.mlflow import RegistryOptions
 from rtrec_ray.stores.features import TaskOutput
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
@@ -47,11 +47,11 @@ def kafka(kafka_bootstrap):
 @pytest.fixture
 def filled(dsn):
     """A database with a catalogue of 20 items and the profile of user 1."""
-    connection = connect(PostgresOptions(dsn=dsn))
-    store = PostgresFeatureStore(DEFINITIONS, transaction=lambda: transaction(connection))
+    pool = Pool(PostgresOptions(dsn=dsn), size=1)
+    store = PostgresFeatureStore(DEFINITIONS, pool=pool)
     rows = [{"item_id": i, "ts": i, "item_type": "ad", "category_id": 1, "title": "t"} for i in range(20)]
     profile = [{"user_id": 1, "ts": 0, "country": "CN", "gender": "f", "city": "Shanghai", "age_band": "20"}]
-    with transaction(connection) as cursor:
+    with pool.transaction() as cursor:
         store.apply(cursor)
         store.append(
             cursor,
@@ -64,7 +64,7 @@ def filled(dsn):
         )
         at = Committed(next_offset={BEHAVIOR: 5}, max_ts_ms={BEHAVIOR: REAL.now_ms() - 2_000}, watermark_ms=1)
         write_committed(cursor, task="features", partition=0, at=at, lag=0, counts={})
-    connection.close()
+    pool.close()
     return dsn
 
 

@@ -7,8 +7,16 @@ ON CONFLICT DO NOTHING;
 -- name: list_views
 SELECT view_id, name, version, definition FROM features.views ORDER BY name, version;
 
--- name: get_tiles (ask 0 is no ask: it tells from when on tiles are kept, in the same round trip)
+-- name: get_values (tiles and lists in one round trip; ask 0 is no ask: it tells from when on tiles are kept, and a number
+-- below it which view's lists are fresh)
 SELECT 0 AS ask, features.kept_upto() AS tile_start_ms, NULL AS state
+UNION ALL
+SELECT -r.view_id, NULL, NULL FROM features.top_list_rounds r
+WHERE r.view_id = ANY (%(list_view_ids)s::int[]) AND r.rebuilt_at > clock_timestamp() - %(fresh_ms)s * interval '1 ms'
+UNION ALL
+SELECT a.ask, NULL, l.value
+FROM unnest(%(list_asks)s::int[], %(list_view_ids)s::int[], %(list_keys)s::text[]) AS a (ask, view_id, key)
+JOIN features.top_lists l ON l.view_id = a.view_id AND l.key = a.key
 UNION ALL
 SELECT a.ask, t.tile_start_ms, t.state
 FROM unnest(%(asks)s::int[], %(view_ids)s::int[], %(keys)s::text[], %(from_ms)s::bigint[], %(to_ms)s::bigint[])
@@ -16,12 +24,6 @@ FROM unnest(%(asks)s::int[], %(view_ids)s::int[], %(keys)s::text[], %(from_ms)s:
 JOIN features.tiles t ON t.view_id = a.view_id AND t.key = a.key
                      AND t.tile_start_ms >= a.from_ms AND t.tile_start_ms < a.to_ms
 WHERE t.tile_start_ms >= %(lowest_ms)s AND t.tile_start_ms < %(highest_ms)s;
-
--- name: get_lists
-SELECT r.view_id, l.key, l.value
-FROM features.top_list_rounds r
-LEFT JOIN features.top_lists l ON l.view_id = r.view_id AND l.key = ANY (%(keys)s)
-WHERE r.view_id = ANY (%(view_ids)s) AND r.rebuilt_at > clock_timestamp() - %(fresh_ms)s * interval '1 ms';
 
 -- name: scan_view
 SELECT key, tile_start_ms, state FROM features.tiles
