@@ -76,6 +76,14 @@ def test_who_was_not_answered_sees_and_reports_nothing(eventually):
     assert all(each.slate is None for each in answered)
 
 
+def test_items_of_another_catalogue_are_overlooked(eventually):
+    with open_server(["ok"], items=(*SHOWN[:2], 999_999)) as server:
+        _, answered, broker = come(server, eventually, ShopperOptions(per_wall_s=80.0), until=many)
+        events = reported(server, broker)
+    assert {each.slate.items for each in answered} == {SHOWN[:2]}
+    assert 999_999 not in {event.get("item_id") for event in events}
+
+
 def test_rubbish_for_an_answer_ends_nobody(eventually):
     with open_server(["garbage"], items=SHOWN) as server:
         _, answered, _ = come(server, eventually, ShopperOptions(per_wall_s=80.0), until=many)

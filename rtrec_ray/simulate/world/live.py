@@ -102,6 +102,7 @@ class Shoppers:
         self._waiting: list[tuple[int, int, Visit | Event]] = []
         self._turn = count()
         self._planned_ms = 0
+        self._known = frozenset(world.goods.item_id.tolist())
         self._asking = 0
         self._left = False
         self._posting: deque[Event] = deque()
@@ -203,14 +204,16 @@ class Shoppers:
             feature_age_ms=freshness["feature_age_ms"],
             model_age_ms=freshness["model_age_ms"],
         )
-        if not answer["items"]:
+        # A system that had another catalogue before recommends that too: nobody here has eyes for it.
+        items = tuple(item["item_id"] for item in answer["items"] if item["item_id"] in self._known)
+        if not items:
             return over
         slate = Slate(
             user_id=visit.user_id,
             page_id=visit.page_id,
             intent=visit.intent,
             ts_ms=visit.ts_ms,
-            items=tuple(item["item_id"] for item in answer["items"]),
+            items=items,
         )
         shown = self._world.goods.index_of([slate.items])
         response = respond(self._world, asked_by(self._world, [slate]), shown, self._random)
