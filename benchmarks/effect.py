@@ -44,7 +44,7 @@ from training.definition import load_definition as load_model
 ROOT: Final = Path(__file__).parents[1]
 MODEL: Final = ROOT / "rtrec_ray" / "simulate" / "world" / "model.yaml"
 # From publishing an increment to its first answer. Live the newest sample of a model was 6.6, 7.5 and 9.0 s old then
-# (medians of three seeds), of which 2 are the sample's own: its wait, the disorder of events, a commit.
+# (medians of three seeds; the first one alone was quiet), of which 2 are the sample's own: wait, disorder, a commit.
 ONLINE_WALL_S: Final = 5.0
 
 

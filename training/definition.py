@@ -22,6 +22,11 @@ __all__ = [
 ]
 
 
+_SWINGS = 8.0
+"""Rate × rows from which on descent on log odds leaves a weight that all rows share further off than it was: the second
+derivative of the loss is at most 1/4 a row, and a step must be below 2 / curvature."""
+
+
 class InputColumn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One raw column and how the model takes it in.
 
@@ -195,3 +200,11 @@ def _check_increments(definition: ModelDefinition, *, source: str) -> None:
         rate = options.increment_learning_rate
         if rate < 0.0:
             raise ConfigInvalid(f"{source}: {part}.increment_learning_rate must be at least 0, not {rate}")
+    if definition.logistic.optimizer != "ftrl":
+        raise ConfigInvalid(f"{source}: logistic.optimizer is ftrl for a base; increment_learning_rate sets another")
+    rows = definition.increment_batch_rows or definition.batch_rows
+    if definition.logistic.increment_learning_rate * rows >= _SWINGS:
+        most = _SWINGS / rows
+        raise ConfigInvalid(
+            f"{source}: logistic.increment_learning_rate must be below {most:g} with {rows} rows a step"
+        )

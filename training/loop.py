@@ -92,16 +92,17 @@ class Learner:
         """Take the variables of `state`, except what the definition decides: learning rates, and which optimizers there
         are. Increments may have others than their base, and one that `state` does not know begins anew.
 
-        Raises ValueError when names or shapes of the model's own variables differ.
+        Raises ValueError when names or shapes differ.
         """
         for group, variables in self._groups().items():
             known = {name for name in state if name.startswith(f"{group}/")}
-            if known == set(variables):
-                for name, variable in variables.items():
-                    if not name.endswith("/learning_rate"):
-                        variable.assign(state[name])
-            elif group == _MODEL:
+            if not known and group != _MODEL:
+                continue
+            if known != set(variables):
                 raise ValueError(f"the state has other variables: {sorted(set(variables) ^ known)[:4]}")
+            for name, variable in variables.items():
+                if not name.endswith("/learning_rate"):
+                    variable.assign(state[name])
 
     def _variables(self) -> dict[str, keras.Variable]:
         return {name: variable for variables in self._groups().values() for name, variable in variables.items()}

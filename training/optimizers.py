@@ -54,7 +54,10 @@ def build_parts(definition: ModelDefinition, model: Recommender) -> tuple[Part, 
 
 
 def _linear_part(name: str, options: LogisticOptions, variables: list[keras.Variable]) -> Part:
-    optimizer = _ftrl(options) if options.optimizer == "ftrl" else keras.optimizers.SGD(options.learning_rate)
+    if options.optimizer == "ftrl":
+        optimizer = _ftrl(options)
+    else:  # under a name of its own: what FTRL knows is nothing to it
+        name, optimizer = name.replace("optimizer", "descent"), keras.optimizers.SGD(options.learning_rate)
     optimizer.build(variables)
     return Part(name=name, optimizer=optimizer, variables=variables, scale=1.0, clip_norm=None)  # both add up examples
 

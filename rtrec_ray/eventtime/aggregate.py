@@ -13,6 +13,7 @@ What was taken can be taken back by a partial of its own, in any order too: numb
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -110,7 +111,7 @@ class Top(Counts):
 class Newest:
     """Values by time, the newest first; equal times by descending event_id. `limit` None keeps all.
 
-    The value None takes the entry of that event back.
+    The value None takes one entry of that event back.
 
     >>> newest = Newest(limit=2, repeats=False)
     >>> newest.add([5, "a", 10, 7, "b", 11], tile_start_ms=0); newest.add([1, "c", 10], tile_start_ms=100)
@@ -131,8 +132,19 @@ class Newest:
 
     def value(self) -> list[Any]:
         """The values, newest first."""
-        gone = {(ms, event) for ms, event, value in self._entries if value is None}
-        standing = [entry for entry in self._entries if entry[:2] not in gone] if gone else self._entries
-        ordered = [value for _, _, value in sorted(standing, reverse=True)]
+        ordered = [value for _, _, value in sorted(self._standing(), reverse=True)]
         kept = ordered if self._repeats else list(dict.fromkeys(ordered))
         return kept[: self._limit]
+
+    def _standing(self) -> list[tuple[int, str, Any]]:
+        gone = Counter((ms, event) for ms, event, value in self._entries if value is None)
+        if not gone:
+            return self._entries
+        standing = []
+        for ms, event, value in self._entries:
+            # Ids are unique within a partition only: of two events of one id and time, one retraction takes one.
+            if value is not None and gone[(ms, event)] > 0:
+                gone[(ms, event)] -= 1
+            elif value is not None:
+                standing.append((ms, event, value))
+        return standing

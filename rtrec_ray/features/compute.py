@@ -101,7 +101,8 @@ def _simple(each: Aggregation, sign: Sign) -> pl.Expr:
     """The partial as text, by an aggregation over the events of one key and tile."""
     met = meets(each.where)
     if each.kind == "count":
-        return (met.sum().cast(pl.Int64) * sign).cast(pl.String)
+        n = met.sum() if each.where else pl.len()  # a literal's sum is one, however many rows it stands for
+        return (n.cast(pl.Int64) * sign).cast(pl.String)
     if each.kind in ("sum", "mean"):
         # A foreign duration may be anything up to 2^63: two of them must not wrap around.
         total = (pl.col(_field(each)).filter(met).cast(pl.Int128).sum() * sign).cast(pl.String)

@@ -31,7 +31,7 @@ def merge(view: FeatureView, rows: Iterable[tuple[int, str]]) -> Value | None:
         events += n
         for each, partial in zip(aggregates, partials, strict=True):
             each.add(partial, tile_start_ms=tile_start_ms)
-    if events == 0:
+    if events <= 0:
         return None
     return {each.name: total.value() for each, total in zip(view.aggregations, aggregates, strict=True)}
 

@@ -57,8 +57,16 @@ class FeatureStream:
         counts neither duplicates nor retractions are looked for.
         """
         counts: Counts = Counter()
-        if events.is_empty():
-            return counts
+        # Retractions apart from the others, in the log's order: the outcome must not depend on where a batch ends.
+        apart = events.with_columns(run=(pl.col("event_type") == RETRACT).rle_id())
+        for run in apart.partition_by("run", include_key=False) if apart["run"].n_unique() > 1 else [events]:
+            if run.height:
+                counts += self._take_run(run)
+        return counts
+
+    def _take_run(self, events: pl.DataFrame) -> Counts:
+        """Take events of which all are retractions, or none is."""
+        counts: Counts = Counter()
         in_time, marks_ms = self._judge(events, counts)
         chosen = in_time.filter(self._counts_somewhere)
         ts_ms, ids = chosen["ts"].to_numpy(), hash_ids(chosen["event_id"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import pytest
 
 from rtrec_ray.errors import DefinitionInvalid
 from rtrec_ray.events import BEHAVIOR_SCHEMA, PROFILE_SCHEMA
+from rtrec_ray.eventtime.aggregate import Newest
 from rtrec_ray.features.compute import compute
+from rtrec_ray.features.definition import Aggregation, FeatureView
 from rtrec_ray.features.file import load_definitions, parse_definitions
 from rtrec_ray.features.merge import merge
 from rtrec_ray.features.profiles import ProfileVersions, attribute
@@ -193,6 +197,36 @@ def test_the_hash_of_an_id_does_not_depend_on_its_neighbours_and_is_the_same_for
     assert hash_ids(pl.Series(ids)[3:7]).tolist() == together[3:7].tolist()
     # Written to tables: a change would count the events of the last 40 minutes twice.
     assert together[2] == 0x4837743ED71EB914
+
+
+def test_a_count_without_a_condition_counts_every_event():
+    counted = Aggregation(name="n", kind="count")
+    view = FeatureView(name="v", version=1, keys=((),), window_ms=10, source=(), aggregations=(counted,))
+    events = frame(*({"event_type": "click", "item_id": item} for item in range(3)))
+    for taken, sign, n in ((events, 1, 3), (events[:2], -1, -2)):
+        (row,) = compute(view, taken, tile_ms=10_000, sign=sign).rows()
+        assert json.loads(row[2]) == [n, n]
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [2], [1, 2]])
+def test_a_retraction_before_its_event_means_the_same_wherever_a_batch_ends(cuts):
+    """Even one that tells the event otherwise than it came."""
+    click = {"event_type": "click", "user_id": 1, "category_id": 1, "ts": BASE}
+    carried = json.dumps({**click, "event_id": "a", "item_id": 8})
+    retraction = {"event_id": "r", "event_type": "retract", "retracts": carried}
+    events = frame({**click, "event_id": "c", "item_id": 9}, retraction, {**click, "event_id": "a", "item_id": 7})
+    taken = stream()
+    for start, end in itertools.pairwise([0, *cuts, 3]):
+        taken.take(events[start:end])
+    rows = taken.tiles()["category_top_items_10m"].select("tile_start_ms", "state").rows()
+    assert merge(DEFINITIONS.view("category_top_items_10m"), rows) == {"top": [[9, 1]]}
+
+
+def test_a_retraction_takes_one_of_two_events_of_an_id_and_time():
+    newest = Newest(limit=None, repeats=True)
+    newest.add([0, "e", 5, 0, "e", 5], tile_start_ms=0)
+    newest.add([0, "e", None], tile_start_ms=0)
+    assert newest.value() == [5]
 
 
 def test_what_was_taken_back_is_told_from_what_came_also_by_the_next_owner():

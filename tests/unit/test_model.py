@@ -394,7 +394,7 @@ def test_increments_go_on_with_their_own_optimizers_and_keep_what_adam_knew_of_t
     second.restore(first.state())
     for name, value in first.state().items():
         np.testing.assert_array_equal(second.state()[name], value)
-    assert int(second.state()["wide_optimizer/00/iteration"]) == 3
+    assert int(second.state()["wide_descent/00/iteration"]) == 3
 
 
 def test_a_state_of_another_model_is_refused(steady):
@@ -431,6 +431,8 @@ def test_the_shipped_rows_of_on_off_and_absent_differ():
         (f"{PAIR}\nincrement_batch_rows: -1", "increment_batch_rows must be at least 0, not -1"),
         (f"{PAIR}\ndcn: {{increment_learning_rate: -0.5}}", "dcn.increment_learning_rate must be at least 0, not -0.5"),
         (f"{PAIR}\nlogistic: {{increment_learning_rate: -1}}", "logistic.increment_learning_rate must be at least 0"),
+        (f"{PAIR}\nlogistic: {{increment_learning_rate: 0.1}}", "must be below 0.0078125 with 1024 rows a step"),
+        (f"{PAIR}\nlogistic: {{optimizer: sgd}}", "logistic.optimizer is ftrl for a base"),
     ],
 )
 def test_a_definition_that_is_wrong_names_the_key(tmp_path, text, message):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -37,6 +38,7 @@ _ASKING: Final = 500  # visitors who wait at once; who comes beyond that leaves 
 _REPORT_S: Final = 0.1
 _REPORTED: Final = 500  # events in one report
 _UNREPORTED: Final = 20_000  # events that wait to be reported over HTTP; the oldest are given up beyond that
+_LAST_REPORTS_S: Final = 60.0  # for what is left to report when nobody comes any more
 _POSTS: Final = 30  # attempts to report over HTTP, a second apart
 
 
@@ -105,6 +107,7 @@ class Shoppers:
         self._known = frozenset(world.goods.item_id.tolist())
         self._asking = 0
         self._left = False
+        self._until_s = math.inf
         self._posting: deque[Event] = deque()
         self._appear = sorted(drift.at_ms for drift in world.options.drifts if drift.kind == "new_items")
         self.sent: dict[str, int] = {}
@@ -121,7 +124,7 @@ class Shoppers:
         async with Client(self._url, timeout_s=self._options.timeout_s) as client, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._report(client))
             self._planned_ms = self._clock.now_ms()
-            # Who asked before the end still sees the answer, and what was seen is still reported.
+            # Who asked before the end still sees the answer, and what happened until then is still reported.
             while self._coming():
                 if not self._stopped.is_set():
                     self._plan()
@@ -129,7 +132,7 @@ class Shoppers:
                 self._act(client, producer, tasks)
                 await asyncio.sleep(_TICK_S)
             self._act(client, producer, tasks)
-            self._left = True
+            self._left, self._until_s = True, monotonic_s() + _LAST_REPORTS_S
 
     def _coming(self) -> bool:
         return not self._stopped.is_set() or self._asking > 0
@@ -226,22 +229,25 @@ class Shoppers:
 
     async def _report(self, client: Client) -> None:
         """Report over HTTP what is to be reported there, one report after the other."""
-        while not self._left or self._posting:
+        while not self._left or (self._posting and monotonic_s() < self._until_s):
             while len(self._posting) > _UNREPORTED:
                 self._posting.popleft()
                 self.unreported += 1
             if self._posting:
                 await self._post(client, [self._posting.popleft() for _ in range(min(_REPORTED, len(self._posting)))])
             await asyncio.sleep(_REPORT_S)
+        self.unreported += len(self._posting)
 
     async def _post(self, client: Client, events: list[Event]) -> None:
         """The event ids stay, so a report that is repeated is no second event."""
         for _ in range(_POSTS):
             reply = await client.post("/v1/events", events)
-            if reply.status not in (NO_ANSWER, 503):
+            if reply.status == 202:
                 for event in events:
                     self._count(event)
                 return
+            if reply.status not in (NO_ANSWER, 503) or monotonic_s() > self._until_s:
+                break
             await asyncio.sleep(1.0)
         self.unreported += len(events)
 
