@@ -118,7 +118,7 @@ def test_an_older_log_is_refused_by_a_system_that_is_ahead(tmp_path: Path) -> No
 
 def test_shifting_moves_all_times_alike_and_nothing_else(tmp_path: Path) -> None:
     original = event(7, event_type="click")
-    retract = event(2, after_ms=10, event_type="retract", retracts=original, extra=[1])
+    retract = event(2, after_ms=10, event_type="retract", user_id=7, retracts=original, extra=[1])
     broker, summary = replayed(jsonl(tmp_path / "log.jsonl", event(1), retract), ReplayOptions(shift_to_now=True))
     by_ms = NOW.now_ms() - START_MS - 10
     assert summary.shift_ms == by_ms
