@@ -23,7 +23,7 @@ from rtrec_ray.features.stream import FeatureStream
 from rtrec_ray.kafka.base import RecordBatch
 from rtrec_ray.kafka.codec import LatestMs, decode
 from rtrec_ray.postgres.connection import Cursor
-from rtrec_ray.stores.features import FeatureKeeping, FeatureWriter, TaskOutput
+from rtrec_ray.stores.features import FeatureKeeping, FeatureWriter, TaskOutput, TopLists
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class FeatureOperator:
         self._profiles: list[pl.DataFrame] = []
         self._items: list[pl.DataFrame] = []
         self._forgotten_to_ms: int | None = None
+        self._next_offset = 0
         self._stream = FeatureStream(
             definitions, disorder_ms=self._disorder_ms, seen=Seen(), profiles=PROFILE_SCHEMA.to_frame()
         )
@@ -72,6 +73,7 @@ class FeatureOperator:
     def restore(self, cursor: Cursor, *, committed: Mapping[str, int]) -> Mapping[str, int]:
         """Load what was counted and the profiles; read on where the last commit ended."""
         self._store.apply(cursor)
+        self._next_offset = committed.get(BEHAVIOR, 0)
         state = self._store.load(cursor, partition=self._partition)
         seen = Seen()
         seen.load(state.seen)
@@ -95,6 +97,7 @@ class FeatureOperator:
         if batch.topic == ITEM:
             self._items.append(decoded.frame.select(ITEM_SCHEMA.names()))
             return BatchOutcome(counts=dead + Counter(item=decoded.frame.height))
+        self._next_offset = batch.next_offset
         events = decoded.frame.select(BEHAVIOR_SCHEMA.names())
         counts = Counter({"in": len(batch)}) + dead + self._stream.take(events)
         return BatchOutcome(max_ts_ms=events["ts"].max(), counts=counts)  # type: ignore[arg-type]  # Int64
@@ -119,6 +122,7 @@ class FeatureOperator:
         output = TaskOutput(
             partition=self._partition,
             watermark_ms=self._stream.watermark_ms,
+            next_offset=self._next_offset,
             tiles=self._stream.tiles(),
             seen=self._stream.seen.new(),
             seen_to_ms=None if to_ms == self._forgotten_to_ms else to_ms,
@@ -138,24 +142,31 @@ class FeatureOperator:
 class FeatureKeeper:
     """Rebuilds the top lists for serving and drops old tiles, on timers. One process does it for all partitions."""
 
-    def __init__(self, store: FeatureKeeping, *, clock: Clock, options: KeeperOptions) -> None:
+    def __init__(
+        self, definitions: Definitions, store: FeatureKeeping, *, clock: Clock, options: KeeperOptions
+    ) -> None:
+        self._definitions = definitions
         self._store = store
         self._clock = clock
         self._options = options
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; while PostgreSQL is away, try again at the next round."""
-        wait_s, looked_s = 0.0, -math.inf
+        wait_s, looked_s, lists = 0.0, -math.inf, self._begin()
         while not stop.wait(wait_s):
             started_s = monotonic_s()
             try:
-                self._store.rebuild_lists(now_ms=self._clock.now_ms())
+                lists.rebuild(now_ms=self._clock.now_ms())
                 if started_s - looked_s >= self._options.expiry_every_s:
                     looked_s = started_s
                     log.info("tiles_expired", extra={"hours": self._store.drop_expired()})
             except ServerUnavailable as error:
                 log.warning("keeper_waits", extra={"cause": error.line()})
+                lists = self._begin()
             wait_s = max(self._options.lists_every_s, (monotonic_s() - started_s) / self._options.busy_share)
+
+    def _begin(self) -> TopLists:
+        return TopLists(self._definitions, self._store)
 
 
 def _newest_items(items: pl.DataFrame) -> pl.DataFrame:

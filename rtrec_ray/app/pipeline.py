@@ -78,7 +78,7 @@ def make_work(system: System, share: Share) -> list[Work]:
 def _keeper(system: System) -> FeatureKeeper:
     pool = Pool(system.postgres, size=2, application="rtrec-lists")
     store = PostgresFeatureStore(system.features, pool=pool)
-    return FeatureKeeper(store, clock=system.clock, options=KeeperOptions())
+    return FeatureKeeper(system.features, store, clock=system.clock, options=KeeperOptions())
 
 
 def _tidier(system: System) -> HistoryTidier:

@@ -8,13 +8,15 @@ A partial is plain JSON, so that a row of a table is the state and nothing else 
     Newest    [ms after the tile's start, event_id, value, ...]      last_n, distinct
 
 What was taken can be taken back by a partial of its own, in any order too: numbers below zero, or the value null.
+A window slides by `drop`: what each partial of a tile added is taken away again, so that moving on costs what comes and
+goes, not what stays.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 
@@ -23,6 +25,10 @@ class Aggregate(Protocol):
 
     def add(self, partial: Any, *, tile_start_ms: int) -> None:
         """Take one tile's partial."""
+        ...
+
+    def drop(self, partial: Any, *, tile_start_ms: int) -> None:
+        """Take away a partial that was added. All partials of a tile go together."""
         ...
 
     def value(self) -> Any:
@@ -43,6 +49,10 @@ class Total:
     def add(self, partial: int, *, tile_start_ms: int) -> None:
         """Take a number."""
         self._total += partial
+
+    def drop(self, partial: int, *, tile_start_ms: int) -> None:
+        """Take a number away."""
+        self._total -= partial
 
     def value(self) -> int:
         """The total; 0 before anything was taken."""
@@ -65,6 +75,11 @@ class Mean:
         self._sum += partial[0]
         self._count += partial[1]
 
+    def drop(self, partial: Sequence[int], *, tile_start_ms: int) -> None:
+        """Take [sum, n] away."""
+        self._sum -= partial[0]
+        self._count -= partial[1]
+
     def value(self) -> float | None:
         """The mean; None of nothing."""
         return self._sum / self._count if self._count else None
@@ -85,6 +100,16 @@ class Counts:
         counts, pairs = self._counts, iter(partial)
         for value, n in zip(pairs, pairs, strict=True):
             counts[value] = counts.get(value, 0) + n
+
+    def drop(self, partial: Sequence[Any], *, tile_start_ms: int) -> None:
+        """Take [value, n, value, n, ...] away; a value that comes to nothing takes no memory."""
+        counts, pairs = self._counts, iter(partial)
+        for value, n in zip(pairs, pairs, strict=True):
+            left = counts.get(value, 0) - n
+            if left:
+                counts[value] = left
+            else:
+                counts.pop(value, None)
 
     def value(self) -> dict[Any, int]:
         """Value → count, in ascending order of the values; those that came to nothing are left out."""
@@ -122,29 +147,45 @@ class Newest:
     def __init__(self, *, limit: int | None, repeats: bool) -> None:
         self._limit = limit
         self._repeats = repeats
-        self._entries: list[tuple[int, str, Any]] = []
+        self._tiles: dict[int, list[tuple[int, str, Any]]] = {}
 
     def add(self, partial: Sequence[Any], *, tile_start_ms: int) -> None:
         """Take [ms after the tile's start, event_id, value, ...]."""
         parts = iter(partial)
-        entries = zip(parts, parts, parts, strict=True)
-        self._entries += [(tile_start_ms + ms, event, value) for ms, event, value in entries]
+        self._tiles.setdefault(tile_start_ms, []).extend(zip(parts, parts, parts, strict=True))
+
+    def drop(self, partial: Sequence[Any], *, tile_start_ms: int) -> None:
+        """Take the tile away."""
+        self._tiles.pop(tile_start_ms, None)
 
     def value(self) -> list[Any]:
         """The values, newest first."""
-        ordered = [value for _, _, value in sorted(self._standing(), reverse=True)]
-        kept = ordered if self._repeats else list(dict.fromkeys(ordered))
-        return kept[: self._limit]
+        found: list[Any] = []
+        known: set[Any] = set()
+        for value in self._newest_first():
+            if self._limit is not None and len(found) >= self._limit:
+                break
+            if self._repeats or value not in known:
+                known.add(value)
+                found.append(value)
+        return found
 
-    def _standing(self) -> list[tuple[int, str, Any]]:
-        gone = Counter((ms, event) for ms, event, value in self._entries if value is None)
-        if not gone:
-            return self._entries
-        standing = []
-        for ms, event, value in self._entries:
-            # Ids are unique within a partition only: of two events of one id and time, one retraction takes one.
-            if value is not None and gone[(ms, event)] > 0:
-                gone[(ms, event)] -= 1
-            elif value is not None:
-                standing.append((ms, event, value))
-        return standing
+    def _newest_first(self) -> Iterator[Any]:
+        for start in sorted(self._tiles, reverse=True):
+            for _, _, value in sorted(_standing(self._tiles[start]), reverse=True):
+                yield value
+
+
+def _standing(entries: list[tuple[int, str, Any]]) -> list[tuple[int, str, Any]]:
+    """The entries of one tile that were not taken back; what takes one back has its time, and so is in its tile."""
+    gone = Counter((ms, event) for ms, event, value in entries if value is None)
+    if not gone:
+        return entries
+    standing = []
+    for ms, event, value in entries:
+        # Ids are unique within a partition only: of two events of one id and time, one retraction takes one.
+        if value is not None and gone[(ms, event)] > 0:
+            gone[(ms, event)] -= 1
+        elif value is not None:
+            standing.append((ms, event, value))
+    return standing

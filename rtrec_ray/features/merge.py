@@ -13,6 +13,38 @@ from rtrec_ray.features.definition import Aggregation, FeatureView
 Value = dict[str, Any]
 
 
+class Merged:
+    """The sum of one key's rows. Rows come in any order; a window moves on by dropping all rows of a tile."""
+
+    __slots__ = ("_aggregates", "_events", "_view")
+
+    def __init__(self, view: FeatureView) -> None:
+        self._view = view
+        self._aggregates = [aggregate(each) for each in view.aggregations]
+        self._events = 0
+
+    def add(self, tile_start_ms: int, state: str) -> None:
+        """Take a row."""
+        n, *partials = msgspec.json.decode(state)
+        self._events += n
+        for each, partial in zip(self._aggregates, partials, strict=True):
+            each.add(partial, tile_start_ms=tile_start_ms)
+
+    def drop(self, tile_start_ms: int, state: str) -> None:
+        """Take a row away that was added."""
+        n, *partials = msgspec.json.decode(state)
+        self._events -= n
+        for each, partial in zip(self._aggregates, partials, strict=True):
+            each.drop(partial, tile_start_ms=tile_start_ms)
+
+    def value(self) -> Value | None:
+        """The value; None when no event is behind the rows."""
+        if self._events <= 0:
+            return None
+        parts = zip(self._view.aggregations, self._aggregates, strict=True)
+        return {each.name: total.value() for each, total in parts}
+
+
 def merge(view: FeatureView, rows: Iterable[tuple[int, str]]) -> Value | None:
     """The value of one key out of its rows (tile_start_ms, state), in any order; None when no event is behind them.
 
@@ -24,16 +56,10 @@ def merge(view: FeatureView, rows: Iterable[tuple[int, str]]) -> Value | None:
     >>> merge(view, [(0, "[1,[7,1]]"), (0, "[-1,[7,-1]]")]) is None
     True
     """
-    aggregates = [aggregate(each) for each in view.aggregations]
-    events = 0
+    merged = Merged(view)
     for tile_start_ms, state in rows:
-        n, *partials = msgspec.json.decode(state)
-        events += n
-        for each, partial in zip(aggregates, partials, strict=True):
-            each.add(partial, tile_start_ms=tile_start_ms)
-    if events <= 0:
-        return None
-    return {each.name: total.value() for each, total in zip(view.aggregations, aggregates, strict=True)}
+        merged.add(tile_start_ms, state)
+    return merged.value()
 
 
 def aggregate(each: Aggregation) -> Aggregate:

@@ -17,6 +17,7 @@ from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value
+from rtrec_ray.features.sliding import Changes, Row, SlidingView
 from rtrec_ray.postgres.connection import Cursor
 
 HOUR_MS: Final = 3_600_000
@@ -35,16 +36,36 @@ class TaskState:
 class TaskOutput:
     """What one commit adds for one source partition.
 
-    `tiles`: view name → rows (TILE_SCHEMA). `seen` up to the minute `seen_to_ms` is forgotten.
+    `next_offset`: that of behaviour, after the last record behind this; it never falls, and rises with each commit that
+    has tiles. `tiles`: view name → rows (TILE_SCHEMA). `seen` up to the minute `seen_to_ms` is forgotten.
     """
 
     partition: int
     watermark_ms: int | None
+    next_offset: int = 0
     tiles: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     seen: Sequence[tuple[int, bytes]] = ()
     seen_to_ms: int | None = None
     profiles: pl.DataFrame | None = None
     items: pl.DataFrame | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListRows:
+    """Tile rows of the cached views. `offsets`: partition → the behaviour offset behind which the next ones are."""
+
+    offsets: Mapping[int, int]
+    rows: Mapping[str, Sequence[Row]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListRound:
+    """New values of a cached view's lists. `whole`: there are no other lists than these."""
+
+    view: FeatureView
+    changes: Changes
+    offsets: Mapping[int, int]
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +138,53 @@ class FeatureWriter(Protocol):
 class FeatureKeeping(Protocol):
     """What has to be done now and then, by one process, in transactions of its own."""
 
-    def rebuild_lists(self, *, now_ms: int) -> int:
-        """Make the lists of the `cached` views anew; answers how many there are. Raises StoreUnavailable."""
+    def list_rows(self, *, after: Mapping[int, int], from_ms: int) -> ListRows:
+        """Tile rows of the `cached` views with start ≥ `from_ms`, that were written behind these offsets (partition →
+        offset; all rows of a partition that is missing). Raises StoreUnavailable.
+        """
+        ...
+
+    def put_lists(self, rounds: Sequence[ListRound]) -> None:
+        """Replace what changed of the lists, all at once. Raises StoreUnavailable."""
         ...
 
     def drop_expired(self) -> int:
         """Drop the hours of tiles that no window reaches; answers how many went. Raises StoreUnavailable."""
         ...
+
+
+class TopLists:
+    """The lists of all cached views, kept by what came since the last round. After an error begin with a new one."""
+
+    def __init__(self, definitions: Definitions, store: FeatureKeeping) -> None:
+        self._store = store
+        self._views = [(view, definitions.window(view), SlidingView(view)) for view in definitions.views if view.cached]
+        self._offsets: Mapping[int, int] = {}
+        self._whole = True
+
+    def rebuild(self, *, now_ms: int) -> int:
+        """Bring the lists to what holds now, the open tile included; answers how many there are.
+
+        Raises StoreUnavailable.
+        """
+        return self._move([window.now(now_ms) for _, window, _ in self._views])
+
+    def rebuild_at(self, *, as_of_ms: int) -> int:
+        """Bring the lists to what held at a past time. Raises StoreUnavailable."""
+        return self._move([window.at(as_of_ms) for _, window, _ in self._views])
+
+    def _move(self, spans: Sequence[Span]) -> int:
+        if not self._views:
+            return 0
+        read = self._store.list_rows(after=self._offsets, from_ms=min(span.from_ms for span in spans))
+        rounds = []
+        for (view, _, sliding), span in zip(self._views, spans, strict=True):
+            sliding.take(read.rows.get(view.name, ()))
+            changes = sliding.move(span)
+            rounds.append(ListRound(view=view, changes=changes, offsets=read.offsets, whole=self._whole))
+        self._store.put_lists(rounds)
+        self._offsets, self._whole = read.offsets, False
+        return sum(len(sliding) for _, _, sliding in self._views)
 
 
 class FeatureStore(FeatureReader, FeatureWriter, FeatureKeeping, Protocol):

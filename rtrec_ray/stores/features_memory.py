@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import polars as pl
@@ -13,7 +13,18 @@ from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value, merge
-from rtrec_ray.stores.features import HOUR_MS, Ask, TaskOutput, TaskState, beyond_retention, plan, refuse
+from rtrec_ray.features.sliding import Row
+from rtrec_ray.stores.features import (
+    HOUR_MS,
+    Ask,
+    ListRound,
+    ListRows,
+    TaskOutput,
+    TaskState,
+    beyond_retention,
+    plan,
+    refuse,
+)
 
 _Versioned = tuple[str, int]
 
@@ -25,7 +36,9 @@ class MemoryFeatureTables:
         self.views: dict[_Versioned, str] = {}
         self.tiles: dict[_Versioned, dict[str, list[tuple[int, str]]]] = defaultdict(lambda: defaultdict(list))
         self.seen: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
+        self.list_rows: dict[_Versioned, list[tuple[int, int, Row]]] = defaultdict(list)
         self.watermarks: dict[int, int | None] = {}
+        self.offsets: dict[int, int] = {}
         self.profiles: dict[int, dict[tuple[int, int], ProfileVersion]] = defaultdict(dict)
         self.items: dict[int, CatalogItem] = {}
         self.lists: dict[_Versioned, dict[str, Value]] = {}
@@ -57,6 +70,7 @@ class MemoryFeatureStore:
         kept = [row for row in self._tables.seen[output.partition] if not _forgotten(row[0], output.seen_to_ms)]
         self._tables.seen[output.partition] = [*kept, *output.seen]
         self._tables.watermarks[output.partition] = output.watermark_ms
+        self._tables.offsets[output.partition] = output.next_offset
         for row in _rows(output.profiles):
             profile = ProfileVersion(**row)
             self._tables.profiles[output.partition][(profile.user_id, profile.ts)] = profile
@@ -84,13 +98,19 @@ class MemoryFeatureStore:
     def catalogue(self) -> list[CatalogItem]:
         return [item for _, item in sorted(self._tables.items.items())]
 
-    def rebuild_lists(self, *, now_ms: int) -> int:
-        views = [view for view in self.definitions.views if view.cached]
-        for view in views:
-            asks = [ViewKey(view=view.name, key=key) for key in self._tables.tiles[_id(view)]]
-            values = self.get(asks, as_of_ms=None, now_ms=now_ms)
-            self._tables.lists[_id(view)] = {ask.key: value for ask, value in values.items() if value is not None}
-        return sum(len(self._tables.lists[_id(view)]) for view in views)
+    def list_rows(self, *, after: Mapping[int, int], from_ms: int) -> ListRows:
+        rows: defaultdict[str, list[Row]] = defaultdict(list)
+        for view in (view for view in self.definitions.views if view.cached):
+            for partition, next_offset, row in self._tables.list_rows[_id(view)]:
+                if next_offset > after.get(partition, -1) and row[1] >= from_ms:
+                    rows[view.name].append(row)
+        return ListRows(offsets=dict(self._tables.offsets), rows=rows)
+
+    def put_lists(self, rounds: Sequence[ListRound]) -> None:
+        for each in rounds:
+            old = {} if each.whole else self._tables.lists.get(_id(each.view), {})
+            both = {**old, **each.changes.values}
+            self._tables.lists[_id(each.view)] = {key: value for key, value in both.items() if value is not None}
 
     def drop_expired(self) -> int:
         mark = self._watermark_ms()
@@ -101,6 +121,8 @@ class MemoryFeatureStore:
             for key, rows in list(keys.items()):
                 dropped |= {start // HOUR_MS for start, _ in rows if start < bound}
                 keys[key] = [row for row in rows if row[0] >= bound]
+        for name, listed in self._tables.list_rows.items():
+            self._tables.list_rows[name] = [each for each in listed if each[2][1] >= bound]
         return len(dropped)
 
     def _value(self, ask: Ask, *, cached: bool) -> Value | None:
@@ -112,9 +134,12 @@ class MemoryFeatureStore:
 
     def _append_tiles(self, output: TaskOutput) -> None:
         for name, frame in output.tiles.items():
-            tiles = self._tables.tiles[_id(self.definitions.view(name))]
+            view = self.definitions.view(name)
+            tiles, listed = self._tables.tiles[_id(view)], self._tables.list_rows[_id(view)]
             for key, start, state in frame.select("key", "tile_start_ms", "state").iter_rows():
                 tiles[key].append((start, state))
+                if view.cached:
+                    listed.append((output.partition, output.next_offset, (key, start, state)))
 
     def _put_item(self, item: CatalogItem) -> None:
         old = self._tables.items.get(item.item_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,10 +19,22 @@ from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value, merge
 from rtrec_ray.features.past import minutes_around, recompute
+from rtrec_ray.features.sliding import Row
 from rtrec_ray.postgres.connection import Cursor, Pool
 from rtrec_ray.postgres.copy import copy_frame
 from rtrec_ray.postgres.statements import load
-from rtrec_ray.stores.features import HOUR_MS, Ask, Past, TaskOutput, TaskState, beyond_retention, plan, refuse
+from rtrec_ray.stores.features import (
+    HOUR_MS,
+    Ask,
+    ListRound,
+    ListRows,
+    Past,
+    TaskOutput,
+    TaskState,
+    beyond_retention,
+    plan,
+    refuse,
+)
 
 _FRESH_MS: Final = 60_000  # wall time; the rebuilder has missed several rounds by then
 _NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
@@ -78,7 +90,8 @@ class PostgresFeatureStore:
             cursor.execute(self._sql["put_profiles"], {**key, **output.profiles.to_dict(as_series=False)})
         if output.items is not None:
             cursor.execute(self._sql["put_items"], output.items.to_dict(as_series=False))
-        cursor.execute(self._sql["put_partition"], {**key, "watermark_ms": output.watermark_ms})
+        mark = {"watermark_ms": output.watermark_ms, "next_offset": output.next_offset}
+        cursor.execute(self._sql["put_partition"], {**key, **mark})
         return written
 
     def get(
@@ -112,8 +125,25 @@ class PostgresFeatureStore:
             cursor.execute(self._sql["list_items"])
             return [_item(row) for row in cursor.fetchall()]
 
-    def rebuild_lists(self, *, now_ms: int) -> int:
-        return sum(self._rebuild(view, now_ms=now_ms) for view in self.definitions.views if view.cached)
+    def list_rows(self, *, after: Mapping[int, int], from_ms: int) -> ListRows:
+        known = {"partitions": list(after), "after": list(after.values()), "from_ms": from_ms}
+        with self._pool.statement() as cursor:
+            names = {self._view_id(cursor, view): view.name for view in self.definitions.views}
+            cursor.execute(self._sql["list_rows"], known)
+            answered = cursor.fetchall()
+        offsets: dict[int, int] = {}
+        rows: defaultdict[str, list[Row]] = defaultdict(list)
+        for partition, next_offset, view_id, key, start, state in answered:
+            if key is None:
+                offsets[partition] = next_offset
+            elif view_id in names:
+                rows[names[view_id]].append((key, start, state))
+        return ListRows(offsets=offsets, rows=rows)
+
+    def put_lists(self, rounds: Sequence[ListRound]) -> None:
+        with self._pool.transaction() as cursor:
+            for each in rounds:
+                self._put_round(cursor, each)
 
     def drop_expired(self) -> int:
         with self._pool.transaction() as cursor:
@@ -131,9 +161,11 @@ class PostgresFeatureStore:
             return 0
         frames = [
             frame.with_columns(
-                view_id=pl.lit(self._view_id(cursor, self.definitions.view(name))), partition=pl.lit(output.partition)
+                view_id=pl.lit(self._view_id(cursor, view)),
+                partition=pl.lit(output.partition),
+                next_offset=pl.lit(output.next_offset if view.cached else None, dtype=pl.Int64),
             )
-            for name, frame in output.tiles.items()
+            for view, frame in ((self.definitions.view(name), frame) for name, frame in output.tiles.items())
         ]
         rows = pl.concat(frames).sort("view_id", "key", "tile_start_ms")
         hours = (rows["tile_start_ms"] // HOUR_MS).unique().sort().to_list()
@@ -188,19 +220,19 @@ class PostgresFeatureStore:
             cursor.execute(self._sql["get_profile_versions"], {"user_ids": user_ids})
             return pl.DataFrame(cursor.fetchall(), schema=PROFILE_SCHEMA, orient="row")
 
-    def _rebuild(self, view: FeatureView, *, now_ms: int) -> int:
-        span = self.definitions.window(view).now(now_ms)
-        rows: dict[str, list[tuple[int, str]]] = defaultdict(list)
-        with self._pool.transaction() as cursor:
-            key = {"view_id": self._view_id(cursor, view)}
-            cursor.execute(self._sql["scan_view"], {**key, "from_ms": span.from_ms, "to_ms": span.to_ms})
-            for name, start, state in cursor.fetchall():
-                rows[name].append((start, state))
-            values = {name: json.dumps(merge(view, of_key)) for name, of_key in rows.items()}
-            cursor.execute(self._sql["put_lists"], {**key, "keys": list(values), "values": list(values.values())})
-            cursor.execute(self._sql["drop_lists"], {**key, "keys": list(values)})
-            cursor.execute(self._sql["put_round"], {**key, "as_of_ms": now_ms})
-        return len(values)
+    def _put_round(self, cursor: Cursor, each: ListRound) -> None:
+        view = {"view_id": self._view_id(cursor, each.view)}
+        values = {
+            key: msgspec.json.encode(value).decode() for key, value in each.changes.values.items() if value is not None
+        }
+        if values:
+            cursor.execute(self._sql["put_lists"], {**view, "keys": list(values), "values": list(values.values())})
+        if each.whole:
+            cursor.execute(self._sql["drop_other_lists"], {**view, "keys": list(values)})
+        elif gone := [key for key, value in each.changes.values.items() if value is None]:
+            cursor.execute(self._sql["drop_lists"], {**view, "keys": gone})
+        round_ = {"as_of_ms": each.changes.as_of_ms, "offsets": json.dumps(each.offsets)}
+        cursor.execute(self._sql["put_round"], {**view, **round_})
 
     def _drop(self, name: str) -> int:
         with self._pool.transaction() as cursor:

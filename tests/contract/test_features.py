@@ -24,7 +24,7 @@ from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
-from rtrec_ray.stores.features import FeatureStore, TaskOutput, list_views, read_view
+from rtrec_ray.stores.features import FeatureStore, TaskOutput, TopLists, list_views, read_view
 from rtrec_ray.stores.features_memory import MemoryFeatureStore, MemoryFeatureTables
 from rtrec_ray.stores.features_past import HistoryPast
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
@@ -199,16 +199,54 @@ def test_the_catalogue_holds_the_newest_version_of_every_item(place):
 
 def test_a_rebuilt_list_is_what_the_tiles_say_and_stays_until_the_next_rebuild(place):
     store = place.store()
-    place.append(store, tiles=searches((BASE, "a", 1)))
+    lists = TopLists(DEFINITIONS, store)
+    place.append(store, next_offset=1, tiles=searches((BASE, "a", 1)))
     assert store.get([QUERIES], as_of_ms=None, now_ms=BASE, cached=True) == {QUERIES: {"top": [["a", 1]]}}
-    assert store.rebuild_lists(now_ms=BASE) == 1
-    place.append(store, tiles=searches((BASE, "a", 1)))
+    assert lists.rebuild(now_ms=BASE) == 1
+    place.append(store, next_offset=2, tiles=searches((BASE, "a", 1)))
     assert store.get([QUERIES], as_of_ms=None, now_ms=BASE, cached=True) == {QUERIES: {"top": [["a", 1]]}}
     assert store.get([QUERIES], as_of_ms=None, now_ms=BASE) == {QUERIES: {"top": [["a", 2]]}}
-    store.rebuild_lists(now_ms=BASE)
+    lists.rebuild(now_ms=BASE)
     assert store.get([QUERIES], as_of_ms=None, now_ms=BASE, cached=True) == {QUERIES: {"top": [["a", 2]]}}
-    assert store.rebuild_lists(now_ms=BASE + HOUR) == 0
+    assert lists.rebuild(now_ms=BASE + HOUR) == 0
     assert store.get([QUERIES], as_of_ms=None, now_ms=BASE, cached=True) == {QUERIES: None}
+
+
+def test_a_keeper_that_starts_anew_forgets_the_lists_of_keys_that_have_no_data(place):
+    store = place.store()
+    place.append(store, next_offset=1, tiles=searches((BASE, "a", 1)))
+    TopLists(DEFINITIONS, store).rebuild(now_ms=BASE)
+    assert TopLists(DEFINITIONS, store).rebuild(now_ms=BASE + HOUR) == 0
+    assert store.get([QUERIES], as_of_ms=None, now_ms=BASE, cached=True) == {QUERIES: None}
+
+
+def test_lists_kept_by_what_came_are_what_the_tiles_say_at_every_round(place):
+    store, events = place.store(), with_retractions(random_events(seed=4, n=400), seed=4)
+    lists, owner = TopLists(DEFINITIONS, store), owner_of(store)
+    keys = [
+        *(ViewKey(view="category_top_items_10m", key=str(category)) for category in range(1, 4)),
+        *(ViewKey(view="segment_page_top_ads", key=f"CN|f|{page}") for page in (1, 2)),
+        ViewKey(view="top_viewed_30m", key="ad"),
+        QUERIES,
+    ]
+    with place.transaction() as cursor:
+        owner.restore(cursor, committed={})
+    profiles = [{"user_id": user, "ts": BASE, "country": "CN", "gender": "f"} for user in range(1, 5)]
+    owner.apply(record_batch("profile", 0, [msgspec.json.encode(each) for each in profiles]))
+    met: Counter[ViewKey] = Counter()
+    for start in range(0, len(events), 40):
+        values = [msgspec.json.encode(event) for event in events[start : start + 40]]
+        owner.apply(record_batch("behavior", 0, values, first_offset=start))
+        with place.transaction() as cursor:
+            owner.write(cursor)
+        owner.committed()
+        now_ms = BASE + start * 3_000
+        if start % 80 == 0:
+            lists.rebuild(now_ms=now_ms)
+            cached = store.get(keys, as_of_ms=None, now_ms=now_ms, cached=True)
+            assert cached == store.get(keys, as_of_ms=None, now_ms=now_ms)
+            met.update(key for key, value in cached.items() if value is not None)
+    assert set(met) == set(keys)
 
 
 def test_hours_that_no_window_reaches_are_dropped_and_no_others(place):

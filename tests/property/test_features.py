@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from actors.feature import FeatureOperator
 from rtrec_ray.eventtime.watermark import WatermarkOptions
+from rtrec_ray.eventtime.window import Window
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
+from rtrec_ray.features.merge import merge
+from rtrec_ray.features.sliding import SlidingView
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.stores.features_memory import MemoryFeatureStore, MemoryFeatureTables
 
@@ -408,3 +411,25 @@ def test_windows_expire_when_traffic_stops(events):
     last = max((event["ts"] for event in events), default=BASE)
     later = store.get(ALL_KEYS, as_of_ms=None, now_ms=last + 30 * MINUTE + TILE)
     assert set(later.values()) == {None}
+
+
+sliding_rows = st.lists(
+    st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 8), st.integers(1, 3), st.sampled_from([1, 1, -1])),
+    max_size=6,
+)
+
+
+@given(st.lists(st.tuples(sliding_rows, st.integers(0, 3)), max_size=8))
+def test_a_window_that_moves_on_holds_what_a_merge_of_its_rows_says(steps):
+    view, window = DEFINITIONS.view("segment_page_top_ads"), Window(length_ms=3 * TILE, tile_ms=TILE)
+    sliding, rows, at, known = SlidingView(view), [], 0, {}
+    for step, (new, forward) in enumerate(steps):
+        taken = [(k, t * TILE, f'[{n},[{i},{n}],[5,"e{step}",{i if n > 0 else "null"}]]') for k, t, i, n in new]
+        rows += taken
+        sliding.take(taken)
+        at += forward
+        span = window.now(at * TILE)
+        known |= sliding.move(span).values
+        for key in ("a", "b"):
+            inside = [(start, state) for of, start, state in rows if of == key and span.from_ms <= start < span.to_ms]
+            assert known.get(key) == merge(view, inside)

@@ -21,7 +21,7 @@ from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transaction
-from rtrec_ray.stores.features import TaskOutput
+from rtrec_ray.stores.features import TaskOutput, TopLists
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.progress import Committed, write_committed
 
@@ -190,7 +190,7 @@ def test_two_writers_may_need_the_same_new_hour(pool):
 
 def test_lists_of_a_keeper_that_stands_still_are_not_served(pool, store):
     key = ViewKey(view="top_queries_30m", key="all")
-    store.rebuild_lists(now_ms=BASE)
+    TopLists(DEFINITIONS, store).rebuild(now_ms=BASE)
     with pool.transaction() as cursor:
         cursor.execute(
             "INSERT INTO features.top_lists SELECT view_id, 'all', '{\"top\": [[\"old\", 1]]}' FROM features.views "
@@ -204,7 +204,7 @@ def test_lists_of_a_keeper_that_stands_still_are_not_served(pool, store):
 
 def test_tiles_and_lists_come_in_one_round_trip(pool, store, monkeypatch):
     asks = [ViewKey(view="user_browse_5m", key="1"), ViewKey(view="top_queries_30m", key="all")]
-    store.rebuild_lists(now_ms=BASE)
+    TopLists(DEFINITIONS, store).rebuild(now_ms=BASE)
     store.get(asks, as_of_ms=None, now_ms=BASE)  # knows the ids of the views from now on
     statement, sent = pool.statement, []
 
@@ -231,31 +231,40 @@ def test_tiles_and_lists_come_in_one_round_trip(pool, store, monkeypatch):
     assert len(sent) == 1
 
 
-def test_the_keeper_goes_on_when_the_database_was_away(store, eventually):
+def test_the_keeper_begins_anew_when_the_database_was_away(pool, store, eventually):
     class Away:
-        """The store, but every other round fails."""
+        """The store, but every third round fails."""
 
         def __init__(self):
             self.rounds = []
 
-        def rebuild_lists(self, *, now_ms):
-            self.rounds.append(now_ms)
-            if len(self.rounds) % 2:
+        def list_rows(self, *, after, from_ms):
+            self.rounds.append(dict(after))
+            if len(self.rounds) % 3 == 0:
                 raise StoreUnavailable("away")
-            return store.rebuild_lists(now_ms=now_ms)
+            return store.list_rows(after=after, from_ms=from_ms)
+
+        def put_lists(self, rounds):
+            store.put_lists(rounds)
 
         def drop_expired(self):
             return store.drop_expired()
 
+    with pool.transaction() as cursor:
+        store.append(cursor, TaskOutput(partition=0, watermark_ms=BASE, next_offset=5))
     away, stop = Away(), threading.Event()
     keeper = FeatureKeeper(
-        away, clock=ManualClock(now_ms=BASE), options=KeeperOptions(lists_every_s=0.01, expiry_every_s=0.02)
+        DEFINITIONS,
+        away,
+        clock=ManualClock(now_ms=BASE),
+        options=KeeperOptions(lists_every_s=0.01, expiry_every_s=0.02),
     )
     thread = threading.Thread(target=keeper.run, args=(stop,))
     thread.start()
-    eventually(lambda: len(away.rounds) >= 4, what="four rounds")
+    eventually(lambda: len(away.rounds) >= 6, what="six rounds")
     stop.set()
     thread.join()
+    assert away.rounds[:6] == [{}, {0: 5}, {0: 5}] * 2
 
 
 def test_tiles_are_kept_until_the_history_has_their_events(pool, store):

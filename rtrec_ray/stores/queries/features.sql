@@ -25,9 +25,16 @@ JOIN features.tiles t ON t.view_id = a.view_id AND t.key = a.key
                      AND t.tile_start_ms >= a.from_ms AND t.tile_start_ms < a.to_ms
 WHERE t.tile_start_ms >= %(lowest_ms)s AND t.tile_start_ms < %(highest_ms)s;
 
--- name: scan_view
-SELECT key, tile_start_ms, state FROM features.tiles
-WHERE view_id = %(view_id)s AND tile_start_ms >= %(from_ms)s AND tile_start_ms < %(to_ms)s;
+-- name: list_rows (offsets and rows of one moment; a row without a key is the offset of its partition)
+SELECT p.partition, p.next_offset, 0 AS view_id, NULL AS key, 0 AS tile_start_ms, NULL AS state FROM features.partitions p
+UNION ALL
+SELECT p.partition, t.next_offset, t.view_id, t.key, t.tile_start_ms, t.state
+FROM features.partitions p
+LEFT JOIN unnest(%(partitions)s::int[], %(after)s::bigint[]) AS c (partition, after) USING (partition)
+CROSS JOIN LATERAL (
+    SELECT t.next_offset, t.view_id, t.key, t.tile_start_ms, t.state FROM features.tiles t
+    WHERE t.partition = p.partition AND t.next_offset > coalesce(c.after, -1) AND t.tile_start_ms >= %(from_ms)s
+) t;
 
 -- name: put_lists (an unchanged list is not written again)
 INSERT INTO features.top_lists (view_id, key, value)
@@ -36,12 +43,16 @@ ON CONFLICT (view_id, key) DO UPDATE SET value = EXCLUDED.value
 WHERE features.top_lists.value IS DISTINCT FROM EXCLUDED.value;
 
 -- name: drop_lists
+DELETE FROM features.top_lists WHERE view_id = %(view_id)s AND key = ANY (%(keys)s::text[]);
+
+-- name: drop_other_lists
 DELETE FROM features.top_lists WHERE view_id = %(view_id)s AND NOT key = ANY (%(keys)s::text[]);
 
 -- name: put_round
-INSERT INTO features.top_list_rounds (view_id, as_of_ms, rebuilt_at)
-VALUES (%(view_id)s, %(as_of_ms)s, clock_timestamp())
-ON CONFLICT (view_id) DO UPDATE SET as_of_ms = EXCLUDED.as_of_ms, rebuilt_at = EXCLUDED.rebuilt_at;
+INSERT INTO features.top_list_rounds (view_id, as_of_ms, offsets, rebuilt_at)
+VALUES (%(view_id)s, %(as_of_ms)s, %(offsets)s, clock_timestamp())
+ON CONFLICT (view_id) DO UPDATE
+SET as_of_ms = EXCLUDED.as_of_ms, offsets = EXCLUDED.offsets, rebuilt_at = EXCLUDED.rebuilt_at;
 
 -- name: get_profiles (the newest version that held)
 SELECT DISTINCT ON (user_id) user_id, ts_ms, country, gender, city, age_band
@@ -77,8 +88,9 @@ SELECT %(partition)s, * FROM unnest(%(minutes)s::bigint[], %(hashes)s::bytea[]);
 DELETE FROM features.seen WHERE partition = %(partition)s AND minute_ms <= %(to_minute_ms)s;
 
 -- name: put_partition
-INSERT INTO features.partitions (partition, watermark_ms) VALUES (%(partition)s, %(watermark_ms)s)
-ON CONFLICT (partition) DO UPDATE SET watermark_ms = EXCLUDED.watermark_ms;
+INSERT INTO features.partitions (partition, watermark_ms, next_offset)
+VALUES (%(partition)s, %(watermark_ms)s, %(next_offset)s)
+ON CONFLICT (partition) DO UPDATE SET watermark_ms = EXCLUDED.watermark_ms, next_offset = EXCLUDED.next_offset;
 
 -- name: put_profiles
 INSERT INTO features.profiles (user_id, ts_ms, country, gender, city, age_band, partition)
