@@ -167,23 +167,26 @@ class TopLists:
 
         Raises StoreUnavailable.
         """
-        return self._move([window.now(now_ms) for _, window, _ in self._views])
+        return self._move([[window.now(now_ms) for _, window, _ in self._views]])
 
-    def rebuild_at(self, *, as_of_ms: int) -> int:
-        """Bring the lists to what held at a past time. Raises StoreUnavailable."""
-        return self._move([window.at(as_of_ms) for _, window, _ in self._views])
+    def rebuild_at(self, moments_ms: Iterable[int]) -> int:
+        """Bring the lists to what held at each of these past times, ascending ms. Raises StoreUnavailable."""
+        return self._move([[window.at(moment) for _, window, _ in self._views] for moment in moments_ms])
 
-    def _move(self, spans: Sequence[Span]) -> int:
-        if not self._views:
+    def _move(self, moments: Sequence[Sequence[Span]]) -> int:
+        if not self._views or not moments:
             return 0
-        read = self._store.list_rows(after=self._offsets, from_ms=min(span.from_ms for span in spans))
-        rounds = []
-        for (view, _, sliding), span in zip(self._views, spans, strict=True):
+        read = self._store.list_rows(after=self._offsets, from_ms=min(span.from_ms for span in moments[0]))
+        for view, _, sliding in self._views:
             sliding.take(read.rows.get(view.name, ()))
-            changes = sliding.move(span)
-            rounds.append(ListRound(view=view, changes=changes, offsets=read.offsets, whole=self._whole))
+        rounds = []
+        for spans in moments:
+            for (view, _, sliding), span in zip(self._views, spans, strict=True):
+                changes = sliding.move(span)
+                rounds.append(ListRound(view=view, changes=changes, offsets=read.offsets, whole=self._whole))
+            self._whole = False
         self._store.put_lists(rounds)
-        self._offsets, self._whole = read.offsets, False
+        self._offsets = read.offsets
         return sum(len(sliding) for _, _, sliding in self._views)
 
 

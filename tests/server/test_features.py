@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import polars as pl
+import psycopg2
 import pytest
 
 from actors.feature import FeatureKeeper, FeatureOperator, KeeperOptions
@@ -168,20 +169,30 @@ def test_a_reader_that_holds_a_lock_delays_the_dropping_of_tiles_but_is_not_wait
     assert store.drop_expired() == 3
 
 
-def test_two_writers_may_need_the_same_new_hour(pool):
+def test_two_writers_may_need_the_same_new_hour(pool, eventually):
     def make_hours(cursor):
         cursor.execute("SELECT features.ensure_tiles(ARRAY[-1, 5, 6])")
 
+    def waiting(cursor):
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        return cursor.fetchone() == (1,)
+
+    failed = []
+
     def second():
-        with pool.transaction() as cursor:
-            make_hours(cursor)
+        try:
+            with pool.transaction() as cursor:
+                make_hours(cursor)
+        except psycopg2.Error as error:
+            failed.append(error)
 
     with pool.transaction() as cursor:
         make_hours(cursor)
         other = threading.Thread(target=second)
         other.start()
+        eventually(lambda: waiting(cursor), what="the second one waits for the first")
     other.join(timeout=10)
-    assert not other.is_alive()
+    assert not failed
     with pool.transaction() as cursor:
         make_hours(cursor)
         cursor.execute("SELECT count(*) FROM pg_inherits WHERE inhparent = 'features.tiles'::regclass")

@@ -1,0 +1,286 @@
+"""How long a read of feature values takes, beside Feast's online store on the same PostgreSQL in the same minute.
+
+    make bench, or .venv-bench/bin/python benchmarks/bench_reads.py
+
+A durable embedded PostgreSQL is filled as the feature stage fills it: 11 minutes of the mix of `bench_features_local.py`
+(555 events/s, 10,000 users, 100 categories), all views of `configs/features.yaml`, a commit each second of event time,
+so that a user's 5 minutes are some ten rows of tiles; two older hours of tiles are there as well. The values of 2,000 of
+the users and of all categories as of the end are then written to Feast with `write_to_online_store`, field by field:
+8 integers, a text and a list for a user (`user_browse_5m`), two lists of 50 for a category (`category_top_items_10m`).
+Before anything is timed both sides must answer the same values.
+
+Each read asks for other keys, drawn at random:
+
+    1 user                     merged from tiles
+    1 user + 9 categories      what serving reads: the user from tiles, the lists from the cache that is kept each second
+    10 users, 100 users        merged from tiles
+    100 categories             from the cache
+
+Ours is `PostgresFeatureStore.get` through its pool, values as of now, in dicts. Feast's is one
+`get_online_features(...).to_dict()` for the same keys, as of when they were written: it does no windows. Both run in this
+process on one connection, ten reads in turn, who begins changes each round. Prints one JSON line, and a table to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import polars as pl
+from bench_features_local import FRAME, MS_PER_EVENT, frames
+from psycopg2.extensions import parse_dsn
+
+from rtrec_ray.embedded.postgres import PostgresServer, PostgresServerOptions
+from rtrec_ray.events import PROFILE_SCHEMA
+from rtrec_ray.features.definition import Definitions
+from rtrec_ray.features.file import load_definitions
+from rtrec_ray.features.keys import CATEGORY_TOP_ITEMS_10M, USER_BROWSE_5M, ViewKey
+from rtrec_ray.features.merge import Value
+from rtrec_ray.features.seen import Seen
+from rtrec_ray.features.stream import FeatureStream
+from rtrec_ray.postgres.connection import Pool, PostgresOptions
+from rtrec_ray.postgres.migrate import migrate
+from rtrec_ray.stores.features import HOUR_MS, TaskOutput, TopLists
+from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+
+if TYPE_CHECKING:
+    from feast_reads import FeastReads
+
+MINUTES: Final = 11
+USERS: Final = 10_000
+USERS_READ: Final = 2_000
+CATEGORIES: Final = 100
+COMMIT: Final = round(1_000 / MS_PER_EVENT)  # events of a second
+OLDER_HOURS: Final = (2, 1)
+BLOCK: Final = 10  # reads of one side before the other's turn
+
+Get = Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """How many keys a read asks for."""
+
+    users: int = 0
+    categories: int = 0
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        parts = ((self.users, "user", "users"), (self.categories, "category", "categories"))
+        return " + ".join(f"{n} {one if n == 1 else many}" for n, one, many in parts if n)
+
+
+WORKLOADS: Final = (
+    Workload(users=1),
+    Workload(users=1, categories=9),
+    Workload(users=10),
+    Workload(users=100),
+    Workload(categories=100),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """Both stores, filled. `users`: those of whom Feast has values."""
+
+    ours: PostgresFeatureStore
+    feast: FeastReads
+    users: Sequence[int]
+    now_ms: int
+
+    def reads(self, workload: Workload, random: np.random.Generator) -> tuple[Get, Get]:
+        """The same read on our side and on Feast's, of keys drawn anew."""
+        users = random.choice(self.users, workload.users, replace=False).tolist()
+        categories = random.choice(CATEGORIES, workload.categories, replace=False).tolist()
+        asks, request = keys(users, categories), self.feast.request(users, categories)
+        return (
+            lambda: self.ours.get(asks, as_of_ms=None, now_ms=self.now_ms, cached=True),
+            lambda: self.feast.get(request),
+        )
+
+
+def keys(users: Iterable[int], categories: Iterable[int]) -> list[ViewKey]:
+    """What our side is asked."""
+    of_users = [ViewKey(view=USER_BROWSE_5M, key=str(user)) for user in users]
+    return of_users + [ViewKey(view=CATEGORY_TOP_ITEMS_10M, key=str(category)) for category in categories]
+
+
+def commits() -> Iterator[pl.DataFrame]:
+    """The events of a partition, a commit each; the first ones are hours older, so that their tiles exist too."""
+    older = list(OLDER_HOURS)
+    for frame in frames(round(MINUTES * 60_000 / MS_PER_EVENT)):
+        folded = frame.with_columns(pl.col("user_id") % USERS)
+        for start in range(0, min(frame.height, FRAME), COMMIT):
+            hours = older.pop(0) if older else 0
+            yield folded.slice(start, COMMIT).with_columns(pl.col("ts") - hours * HOUR_MS)
+
+
+def fill(store: PostgresFeatureStore, definitions: Definitions, pool: Pool) -> int:
+    """Write the tiles as the feature stage does; answers the time of the last event, ms."""
+    stream = FeatureStream(definitions, disorder_ms=5_000, seen=Seen(), profiles=PROFILE_SCHEMA.to_frame())
+    with pool.transaction() as cursor:
+        store.apply(cursor)
+    next_offset, now_ms = 0, 0
+    for events in commits():
+        stream.take(events)
+        stream.forget()
+        next_offset, now_ms = next_offset + events.height, max(now_ms, events["ts"].max())  # type: ignore[call-overload]
+        output = TaskOutput(
+            partition=0,
+            watermark_ms=stream.watermark_ms,
+            next_offset=next_offset,
+            tiles=stream.tiles(),
+            seen=stream.seen.new(),
+        )
+        with pool.transaction() as cursor:
+            store.append(cursor, output)
+        stream.settle()
+    return now_ms
+
+
+def settle(pool: Pool) -> None:
+    """What autovacuum does in time, done at once: statistics of all tables but the partitioned one, which it leaves out."""
+    with pool.statement() as cursor:
+        cursor.execute("SELECT format('VACUUM ANALYZE %s', relid::regclass) FROM pg_stat_user_tables")
+        for (statement,) in cursor.fetchall():
+            cursor.execute(statement)
+        cursor.execute("CHECKPOINT")
+
+
+def values(store: PostgresFeatureStore, asks: Sequence[ViewKey], *, now_ms: int) -> dict[int, Value]:
+    """Our values by the key as a number, without the keys that have none."""
+    found = store.get(asks, as_of_ms=None, now_ms=now_ms, cached=True)
+    return {int(ask.key): value for ask, value in found.items() if value is not None}
+
+
+def both(ours: PostgresFeatureStore, feast: FeastReads, *, now_ms: int) -> Sides:
+    """Write our values to Feast and see that it answers them."""
+    drawn = np.random.default_rng(5).choice(USERS, USERS_READ, replace=False).tolist()
+    users = values(ours, keys(drawn, ()), now_ms=now_ms)
+    categories = values(ours, keys((), range(CATEGORIES)), now_ms=now_ms)
+    feast.put(users, categories)
+    if not feast.has(users, categories):
+        raise SystemExit("Feast answers other values: comparing times would mean nothing")
+    return Sides(ours=ours, feast=feast, users=list(users), now_ms=now_ms)
+
+
+def timed_ms(get: Get) -> float:
+    start = time.perf_counter()
+    get()
+    return 1_000 * (time.perf_counter() - start)
+
+
+def measure(sides: Sides, rebuild: Get, *, rounds: int) -> dict[Workload, list[list[float]]]:
+    """Times of reads, ms, ours and Feast's, by workload. The first round warms up and is left out."""
+    random = np.random.default_rng(11)
+    times: dict[Workload, list[list[float]]] = {workload: [[], []] for workload in WORKLOADS}
+    for number in range(rounds + 1):
+        rebuild()  # or a reader would find the lists too old
+        for workload in WORKLOADS:
+            reads = [sides.reads(workload, random) for _ in range(BLOCK)]
+            for side in (0, 1) if number % 2 else (1, 0):
+                block = [timed_ms(read[side]) for read in reads]
+                times[workload][side] += block if number else []
+    return times
+
+
+def figures(workload: Workload, times: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Of one workload, for the JSON line."""
+    ours, feast = ({f"p{q}": round(float(np.percentile(each, q)), 3) for q in (50, 99)} for each in times)
+    return {
+        "keys": workload.users + workload.categories,
+        "read": workload.name,
+        "ours_ms": ours,
+        "feast_ms": feast,
+        "times_faster_p50": round(feast["p50"] / ours["p50"], 1),
+    }
+
+
+def table(answer: dict[str, Any]) -> str:
+    """For people."""
+    lines = [f"{'':20}{'ours p50':>10}{'p99':>8}{'Feast p50':>11}{'p99':>8}{'times faster':>14}"]
+    for row in answer["reads"]:
+        ours, feast = row["ours_ms"], row["feast_ms"]
+        lines.append(
+            f"{row['read']:20}{ours['p50']:10.2f}{ours['p99']:8.2f}{feast['p50']:11.2f}{feast['p99']:8.2f}"
+            f"{row['times_faster_p50']:14.1f}"
+        )
+    return "\n".join(lines)
+
+
+def tile_rows(pool: Pool, *, now_ms: int) -> float:
+    """Rows of tiles that a user's read adds up, on average."""
+    with pool.statement() as cursor:
+        cursor.execute(
+            "SELECT count(*)::float / count(DISTINCT key) FROM features.tiles JOIN features.views USING (view_id) "
+            "WHERE name = %s AND tile_start_ms > %s",
+            (USER_BROWSE_5M, now_ms - 300_000),
+        )
+        (rows,) = cursor.fetchone() or (0.0,)
+    return round(rows, 1)
+
+
+@contextmanager
+def postgres(directory: Path) -> Iterator[PostgresServer]:
+    """A new, durable server with the tables."""
+    server = PostgresServer(PostgresServerOptions(directory=directory / "pg"))
+    server.start()
+    try:
+        migrate(PostgresOptions(dsn=server.dsn()))
+        yield server
+    finally:
+        server.stop()
+
+
+def address(server: PostgresServer) -> dict[str, str | int]:
+    """Where the server is, in Feast's words."""
+    parts = parse_dsn(server.dsn())
+    password = server.passfile.read_text().strip().rsplit(":", 1)[1]
+    names = {"host": parts["host"], "database": parts["dbname"], "user": parts["user"], "password": password}
+    return {**names, "port": server.port}
+
+
+def run(server: PostgresServer, directory: Path, *, rounds: int) -> dict[str, Any]:
+    """Fill both sides and time them."""
+    # Feast is only where the extra `bench` is installed; --help works everywhere.
+    from feast_reads import FEAST_VERSION, FeastReads
+
+    definitions = load_definitions(Path(__file__).parents[1] / "configs" / "features.yaml")
+    with closing(Pool(PostgresOptions(dsn=server.dsn()))) as pool:
+        store = PostgresFeatureStore(definitions, pool=pool)
+        now_ms = fill(store, definitions, pool)
+        lists = TopLists(definitions, store)
+        lists.rebuild(now_ms=now_ms)
+        with closing(FeastReads(directory, address=address(server))) as feast:
+            sides = both(store, feast, now_ms=now_ms)
+            settle(pool)
+            gc.collect()
+            gc.freeze()  # what both sides left behind while they were filled
+            times = measure(sides, lambda: lists.rebuild(now_ms=now_ms), rounds=rounds)
+        reads = [figures(workload, each) for workload, each in times.items()]
+        return {"feast": FEAST_VERSION, "tile_rows_a_user": tile_rows(pool, now_ms=now_ms), "reads": reads}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=60, help=f"each {BLOCK} reads a side (default: 60)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="rtrec-bench-") as temporary, postgres(Path(temporary)) as server:
+        answer = run(server, Path(temporary), rounds=arguments.rounds)
+    print(table(answer), file=sys.stderr)
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
