@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ import psutil
 import ray
 
 from actors.feature import FeatureOperator
+from actors.stage import collect_rarely
 from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.clock import ManualClock, wall_ms
 from rtrec_ray.embedded.postgres import PostgresServer, PostgresServerOptions
@@ -148,6 +150,7 @@ class Share:
             connect_store=partial(connect, bench.postgres, application="bench", pipeline=True),
             clock=ManualClock(now_ms=0),
         )
+        collect_rarely()
         cpu = time.process_time()
         loop.run(self._done)
         return {"began": Counting.began_s, "ended": wall_ms() / 1_000, **_used(cpu), **self._counts}
@@ -235,6 +238,7 @@ class Lists:
         pool, definitions = Pool(self._bench.postgres, size=2), self._bench.definitions
         store = self._inbox or PostgresFeatureStore(definitions, pool=pool)
         counted = Counted(store)
+        collect_rarely()
         lists, at_ms, cpu = TopLists(definitions, counted), None, time.process_time()
         while True:
             ended = self._ended.wait(0.05)
@@ -348,33 +352,38 @@ def main() -> int:
     ends = _ends(kafka)
     truth = json.loads(options.expect.read_text()) if options.expect else None
     wrong: list[str] = []
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=options.debug, logging_level="ERROR")
-    for _ in range(options.runs):
-        for actors in options.actors:
-            for sink in options.sink:
-                with _database(options.dsn) as (postgres, server):
-                    bench = Bench(
-                        definitions=definitions,
-                        kafka=kafka,
-                        postgres=postgres,
-                        ends=ends,
-                        commit_every_s=options.commit_every_s,
-                    )
-                    with closing(Pool(postgres, size=1)) as pool, pool.transaction() as cursor:
-                        PostgresFeatureStore(definitions, pool=pool).apply(cursor)
-                    found = run(bench, actors=actors, sink=sink, server=server)
-                    if sink == "postgres":
-                        found["values"] |= user_values(definitions, postgres)
-                events = sum(ends.values())
-                head = {"events": events, "actors": actors, "sink": sink, "partitions": len(ends)}
-                rate = {"events_per_s": round(events / found["seconds"])}
-                print(json.dumps({**head, **rate, **found}), flush=True)
-                wrong += differences(found["values"], truth) if truth else []
+    for actors, sink in product(options.actors * options.runs, options.sink):
+        found = _once(definitions, kafka, ends, actors=actors, sink=sink, options=options)
+        print(json.dumps(found), flush=True)
+        wrong += differences(found["values"], truth) if truth else []
     ray.shutdown()
     for line in wrong:
         print(line, file=sys.stderr)
     return 1 if wrong else 0
+
+
+def _once(
+    definitions: Definitions,
+    kafka: KafkaOptions,
+    ends: Mapping[int, int],
+    *,
+    actors: int,
+    sink: str,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    with _database(options.dsn) as (postgres, server):
+        with closing(Pool(postgres, size=1)) as pool, pool.transaction() as cursor:
+            PostgresFeatureStore(definitions, pool=pool).apply(cursor)
+        bench = Bench(
+            definitions=definitions, kafka=kafka, postgres=postgres, ends=ends, commit_every_s=options.commit_every_s
+        )
+        found = run(bench, actors=actors, sink=sink, server=server)
+        if sink == "postgres":
+            found["values"] |= user_values(definitions, postgres)
+    events = sum(ends.values())
+    head = {"events": events, "actors": actors, "sink": sink, "partitions": len(ends)}
+    return {**head, "events_per_s": round(events / found["seconds"]), **found}
 
 
 def _ends(kafka: KafkaOptions) -> dict[int, int]:

@@ -22,7 +22,7 @@ EventType = Literal["impression", "click", "view", "favorite", "cart", "consult"
 ItemType = Literal["product", "article", "video", "ad"]
 
 
-class BehaviorEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class BehaviorEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Something a user saw or did. `ts` and `dwell_ms` in ms, `ts` UTC."""
 
     event_id: str
@@ -41,7 +41,7 @@ class BehaviorEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     retracts: dict[str, Any] | None = None
 
 
-class RankedItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RankedItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One shown item of an answer, with its own features. `propensity`: probability in (0, 1] of being shown there."""
 
     item_id: int
@@ -51,7 +51,7 @@ class RankedItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     features: dict[str, Any] | None = None
 
 
-class InferenceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class InferenceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What serving knew when it answered a request. `as_of`: view → partition → committed offset behind the values."""
 
     request_id: str
@@ -65,7 +65,7 @@ class InferenceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     as_of: dict[str, dict[str, int]] | None = None
 
 
-class ProfileVersion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ProfileVersion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A user's profile from `ts` (ms UTC) on."""
 
     user_id: int
@@ -76,7 +76,7 @@ class ProfileVersion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     age_band: str | None = None
 
 
-class CatalogItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class CatalogItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An item of the catalogue from `ts` (ms UTC) on."""
 
     item_id: int

@@ -14,7 +14,6 @@ goes, not what stays.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -129,8 +128,10 @@ class Top(Counts):
 
     def value(self) -> list[list[Any]]:  # type: ignore[override]
         """[[value, count], ...], the most frequent first."""
-        ranked = ((-n, value) for value, n in self._counts.items() if n > 0)
-        return [[value, -n] for n, value in heapq.nsmallest(self._limit, ranked)]
+        counts = self._counts
+        ranked = sorted(value for value, n in counts.items() if n > 0)
+        ranked.sort(key=counts.__getitem__, reverse=True)  # reversed or not, a stable sort leaves ties as they are
+        return [[value, counts[value]] for value in ranked[: self._limit]]
 
 
 class Newest:

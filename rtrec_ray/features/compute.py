@@ -56,17 +56,14 @@ def compute(view: FeatureView, events: pl.DataFrame, *, tile_ms: int, sign: Sign
 
 def _tiles_of_form(view: FeatureView, chosen: pl.LazyFrame, *, form: tuple[str, ...], sign: Sign) -> pl.LazyFrame:
     keyed = chosen.with_columns(key=_key(form)).filter(pl.col("key").is_not_null())
-    columns = {each.name: f"partial_{index}" for index, each in enumerate(view.aggregations)}
-    simple = [_simple(each, sign).alias(columns[each.name]) for each in view.aggregations if each.kind not in _COUNTED]
-    tiles = keyed.group_by(_TILE).agg((pl.len().cast(pl.Int64) * sign).cast(pl.String).alias(_EVENTS), *simple)
-    for each in view.aggregations:
+    named = [(f"partial_{index}", each) for index, each in enumerate(view.aggregations)]
+    sums = [expression for name, each in named if each.kind not in _COUNTED for expression in _sums(each, name, sign)]
+    tiles = keyed.group_by(_TILE).agg(pl.len().alias(_EVENTS), *sums)
+    for name, each in named:
         if each.kind in _COUNTED:
-            tiles = tiles.join(_counted(keyed, each, name=columns[each.name], sign=sign), on=_TILE, how="left")
-    partials = [
-        pl.col(columns[each.name]).fill_null("[]") if each.kind in _COUNTED else pl.col(columns[each.name])
-        for each in view.aggregations
-    ]
-    state = pl.concat_str(pl.lit("["), pl.concat_str([pl.col(_EVENTS), *partials], separator=","), pl.lit("]"))
+            tiles = tiles.join(_counted(keyed, each, name=name, sign=sign), on=_TILE, how="left")
+    parts = [_signed(_EVENTS, sign), *(_text(each, name, sign) for name, each in named)]
+    state = pl.concat_str(pl.lit("["), pl.concat_str(parts, separator=","), pl.lit("]"))
     key = pl.col("key").cast(pl.String)
     short = key.str.len_bytes() <= MAX_KEY_BYTES
     return tiles.select(key=key, tile_start_ms="tile_start_ms", state=state).filter(short)
@@ -97,28 +94,42 @@ def _key(form: tuple[str, ...]) -> pl.Expr:
     return pl.concat_str([pl.col(name) for name in form], separator="|").str.replace_all("\0", "\ufffd", literal=True)
 
 
-def _simple(each: Aggregation, sign: Sign) -> pl.Expr:
-    """The partial as text, by an aggregation over the events of one key and tile."""
+def _sums(each: Aggregation, name: str, sign: Sign) -> list[pl.Expr]:
+    """What to add up over the events of one key and tile; for lists the entries, null where there is none."""
     met = meets(each.where)
     if each.kind == "count":
-        n = met.sum() if each.where else pl.len()  # a literal's sum is one, however many rows it stands for
-        return (n.cast(pl.Int64) * sign).cast(pl.String)
+        # A literal's sum is one, however many rows it stands for.
+        return [(met.sum() if each.where else pl.len()).alias(name)]
     if each.kind in ("sum", "mean"):
+        taken = pl.col(_field(each)).filter(met)
         # A foreign duration may be anything up to 2^63: two of them must not wrap around.
-        total = (pl.col(_field(each)).filter(met).cast(pl.Int128).sum() * sign).cast(pl.String)
-        n = pl.col(_field(each)).filter(met).count().cast(pl.Int64) * sign
-        return total if each.kind == "sum" else pl.format("[{},{}]", total, n)
-    taken = met & pl.col(_field(each)).is_not_null()
+        total = taken.cast(pl.Int128).sum().alias(name)
+        return [total] if each.kind == "sum" else [total, taken.count().alias(f"{name}_n")]
     value = _json(_field(each)) if sign > 0 else pl.lit("null")
     entry = pl.format("{},{},{}", pl.col("ts") - pl.col("tile_start_ms"), _json("event_id"), value)
-    return pl.format("[{}]", entry.filter(taken).str.join(","))
+    return [pl.when(met & pl.col(_field(each)).is_not_null()).then(entry).alias(name)]
 
 
 def _counted(keyed: pl.LazyFrame, each: Aggregation, *, name: str, sign: Sign) -> pl.LazyFrame:
     taken = keyed.filter(meets(each.where), pl.col(_field(each)).is_not_null())
-    pairs = taken.group_by(*_TILE, pl.col(_field(each)).alias("value")).agg(n=pl.len().cast(pl.Int64) * sign)
-    pair = pl.format("{},{}", _json("value", of=_field(each)), pl.col("n"))
-    return pairs.group_by(_TILE).agg(pl.format("[{}]", pair.str.join(",")).alias(name))
+    pairs = taken.group_by(*_TILE, pl.col(_field(each)).alias("value")).agg(pl.len().alias("n"))
+    pair = pl.format("{},{}", _json("value", of=_field(each)), _signed("n", sign))
+    return pairs.group_by(_TILE).agg(pair.alias(name))
+
+
+def _text(each: Aggregation, name: str, sign: Sign) -> pl.Expr:
+    """The partial as JSON text, out of the columns that `_sums` or `_counted` made."""
+    if each.kind in ("count", "sum"):
+        return _signed(name, sign)
+    if each.kind == "mean":
+        return pl.format("[{},{}]", _signed(name, sign), _signed(f"{name}_n", sign))
+    # Joined here and not in the group: that takes several times as long where most groups have one event.
+    return pl.format("[{}]", pl.col(name).list.join(",", ignore_nulls=True).fill_null(""))
+
+
+def _signed(name: str, sign: Sign) -> pl.Expr:
+    n = pl.col(name)
+    return (n if sign > 0 else n.cast(pl.Int128) * sign).cast(pl.String)
 
 
 def _json(column: str, *, of: str | None = None) -> pl.Expr:
