@@ -18,7 +18,7 @@ COMMANDS = {
     "doctor": ("system", "Say what this machine lacks."),
     "demo": ("demo", "Run the whole loop in a world whose tastes drift, or on a real click log, and write a report."),
     "replay": ("data", "Write a log of events into Kafka."),
-    "features": ("data", "List feature views, read their values."),
+    "features": ("features", "List feature views, read their values."),
     "samples": ("data", "Show what became of the impressions."),
     "train": ("models", "Train a base model, or run the increments."),
     "models": ("models", "List and show model versions, promote, roll back."),
