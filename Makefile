@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+BENCH  := .venv-bench
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint up down bench soak lock
@@ -38,8 +39,15 @@ up: $(READY) ## Start the system and keep it running until Ctrl-C
 down: $(READY) ## Stop a running system
 	$(BIN)/rtrec down
 
-bench: $(READY) ## Run the benchmarks; each prints one JSON line
+bench: $(READY) $(BENCH)/.ready ## Run the benchmarks; each prints one JSON line. The first run fetches Feast
 	$(BIN)/python -m benchmarks
+
+# Apart from the other, as Feast wants older versions of what is pinned there.
+$(BENCH)/.ready: requirements-bench.lock $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(BENCH)
+	$(BIN)/uv pip install --quiet --python $(BENCH)/bin/python --require-hashes -r requirements-bench.lock
+	$(BIN)/uv pip install --quiet --python $(BENCH)/bin/python --no-deps --no-build-isolation -e .
+	touch $(BENCH)/.ready
 
 soak: $(READY) ## Run the long fault tests
 	$(BIN)/python -m pytest -m soak
@@ -47,3 +55,6 @@ soak: $(READY) ## Run the long fault tests
 lock: ## Pin the dependencies anew, with hashes, for Python 3.11 and 3.12
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --extra dev pyproject.toml -o requirements.lock
+	cp requirements.lock requirements-bench.lock  # the same pins wherever Feast allows
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --extra bench pyproject.toml -o requirements-bench.lock

@@ -16,14 +16,13 @@ from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.errors import ServerUnavailable
 from rtrec_ray.events import BEHAVIOR, BEHAVIOR_SCHEMA, ITEM, ITEM_SCHEMA, PROFILE, PROFILE_SCHEMA
 from rtrec_ray.eventtime.watermark import WatermarkOptions
-from rtrec_ray.features.definition import Definitions
 from rtrec_ray.features.profiles import newest_per_version
 from rtrec_ray.features.seen import Seen
 from rtrec_ray.features.stream import FeatureStream
 from rtrec_ray.kafka.base import RecordBatch
 from rtrec_ray.kafka.codec import LatestMs, decode
 from rtrec_ray.postgres.connection import Cursor
-from rtrec_ray.stores.features import FeatureKeeping, FeatureWriter, TaskOutput, TopLists
+from rtrec_ray.stores.features import FeatureKeeping, FeatureWriter, Live, TaskOutput, TopLists
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +51,11 @@ class FeatureOperator:
         self,
         partition: int,
         *,
-        definitions: Definitions,
         store: FeatureWriter,
         latest_ms: LatestMs,
         watermark: WatermarkOptions,
     ) -> None:
         self._partition = partition
-        self._definitions = definitions
         self._store = store
         self._latest_ms = latest_ms
         self._disorder_ms = watermark.disorder_ms
@@ -66,23 +63,26 @@ class FeatureOperator:
         self._items: list[pl.DataFrame] = []
         self._forgotten_to_ms: int | None = None
         self._next_offset = 0
+        self._live = Live(definitions=store.definitions, change=0)
+        self._begun: Live | None = None
         self._stream = FeatureStream(
-            definitions, disorder_ms=self._disorder_ms, seen=Seen(), profiles=PROFILE_SCHEMA.to_frame()
+            self._live.definitions, disorder_ms=self._disorder_ms, seen=Seen(), profiles=PROFILE_SCHEMA.to_frame()
         )
 
     def restore(self, cursor: Cursor, *, committed: Mapping[str, int]) -> Mapping[str, int]:
-        """Load what was counted and the profiles; read on where the last commit ended."""
-        self._store.apply(cursor)
+        """Load what is live, what was counted and the profiles; read on where the last commit ended."""
         self._next_offset = committed.get(BEHAVIOR, 0)
         state = self._store.load(cursor, partition=self._partition)
+        self._live = self._begin(cursor, watermark_ms=state.watermark_ms)
         seen = Seen()
         seen.load(state.seen)
         self._stream = FeatureStream(
-            self._definitions,
+            self._live.definitions,
             disorder_ms=self._disorder_ms,
             seen=seen,
             profiles=state.profiles,
             watermark_ms=state.watermark_ms,
+            seen_from_ms=state.seen_from_ms,
         )
         return committed
 
@@ -126,47 +126,64 @@ class FeatureOperator:
             tiles=self._stream.tiles(),
             seen=self._stream.seen.new(),
             seen_to_ms=None if to_ms == self._forgotten_to_ms else to_ms,
+            seen_from_ms=self._stream.seen_from_ms(),
             profiles=newest_per_version(pl.concat(self._profiles)) if self._profiles else None,
             items=_newest_items(pl.concat(self._items)) if self._items else None,
         )
-        rows = self._store.append(cursor, output)
+        appended = self._store.append(cursor, output)
         self._forgotten_to_ms = to_ms
-        return {"rows_written": rows}
+        # What is written here was computed by what was live so far; with the next event the new views begin.
+        changed = appended.change != self._live.change
+        self._begun = self._begin(cursor, watermark_ms=self._stream.watermark_ms) if changed else None
+        return {"rows_written": appended.rows}
+
+    def look(self, cursor: Cursor) -> bool:
+        """Whether other views are live."""
+        return self._store.changed(cursor, since=self._live.change)
 
     def committed(self) -> None:
         """What `write` wrote is durable."""
         self._stream.settle()
         self._profiles, self._items = [], []
+        if self._begun is not None:
+            self._live, self._begun = self._begun, None
+            self._stream.redefine(self._live.definitions)
+
+    def _begin(self, cursor: Cursor, *, watermark_ms: int | None) -> Live:
+        # No event that came so far is newer than that.
+        newest_ms = None if watermark_ms is None else watermark_ms + self._disorder_ms
+        return self._store.begin(
+            cursor,
+            partition=self._partition,
+            next_offset=self._next_offset,
+            complete_from_ms=None if newest_ms is None else newest_ms + 1,
+        )
 
 
 class FeatureKeeper:
     """Rebuilds the top lists for serving and drops old tiles, on timers. One process does it for all partitions."""
 
-    def __init__(
-        self, definitions: Definitions, store: FeatureKeeping, *, clock: Clock, options: KeeperOptions
-    ) -> None:
-        self._definitions = definitions
+    def __init__(self, store: FeatureKeeping, *, clock: Clock, options: KeeperOptions) -> None:
         self._store = store
         self._clock = clock
         self._options = options
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; while PostgreSQL is away, try again at the next round."""
-        wait_s, looked_s, lists = 0.0, -math.inf, self._begin()
+        wait_s, looked_s, lists = 0.0, -math.inf, TopLists(self._store)
         while not stop.wait(wait_s):
             started_s = monotonic_s()
             try:
+                if self._store.refresh():
+                    lists = TopLists(self._store)
                 lists.rebuild(now_ms=self._clock.now_ms())
                 if started_s - looked_s >= self._options.expiry_every_s:
                     looked_s = started_s
                     log.info("tiles_expired", extra={"hours": self._store.drop_expired()})
             except ServerUnavailable as error:
                 log.warning("keeper_waits", extra={"cause": error.line()})
-                lists = self._begin()
+                lists = TopLists(self._store)
             wait_s = max(self._options.lists_every_s, (monotonic_s() - started_s) / self._options.busy_share)
-
-    def _begin(self) -> TopLists:
-        return TopLists(self._definitions, self._store)
 
 
 def _newest_items(items: pl.DataFrame) -> pl.DataFrame:

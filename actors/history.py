@@ -115,6 +115,10 @@ class HistoryOperator:
             self._manifest.add(cursor, files)
         return {"out": sum(file.row_count for file in files), "files": len(files)}
 
+    def look(self, cursor: Cursor) -> bool:
+        """Nothing but records makes a commit."""
+        return False
+
     def committed(self) -> None:
         """The files are in the manifest and the letters acknowledged."""
         self._waiting = _Waiting()

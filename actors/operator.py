@@ -59,6 +59,10 @@ class Operator(Protocol):
         """Write the outputs since the last commit in the open transaction. Answers counts."""
         ...
 
+    def look(self, cursor: Cursor) -> bool:
+        """Whether the store asks for a commit, though no record does. Asked now and then while nothing is committed."""
+        ...
+
     def committed(self) -> None:
         """The transaction is durable: forget what it wrote."""
         ...

@@ -72,6 +72,10 @@ class SampleOperator:
         self._ledger.remember(cursor, self._stitcher.place(), read_to=self._read_to)
         return counts
 
+    def look(self, cursor: Cursor) -> bool:
+        """Nothing but records makes a commit."""
+        return False
+
     def committed(self) -> None:
         """See Operator."""
         self._waiting_rows = 0

@@ -211,6 +211,8 @@ class Session:
         """Keep the leases of a task that commits less often than they last, or has nothing to commit."""
         with transaction(self._connection) as cursor:
             lease.fence(cursor, [part.lease for part in self._parts.values()])
+            for part in self._parts.values():
+                part.dirty = part.operator.look(cursor) or part.dirty
         self._last_renewal = monotonic_s()
 
     def _open(self, partition: int, operator: Operator) -> Part:

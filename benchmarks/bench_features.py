@@ -82,7 +82,7 @@ class ListsOnly(PostgresFeatureStore):
     def __init__(self, definitions: Definitions, *, pool: Pool, lists: Any) -> None:
         super().__init__(definitions, pool=pool)
         self._lists = lists
-        self._listed = {view.name for view in definitions.views if view.cached}
+        self._listed = {view.id for view in definitions.views if view.cached}
 
     def append(self, cursor: Cursor, output: TaskOutput) -> int:
         rows = {name: list(frame.iter_rows()) for name, frame in output.tiles.items() if name in self._listed}
@@ -130,7 +130,6 @@ class Share:
         def make(partition: int) -> Operator:
             operators[partition] = Counting(
                 partition,
-                definitions=bench.definitions,
                 store=self._store,
                 latest_ms=lambda wall: 1 << 62,
                 watermark=watermark,
@@ -159,7 +158,8 @@ class Share:
 class Inbox:
     """FeatureKeeping over what the actors sent, and the sums of what was emitted."""
 
-    def __init__(self) -> None:
+    def __init__(self, definitions: Definitions) -> None:
+        self.definitions = definitions
         self.sent: list[dict[str, list[tuple[str, int, str]]]] = []
 
     def list_rows(self, *, after: Mapping[int, int], from_ms: int) -> ListRows:
@@ -183,6 +183,7 @@ class Counted:
 
     def __init__(self, store: Any) -> None:
         self._store = store
+        self.definitions = store.definitions
         self._known: dict[str, dict[str, tuple[int, int]]] = {}
         self._sums: dict[str, tuple[int, int]] = {}
         self.values: Counter[str] = Counter()
@@ -215,7 +216,7 @@ class Lists:
 
     def __init__(self, bench: Bench, sink: str) -> None:
         self._bench = bench
-        self._inbox = Inbox() if sink == "none" else None
+        self._inbox = Inbox(bench.definitions) if sink == "none" else None
         self._marks: dict[int, int | None] = {}
         self._ended = threading.Event()
 
@@ -239,7 +240,7 @@ class Lists:
         store = self._inbox or PostgresFeatureStore(definitions, pool=pool)
         counted = Counted(store)
         collect_rarely()
-        lists, at_ms, cpu = TopLists(definitions, counted), None, time.process_time()
+        lists, at_ms, cpu = TopLists(counted), None, time.process_time()
         while True:
             ended = self._ended.wait(0.05)
             mark_ms = self._mark_ms(pool)

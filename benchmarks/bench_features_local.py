@@ -152,7 +152,7 @@ def main() -> None:
         now_ms = int(events[-1]["ts"].max())  # type: ignore[arg-type]
         answer["read_ms"] = read_times_ms(store, now_ms=now_ms)
         start = time.perf_counter()
-        answer["lists"] = TopLists(definitions, store).rebuild(now_ms=now_ms)
+        answer["lists"] = TopLists(store).rebuild(now_ms=now_ms)
         answer["first_lists_s"] = round(time.perf_counter() - start, 2)
     print(json.dumps(answer))
 

@@ -2,23 +2,24 @@
 
     make bench, or .venv-bench/bin/python benchmarks/bench_reads.py
 
-A durable embedded PostgreSQL is filled as the feature stage fills it: 11 minutes of the mix of `bench_features_local.py`
-(555 events/s, 10,000 users, 100 categories), all views of `configs/features.yaml`, a commit each second of event time,
-so that a user's 5 minutes are some ten rows of tiles; two older hours of tiles are there as well. The values of 2,000 of
-the users and of all categories as of the end are then written to Feast with `write_to_online_store`, field by field:
-8 integers, a text and a list for a user (`user_browse_5m`), two lists of 50 for a category (`category_top_items_10m`).
-Before anything is timed both sides must answer the same values.
+A durable embedded PostgreSQL is filled as the feature stage fills it: 11 minutes of the mix of
+`bench_features_local.py` (555 events/s, 10,000 users, 100 categories), all views of `configs/features.yaml`, a commit
+each second of event time, so that a user's 5 minutes are some nine rows of tiles; tables of two older hours are there
+as well. The values of 2,000 of the users and of all categories as of the end are then written to Feast with
+`write_to_online_store`, field by field: 8 integers, a text and a list for a user (`user_browse_5m`), two lists of 50
+for a category (`category_top_items_10m`). Both sides must answer the same values before anything is timed.
 
 Each read asks for other keys, drawn at random:
 
-    1 user                     merged from tiles
-    1 user + 9 categories      what serving reads: the user from tiles, the lists from the cache that is kept each second
-    10 users, 100 users        merged from tiles
-    100 categories             from the cache
+    1 user                  merged from tiles
+    1 user + 9 categories   as serving reads: the user from tiles, the lists from the cache that is kept each second
+    10 users, 100 users     merged from tiles
+    100 categories          from the cache
 
-Ours is `PostgresFeatureStore.get` through its pool, values as of now, in dicts. Feast's is one
-`get_online_features(...).to_dict()` for the same keys, as of when they were written: it does no windows. Both run in this
-process on one connection, ten reads in turn, who begins changes each round. Prints one JSON line, and a table to stderr.
+Ours is `PostgresFeatureStore.get` through its pool, in dicts, with values as of now. Feast's is one
+`get_online_features(...).to_dict()` for the same keys, with values as of when they were written: it slides no windows.
+Both run in this process, each on a connection that stays open, ten reads in turn; who begins changes each round.
+Prints one JSON line, and a table to stderr.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def fill(store: PostgresFeatureStore, definitions: Definitions, pool: Pool) -> i
     for events in commits():
         stream.take(events)
         stream.forget()
-        next_offset, now_ms = next_offset + events.height, max(now_ms, events["ts"].max())  # type: ignore[call-overload]
+        next_offset, now_ms = next_offset + events.height, max(now_ms, int(events["ts"].to_numpy().max()))
         output = TaskOutput(
             partition=0,
             watermark_ms=stream.watermark_ms,
@@ -150,9 +151,12 @@ def fill(store: PostgresFeatureStore, definitions: Definitions, pool: Pool) -> i
 
 
 def settle(pool: Pool) -> None:
-    """What autovacuum does in time, done at once: statistics of all tables but the partitioned one, which it leaves out."""
+    """Do at once what autovacuum does in time; it leaves the partitioned table itself out."""
     with pool.statement() as cursor:
-        cursor.execute("SELECT format('VACUUM ANALYZE %s', relid::regclass) FROM pg_stat_user_tables")
+        cursor.execute(
+            "SELECT format('VACUUM ANALYZE %s', relid::regclass) FROM pg_stat_user_tables "
+            "JOIN pg_class ON oid = relid WHERE relkind = 'r'"
+        )
         for (statement,) in cursor.fetchall():
             cursor.execute(statement)
         cursor.execute("CHECKPOINT")
@@ -228,7 +232,7 @@ def tile_rows(pool: Pool, *, now_ms: int) -> float:
             (USER_BROWSE_5M, now_ms - 300_000),
         )
         (rows,) = cursor.fetchone() or (0.0,)
-    return round(rows, 1)
+    return round(float(rows), 1)
 
 
 @contextmanager
@@ -260,7 +264,7 @@ def run(server: PostgresServer, directory: Path, *, rounds: int) -> dict[str, An
     with closing(Pool(PostgresOptions(dsn=server.dsn()))) as pool:
         store = PostgresFeatureStore(definitions, pool=pool)
         now_ms = fill(store, definitions, pool)
-        lists = TopLists(definitions, store)
+        lists = TopLists(store)
         lists.rebuild(now_ms=now_ms)
         with closing(FeastReads(directory, address=address(server))) as feast:
             sides = both(store, feast, now_ms=now_ms)

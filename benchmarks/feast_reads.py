@@ -1,4 +1,4 @@
-"""Feast as the other side of `bench_reads.py`: the same values in its online store on PostgreSQL, read the way it is quickest.
+"""Feast as the other side of `bench_reads.py`: the same values in its online store, read the way it is quickest.
 
 One table a feature view and one row a feature, as Feast makes them. What it is given so as not to be slowed down: a
 connection that stays open, a registry in memory that never expires, features by a FeatureService resolved beforehand,
@@ -74,7 +74,8 @@ class FeastReads:
 
     def get(self, request: Mapping[str, Any]) -> dict[str, list[Any]]:
         """What was asked for, by column; a column of each key and each feature."""
-        return self._store.get_online_features(**request).to_dict()
+        columns: dict[str, list[Any]] = self._store.get_online_features(**request).to_dict()
+        return columns
 
     def has(self, users: Mapping[int, Value], categories: Mapping[int, Value]) -> bool:
         """Whether it answers these values by user_id and by category_id."""

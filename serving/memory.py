@@ -127,7 +127,7 @@ class MemoryServers:
         definitions = self.store.definitions
         frame = pl.DataFrame([msgspec.structs.asdict(event) for event in events], schema=BEHAVIOR_SCHEMA)
         views = [view for view in definitions.views if not view.needs_profile]
-        tiles = {view.name: compute(view, frame, tile_ms=definitions.tile_ms) for view in views}
+        tiles = {view.id: compute(view, frame, tile_ms=definitions.tile_ms) for view in views}
         self.newest_event_ms = max(event.ts for event in events)
         self.store.append(None, TaskOutput(partition=0, watermark_ms=None, tiles=tiles))
 

@@ -78,7 +78,7 @@ def make_work(system: System, share: Share) -> list[Work]:
 def _keeper(system: System) -> FeatureKeeper:
     pool = Pool(system.postgres, size=2, application="rtrec-lists")
     store = PostgresFeatureStore(system.features, pool=pool)
-    return FeatureKeeper(system.features, store, clock=system.clock, options=KeeperOptions())
+    return FeatureKeeper(store, clock=system.clock, options=KeeperOptions())
 
 
 def _tidier(system: System) -> HistoryTidier:
@@ -122,12 +122,9 @@ def _history(system: System) -> _Made:
 
 
 def _features(system: System) -> _Made:
-    definitions = system.features
     pool = Pool(system.postgres, size=1, application="rtrec-features")
-    store = PostgresFeatureStore(definitions, pool=pool)
-    make = partial(
-        FeatureOperator, definitions=definitions, store=store, latest_ms=system.latest_ms, watermark=system.watermark
-    )
+    store = PostgresFeatureStore(system.features, pool=pool)
+    make = partial(FeatureOperator, store=store, latest_ms=system.latest_ms, watermark=system.watermark)
     return system.settings.pipeline.feature_commit_s, make
 
 

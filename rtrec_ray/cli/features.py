@@ -1,33 +1,89 @@
-"""`rtrec features`: the views in force and their values."""
+"""`rtrec features`: the views that are live, their values, and how they change."""
 
 from __future__ import annotations
 
-from contextlib import closing
-from typing import Any
+import datetime as dt
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any, Final
 
 import click
 import orjson
 
 from rtrec_ray.app.find import open_system
+from rtrec_ray.app.system import System
 from rtrec_ray.cli.options import Where, command
+from rtrec_ray.clock import monotonic_s
+from rtrec_ray.features.evolve import evolve
+from rtrec_ray.features.file import load_definitions
 from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.stores.features import list_views, read_view
 from rtrec_ray.stores.features_past import past_of
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.progress import read_stages
+
+_YEAR_9999_MS: Final = 253_370_764_800_000
+_BEGIN_S: Final = 15.0  # a task that has nothing to commit looks for changes each third of its lease
 
 
 @click.group()
 def features() -> None:
-    """List feature views, read their values."""
+    """List feature views, read their values, change them while the system runs."""
 
 
 @features.command(name="list")
 @command
 def list_features(where: Where) -> None:
-    """List the feature views in force."""
+    """List the views that are live, or those of the file while nothing runs."""
     system = open_system(where.config, where.data_dir)
-    views = list_views(system.features)
+    if system.addresses.postgres is None:
+        views = list_views(system.features)
+    else:
+        with _store(system) as store:
+            views = list_views(store.definitions)
     where.answer({"views": views}, lambda: _print_views(views))
+
+
+@features.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
+@command
+def apply(where: Where, file: Path, *, dry_run: bool) -> None:
+    """Let the views in FILE be live too, from the next event on. What is live stays until it is dropped.
+
+    A view of a higher version is read instead of the older one as soon as a whole window of it is there.
+    """
+    system = open_system(where.config, where.data_dir)
+    new = load_definitions(file)
+    with closing(Pool(system.postgres, size=1)) as pool:
+        store = PostgresFeatureStore(new, pool=pool)
+        store.refresh()
+        old = store.definitions
+        both = evolve(old, new)
+        known = {view.id for view in old.views}
+        added = [view.id for view in both.views if view.id not in known]
+        begun = None
+        if not dry_run:
+            with pool.transaction() as cursor:
+                store.apply(cursor)
+            begun = _wait_for_begin(store, added) if _pipeline_runs(pool) else None
+            store.refresh()
+        views = list_views(both if dry_run else store.definitions)
+    answer = {"added": added, "begun": begun, "dry_run": dry_run, "views": views}
+    where.answer(answer, lambda: _print_applied(added, begun=begun, dry_run=dry_run))
+
+
+@features.command()
+@click.argument("view")
+@command
+def drop(where: Where, view: str) -> None:
+    """Let VIEW (as NAME@VERSION) be live no longer, and forget its values."""
+    system = open_system(where.config, where.data_dir)
+    with _store(system) as store:
+        store.drop_view(view)
+    where.answer({"dropped": view}, lambda: click.echo(f"{view} is dropped"))
 
 
 @features.command()
@@ -38,9 +94,7 @@ def list_features(where: Where) -> None:
 def get(where: Where, view: str, keys: tuple[str, ...], as_of_ms: int | None) -> None:
     """Read VIEW for KEYS."""
     system = open_system(where.config, where.data_dir)
-    with closing(Pool(system.postgres, size=1)) as pool:
-        past = past_of(system.history_uri, system.postgres)
-        store = PostgresFeatureStore(system.features, pool=pool, past=past)
+    with _store(system) as store:
         found = read_view(store, view=view, keys=keys, as_of_ms=as_of_ms, now_ms=system.clock.now_ms())
     where.answer(found, lambda: _print_values(found))
 
@@ -53,5 +107,57 @@ def _print_values(found: dict[str, Any]) -> None:
 def _print_views(views: list[dict[str, Any]]) -> None:
     for view in views:
         minutes = view["window_ms"] / 60_000
-        click.echo(f"{view['name']:<24} v{view['version']}  {minutes:g} min  key {', '.join(view['keys'])}")
+        begins = view["complete_from_ms"]
+        since = "" if begins is None else f"  complete from {_when(begins)}"
+        click.echo(f"{view['name']:<24} v{view['version']}  {minutes:g} min  key {', '.join(view['keys'])}{since}")
         click.echo(f"{'':<24} {', '.join(view['values'])}")
+
+
+def _print_applied(added: list[str], *, begun: bool | None, dry_run: bool) -> None:
+    if not added:
+        click.echo("every view in the file is live already")
+        return
+    verb = "would be added" if dry_run else "added"
+    click.echo(f"{verb}: {', '.join(added)}")
+    if not dry_run:
+        click.echo(
+            {
+                None: "they begin when the pipeline runs",
+                True: "they have begun in every partition; `rtrec features list` shows since when they are complete",
+                False: "some partition has not begun yet; `rtrec status` shows whether the stage is up",
+            }[begun]
+        )
+
+
+def _when(ms: int) -> str:
+    return (
+        "later" if ms > _YEAR_9999_MS else dt.datetime.fromtimestamp(ms / 1_000, dt.UTC).isoformat(timespec="seconds")
+    )
+
+
+@contextmanager
+def _store(system: System) -> Iterator[PostgresFeatureStore]:
+    """The store with what is live, and the history behind it."""
+    with closing(Pool(system.postgres, size=1)) as pool:
+        past = past_of(system.history_uri, system.postgres)
+        store = PostgresFeatureStore(system.features, pool=pool, past=past)
+        store.refresh()
+        yield store
+
+
+def _pipeline_runs(pool: Pool) -> bool:
+    with pool.transaction() as cursor:
+        stage = read_stages(cursor).get("features")
+    return stage is not None and stage.up
+
+
+def _wait_for_begin(store: PostgresFeatureStore, added: list[str]) -> bool:
+    deadline, pause = monotonic_s() + _BEGIN_S, Event()
+    while True:
+        store.refresh()
+        begins = [store.definitions.complete_from_ms.get(view, 0) for view in added]
+        if all(ms < _YEAR_9999_MS for ms in begins):
+            return True
+        if monotonic_s() > deadline:
+            return False
+        pause.wait(0.2)

@@ -16,6 +16,7 @@ Kind = Literal["count", "sum", "mean", "count_by", "top_k", "last_n", "distinct"
 
 ALL: Final = "all"
 PROFILE_FIELDS: Final = ("country", "gender", "city", "age_band")
+_LONG_AGO_MS: Final = -(1 << 62)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,11 @@ class FeatureView:
     cached: bool = False
 
     @property
+    def id(self) -> str:
+        """Name and version, as a reader may ask for: "user_browse_5m@1"."""
+        return f"{self.name}@{self.version}"
+
+    @property
     def needs_profile(self) -> bool:
         """Whether a form of the key has a field of the user's profile."""
         return any(name in PROFILE_FIELDS for form in self.keys for name in form)
@@ -62,37 +68,49 @@ class FeatureView:
 
 @dataclass(frozen=True, kw_only=True)
 class Definitions:
-    """All feature views of a system, with the times they share, ms of event time.
+    """All feature views of a system, with the times they share, ms of event time. A view may have several versions.
 
     `horizon_ms`: an event that much behind the watermark still corrects; `retention_ms`: tiles are kept that long
-    behind it.
+    behind it. `complete_from_ms`: view id → since when its values have all events; a view that is missing always had.
+    `tiles_from_ms`: older tiles are gone, whatever the retention says.
     """
 
     tile_ms: int
     horizon_ms: int
     retention_ms: int
     views: tuple[FeatureView, ...] = field(default=())
+    complete_from_ms: Mapping[str, int] = field(default_factory=dict)
+    tiles_from_ms: int | None = None
 
     @cached_property
-    def by_name(self) -> Mapping[str, FeatureView]:
-        """View name → view."""
-        return {view.name: view for view in self.views}
+    def by_name(self) -> Mapping[str, tuple[FeatureView, ...]]:
+        """View name → its versions, the newest first."""
+        names = dict.fromkeys(view.name for view in self.views)
+        newest_first = sorted(self.views, key=lambda view: -view.version)
+        return {name: tuple(view for view in newest_first if view.name == name) for name in names}
 
-    def view(self, name: str) -> FeatureView:
-        """The view of that name. Raises UnknownView.
+    def view(self, name: str, *, at_ms: int | None = None) -> FeatureView:
+        """The view of that name, or of "name@version". Raises UnknownView.
+
+        Of several versions the newest whose whole window before `at_ms` has all events; before any has, the one that
+        comes closest. `at_ms` None is the end of time.
 
         >>> Definitions(tile_ms=1, horizon_ms=1, retention_ms=1).view("user_browse_5m")
         Traceback (most recent call last):
         rtrec_ray.errors.UnknownView: there is no feature view "user_browse_5m"; there are none at all
         """
-        found = self.by_name.get(name)
-        if found is None:
-            known = ", ".join(sorted(self.by_name))
+        bare, _, version = name.partition("@")
+        found = [view for view in self.by_name.get(bare, ()) if not version or str(view.version) == version]
+        if not found:
+            known = ", ".join(sorted(view.id if version else view.name for view in self.views))
             raise UnknownView(
                 f'there is no feature view "{name}"; ' + (f"there are {known}" if known else "there are none at all"),
                 mend="define it in features.yaml, or ask for one of these" if known else "define it in features.yaml",
             )
-        return found
+        if len(found) == 1:
+            return found[0]
+        complete = [view for view in found if at_ms is None or self._complete_at_ms(view) <= at_ms]
+        return complete[0] if complete else min(found, key=self._complete_at_ms)
 
     def window(self, view: FeatureView) -> Window:
         """The window of a view over the tiles."""
@@ -106,3 +124,8 @@ class Definitions:
     def longest_window_ms(self) -> int:
         """The longest window of all views; 0 without views."""
         return max((view.window_ms for view in self.views), default=0)
+
+    def _complete_at_ms(self, view: FeatureView) -> int:
+        """From when on a window that ends then has all events."""
+        since_ms = self.complete_from_ms.get(view.id)
+        return _LONG_AGO_MS if since_ms is None else since_ms + view.window_ms

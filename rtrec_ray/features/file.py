@@ -35,6 +35,7 @@ from rtrec_ray.features.definition import (
     FeatureView,
     Kind,
 )
+from rtrec_ray.features.evolve import MARGIN_MS
 
 _UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION: Final = re.compile(r"(\d+)(ms|s|m|h|d)")
@@ -44,7 +45,6 @@ _NUMBERS: Final = tuple(name for name in _FIELDS if BEHAVIOR_SCHEMA[name].is_int
 _ENUMS: Final = {"event_type": get_args(EventType), "item_type": get_args(ItemType)}
 _KINDS: Final = get_args(Kind)
 _PRESENT: Final = "present"
-_MARGIN_MS: Final = 10 * 60_000
 
 
 def load_definitions(path: Path) -> Definitions:
@@ -93,7 +93,7 @@ class _Reader:
             retention_ms=self._duration(top["retention"]),
             views=tuple(views),
         )
-        if found.horizon_ms < found.longest_window_ms + _MARGIN_MS:
+        if found.horizon_ms < found.longest_window_ms + MARGIN_MS:
             self._fail(top["horizon"], "horizon must be at least the longest window + 10m")
         if found.retention_ms < found.horizon_ms + found.longest_window_ms:
             self._fail(top["retention"], "retention must be at least the horizon + the longest window")

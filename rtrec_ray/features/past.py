@@ -58,10 +58,10 @@ def counted_events(events: pl.DataFrame, definitions: Definitions) -> pl.DataFra
     """The events that count in some view: of those with one event_id in a partition and minute the first that came,
     unless it was taken back.
     """
-    concerned = _named(events.filter(concerns_some(definitions.views)).sort("partition", "offset"))
+    plain = _named(events.filter(pl.col("event_type") != RETRACT).sort("partition", "offset"))
     retractions = events.filter(pl.col("event_type") == RETRACT)
     taken_back = _named(originals(retractions).with_columns(retractions["partition"])).select(_NAME)
-    first = concerned.unique(subset=_NAME, keep="first")
+    first = plain.unique(subset=_NAME, keep="first").filter(concerns_some(definitions.views))
     return first.join(taken_back, on=_NAME, how="anti").select(BEHAVIOR_SCHEMA.names())
 
 

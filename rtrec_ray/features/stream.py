@@ -8,7 +8,7 @@ on while the partition was idle can be ahead of that.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from rtrec_ray.features.retract import originals
 from rtrec_ray.features.seen import MINUTE_MS, Seen, hash_ids
 
 Counts = Counter[str]
+Marks = TypeVar("Marks", int, npt.NDArray[np.int64])
 
 _LONG_AGO_MS: Final = -(1 << 62)
 
@@ -37,24 +38,24 @@ class FeatureStream:
         seen: Seen,
         profiles: pl.DataFrame,
         watermark_ms: int | None = None,
+        seen_from_ms: int | None = None,
     ) -> None:
         self.seen = seen
         self.watermark_ms = watermark_ms
-        self._definitions = definitions
+        self._oldest_ms = _LONG_AGO_MS if seen_from_ms is None else seen_from_ms
         self._disorder_ms = disorder_ms
         self._profiles = ProfileVersions(profiles)
         self._pending: list[pl.DataFrame] = []
         self._taken_back: list[pl.DataFrame] = []
-        self._counts_somewhere = concerns_some(definitions.views)
-        self._counts_by_profile = concerns_some(view for view in definitions.views if view.needs_profile)
+        self._define(definitions)
 
     def take(self, events: pl.DataFrame) -> Counts:
         """Take events (BEHAVIOR_SCHEMA) in offset order.
 
         Answers how many were `late`, of these `corrected` and `beyond_horizon`; how many `duplicate` and
         `without_profile`; how many events were to be taken back (`retract`), how many of these were (`retracted`: the
-        others have not come yet) and how many are too old for that (`retract_beyond_horizon`). Of kinds that no view
-        counts neither duplicates nor retractions are looked for.
+        others have not come yet) and how many are too old for that (`retract_beyond_horizon`). What no view counts is
+        remembered all the same: a view that is added later must know it.
         """
         counts: Counts = Counter()
         # Retractions apart from the others, in the log's order: the outcome must not depend on where a batch ends.
@@ -68,14 +69,14 @@ class FeatureStream:
         """Take events of which all are retractions, or none is."""
         counts: Counts = Counter()
         in_time, marks_ms = self._judge(events, counts)
-        chosen = in_time.filter(self._counts_somewhere)
+        chosen = in_time.filter(pl.col("event_type") != RETRACT)
         ts_ms, ids = chosen["ts"].to_numpy(), hash_ids(chosen["event_id"])
         first = self.seen.first_time(ts_ms, ids)
         # Whose retraction came first is not counted at all.
         retracted = first & self.seen.taken_back(ts_ms, ids)
         counts["duplicate"] += int(np.count_nonzero(~first))
         counts["retracted"] += int(np.count_nonzero(retracted))
-        fresh = chosen.filter(pl.Series(first & ~retracted))
+        fresh = chosen.filter(pl.Series(first & ~retracted) & chosen.select(self._counts_somewhere).to_series())
         if fresh.height:
             self._pending.append(self._with_profiles(fresh, counts))
         if retracted.any():  # without a profile or not, as if it had come before its retraction
@@ -98,15 +99,24 @@ class FeatureStream:
         return sum(frame.height for frame in [*self._pending, *self._taken_back])
 
     def tiles(self) -> dict[str, pl.DataFrame]:
-        """View name → rows (TILE_SCHEMA) of the events since the last `settle`, without what no window reaches."""
+        """View id → rows (TILE_SCHEMA) of the events since the last `settle`, without what no window reaches."""
         both: tuple[tuple[Sign, list[pl.DataFrame]], ...] = ((1, self._pending), (-1, self._taken_back))
         signed = [(sign, pl.concat(frames)) for sign, frames in both if frames]
-        return {view.name: self._rows(view, signed) for view in self._definitions.views} if signed else {}
+        return {view.id: self._rows(view, signed) for view in self._definitions.views} if signed else {}
 
     def settle(self) -> None:
         """The rows of `tiles` and the hashes of `seen` are durable."""
         self._pending, self._taken_back = [], []
         self.seen.settle()
+
+    def redefine(self, definitions: Definitions) -> None:
+        """Let other views count from the next event on. Nothing may be pending."""
+        self._oldest_ms = max(self._oldest_ms, self.seen_from_ms())
+        self._define(definitions)
+
+    def seen_from_ms(self) -> int:
+        """Of older events it is not known any more whether they came: they are beyond the horizon."""
+        return int(self._oldest_of(_LONG_AGO_MS if self.watermark_ms is None else self.watermark_ms))
 
     def forgettable_to_ms(self) -> int | None:
         """The last minute whose events would all be beyond the horizon now."""
@@ -120,6 +130,15 @@ class FeatureStream:
         if to_ms is not None:
             self.seen.forget(before_ms=to_ms + MINUTE_MS)
 
+    def _define(self, definitions: Definitions) -> None:
+        self._definitions = definitions
+        self._counts_somewhere = concerns_some(definitions.views).alias("counts")
+        self._counts_by_profile = concerns_some(view for view in definitions.views if view.needs_profile)
+
+    def _oldest_of(self, marks_ms: Marks) -> Marks:
+        """The oldest event time that still corrects, at each of these watermarks."""
+        return np.maximum(marks_ms - self._definitions.horizon_ms, self._oldest_ms)  # type: ignore[no-any-return]
+
     def _rows(self, view: FeatureView, signed: list[tuple[Sign, pl.DataFrame]]) -> pl.DataFrame:
         tile_ms, kept_from_ms = self._definitions.tile_ms, self._kept_from_ms()
         rows = pl.concat(compute(view, events, tile_ms=tile_ms, sign=sign) for sign, events in signed)
@@ -131,18 +150,18 @@ class FeatureStream:
         if not retractions.any():
             return
         carried = originals(events.filter(pl.Series(retractions)))
-        beyond = carried["ts"].to_numpy() < marks_ms[retractions] - self._definitions.horizon_ms
-        concerned = carried.select(self._counts_somewhere.alias("concerned")).to_series().to_numpy()
-        counts["retract_beyond_horizon"] += int(np.count_nonzero(beyond & concerned))
-        chosen = carried.filter(pl.Series(concerned & ~beyond))
+        beyond = carried["ts"].to_numpy() < self._oldest_of(marks_ms[retractions])
+        counts["retract_beyond_horizon"] += int(np.count_nonzero(beyond))
+        chosen = carried.filter(pl.Series(~beyond))
         ts_ms, ids = chosen["ts"].to_numpy(), hash_ids(chosen["event_id"])
         anew = self.seen.take_back(ts_ms, ids)
         retracted = anew & self.seen.came(ts_ms, ids)
         counts["duplicate"] += int(np.count_nonzero(~anew))
         counts["retract"] += int(np.count_nonzero(anew))
         counts["retracted"] += int(np.count_nonzero(retracted))
-        if retracted.any():
-            self._taken_back.append(self._with_profiles(chosen.filter(pl.Series(retracted)), Counter()))
+        counted = chosen.filter(pl.Series(retracted) & chosen.select(self._counts_somewhere).to_series())
+        if counted.height:
+            self._taken_back.append(self._with_profiles(counted, Counter()))
 
     def _judge(self, events: pl.DataFrame, counts: Counts) -> tuple[pl.DataFrame, npt.NDArray[np.int64]]:
         """Count the late events, moving the times on; answer those that count, and the watermark before each."""
@@ -151,7 +170,7 @@ class FeatureStream:
         after = np.maximum.accumulate(np.concatenate([[start], ts - self._disorder_ms]))
         marks = after[:-1]  # of each event, the watermark that those before it made
         late = ts < marks
-        beyond = ts < marks - self._definitions.horizon_ms
+        beyond = ts < self._oldest_of(marks)
         counts["late"] += int(np.count_nonzero(late))
         counts["beyond_horizon"] += int(np.count_nonzero(beyond))
         counts["corrected"] += int(np.count_nonzero(late & ~beyond))

@@ -39,6 +39,9 @@ class ConfluentConsumer:
         self._down = ""
         self._positions: dict[tuple[str, int], int] = {}
         self._client: Any = make_client(rdkafka.Consumer, self._settings())
+        # Asked by the client that reads, a broker answers after the fetch that it holds back while there is nothing
+        # new: up to 100 ms for each partition.
+        self._asking: Any = make_client(rdkafka.Consumer, self._settings())
 
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
         self._positions = {self._place(part): offset for part, offset in positions.items()}
@@ -72,6 +75,7 @@ class ConfluentConsumer:
 
     def close(self) -> None:
         self._client.close()
+        self._asking.close()
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -173,7 +177,7 @@ class ConfluentConsumer:
         deadline = monotonic_s() + self._options.timeout_s
         while True:
             try:
-                answer = self._client.get_watermark_offsets(
+                answer = self._asking.get_watermark_offsets(
                     rdkafka.TopicPartition(topic, partition), timeout=max(0.1, deadline - monotonic_s())
                 )
             except rdkafka.KafkaException as error:

@@ -21,15 +21,20 @@ from rtrec_ray.features.sliding import Changes, Row, SlidingView
 from rtrec_ray.postgres.connection import Cursor
 
 HOUR_MS: Final = 3_600_000
+_LONG_AGO_MS: Final = -(1 << 62)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskState:
-    """What the commits of one source partition left. `seen`: (minute_ms, packed hashes); times in ms UTC."""
+    """What the commits of one source partition left. `seen`: (minute_ms, packed hashes); times in ms UTC.
+
+    `seen_from_ms`: of older events it is not known any more whether they came.
+    """
 
     watermark_ms: int | None
     seen: Sequence[tuple[int, bytes]]
     profiles: pl.DataFrame  # PROFILE_SCHEMA
+    seen_from_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +42,7 @@ class TaskOutput:
     """What one commit adds for one source partition.
 
     `next_offset`: that of behaviour, after the last record behind this; it never falls, and rises with each commit that
-    has tiles. `tiles`: view name → rows (TILE_SCHEMA). `seen` up to the minute `seen_to_ms` is forgotten.
+    has tiles. `tiles`: view id → rows (TILE_SCHEMA). `seen` up to the minute `seen_to_ms` is forgotten.
     """
 
     partition: int
@@ -46,13 +51,30 @@ class TaskOutput:
     tiles: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     seen: Sequence[tuple[int, bytes]] = ()
     seen_to_ms: int | None = None
+    seen_from_ms: int | None = None
     profiles: pl.DataFrame | None = None
     items: pl.DataFrame | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Appended:
+    """What an `append` did. `rows`: of tiles; `change`: the number of what is live (`Live`)."""
+
+    rows: int
+    change: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """The views to compute. `change` rises whenever they do."""
+
+    definitions: Definitions
+    change: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListRows:
-    """Tile rows of the cached views. `offsets`: partition → the behaviour offset behind which the next ones are."""
+    """Tile rows of the cached views, by view id. `offsets`: partition → behaviour offset behind which the next are."""
 
     offsets: Mapping[int, int]
     rows: Mapping[str, Sequence[Row]]
@@ -122,21 +144,48 @@ class FeatureReader(Protocol):
 class FeatureWriter(Protocol):
     """A task's side of the store, inside the task's transactions."""
 
+    @property
+    def definitions(self) -> Definitions:
+        """What it was made with, before `begin` says what is live."""
+        ...
+
     def apply(self, cursor: Cursor) -> None:
-        """Enter the definitions. Raises DefinitionInvalid when a version that exists means something else."""
+        """Let the definitions it was made with be live, beside all that are.
+
+        Raises DefinitionInvalid when a version that exists means something else.
+        """
+        ...
+
+    def begin(self, cursor: Cursor, *, partition: int, next_offset: int, complete_from_ms: int | None) -> Live:
+        """What is live. In views that the partition has not begun it begins at this offset of behaviour; they have all
+        events from `complete_from_ms` on (None: always).
+        """
         ...
 
     def load(self, cursor: Cursor, *, partition: int) -> TaskState:
         """What the commits so far left of a source partition."""
         ...
 
-    def append(self, cursor: Cursor, output: TaskOutput) -> int:
-        """Add what a commit brings; answers the number of tile rows."""
+    def changed(self, cursor: Cursor, *, since: int) -> bool:
+        """Whether what is live has another number."""
+        ...
+
+    def append(self, cursor: Cursor, output: TaskOutput) -> Appended:
+        """Add what a commit brings."""
         ...
 
 
 class FeatureKeeping(Protocol):
     """What has to be done now and then, by one process, in transactions of its own."""
+
+    @property
+    def definitions(self) -> Definitions:
+        """The views that are live, as far as `refresh` knows."""
+        ...
+
+    def refresh(self) -> bool:
+        """Take up what is live; whether that is another definition than before. Raises StoreUnavailable."""
+        ...
 
     def list_rows(self, *, after: Mapping[int, int], from_ms: int) -> ListRows:
         """Tile rows of the `cached` views with start ≥ `from_ms`, that were written behind these offsets (partition →
@@ -148,6 +197,10 @@ class FeatureKeeping(Protocol):
         """Replace what changed of the lists, all at once. Raises StoreUnavailable."""
         ...
 
+    def drop_view(self, view_id: str) -> None:
+        """Let a version ("name@version") be live no longer and forget its values. Raises UnknownView."""
+        ...
+
     def drop_expired(self) -> int:
         """Drop the hours of tiles that no window reaches; answers how many went. Raises StoreUnavailable."""
         ...
@@ -156,8 +209,9 @@ class FeatureKeeping(Protocol):
 class TopLists:
     """The lists of all cached views, kept by what came since the last round. After an error begin with a new one."""
 
-    def __init__(self, definitions: Definitions, store: FeatureKeeping) -> None:
+    def __init__(self, store: FeatureKeeping) -> None:
         self._store = store
+        definitions = store.definitions
         self._views = [(view, definitions.window(view), SlidingView(view)) for view in definitions.views if view.cached]
         self._offsets: Mapping[int, int] = {}
         self._whole = True
@@ -178,7 +232,7 @@ class TopLists:
             return 0
         read = self._store.list_rows(after=self._offsets, from_ms=min(span.from_ms for span in moments[0]))
         for view, _, sliding in self._views:
-            sliding.take(read.rows.get(view.name, ()))
+            sliding.take(read.rows.get(view.id, ()))
         rounds = []
         for spans in moments:
             for (view, _, sliding), span in zip(self._views, spans, strict=True):
@@ -198,7 +252,7 @@ def plan(definitions: Definitions, keys: Iterable[ViewKey], *, as_of_ms: int | N
     """What to read for each distinct key. Raises UnknownView."""
     asks = []
     for key in dict.fromkeys(keys):
-        view = definitions.view(key.view)
+        view = definitions.view(key.view, at_ms=now_ms if as_of_ms is None else as_of_ms)
         window = definitions.window(view)
         span = window.now(now_ms) if as_of_ms is None else window.at(as_of_ms)
         asks.append(Ask(view=view, key=key, span=span))
@@ -206,24 +260,27 @@ def plan(definitions: Definitions, keys: Iterable[ViewKey], *, as_of_ms: int | N
 
 
 def beyond_retention(asks: Iterable[Ask], definitions: Definitions, *, watermark_ms: int | None) -> list[Ask]:
-    """Those whose windows begin before the tiles do."""
-    if watermark_ms is None:
-        return []
-    kept_from_ms = watermark_ms - definitions.retention_ms
-    return [ask for ask in asks if ask.span.from_ms < kept_from_ms]
+    """Those whose windows begin before the tiles do, or before the tiles of their view have all events."""
+    kept_from_ms = _LONG_AGO_MS if watermark_ms is None else watermark_ms - definitions.retention_ms
+    kept_from_ms = max(kept_from_ms, definitions.tiles_from_ms or _LONG_AGO_MS)
+    complete = definitions.complete_from_ms
+    return [ask for ask in asks if ask.span.from_ms < max(kept_from_ms, complete.get(ask.view.id, _LONG_AGO_MS))]
 
 
 def refuse(asks: Sequence[Ask]) -> None:
     """Raise BeyondRetention for the first of these, if there is any."""
     for ask in asks:
         raise BeyondRetention(
-            f"{ask.view.name} as of {ask.span.as_of_ms} needs tiles from {ask.span.from_ms} on, which are dropped",
+            f"{ask.view.name} as of {ask.span.as_of_ms} needs tiles from {ask.span.from_ms} on, which are not there",
             mend="raise retention in features.yaml, or read that time from the history",
         )
 
 
 def list_views(definitions: Definitions) -> list[dict[str, Any]]:
-    """The views for people and programs: name, version, the forms of the key, window, names of the values."""
+    """The live views for people and programs: name, version, the forms of the key, window, names of the values.
+
+    `complete_from_ms`: event time from which on the values have all events; None: always.
+    """
     return [
         {
             "name": view.name,
@@ -232,6 +289,7 @@ def list_views(definitions: Definitions) -> list[dict[str, Any]]:
             "window_ms": view.window_ms,
             "tile_ms": definitions.tile_ms,
             "values": [each.name for each in view.aggregations],
+            "complete_from_ms": definitions.complete_from_ms.get(view.id),
         }
         for view in definitions.views
     ]
@@ -245,7 +303,7 @@ def read_view(
     `as_of_ms` of the answer is the time the values hold at: a time asked for is floored to the tile.
     Raises UnknownView, BeyondRetention, StoreUnavailable.
     """
-    found = store.definitions.view(view)
+    found = store.definitions.view(view, at_ms=now_ms if as_of_ms is None else as_of_ms)
     asks = [ViewKey(view=view, key=key) for key in keys]
     values = store.get(asks, as_of_ms=as_of_ms, now_ms=now_ms)
     window = store.definitions.window(found)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any
 
 import polars as pl
 
-from rtrec_ray.errors import DefinitionInvalid
+from rtrec_ray.errors import UnknownView
 from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.features.definition import Definitions, FeatureView
+from rtrec_ray.features.evolve import evolve
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value, merge
 from rtrec_ray.features.sliding import Row
 from rtrec_ray.stores.features import (
     HOUR_MS,
+    Appended,
     Ask,
     ListRound,
     ListRows,
+    Live,
     TaskOutput,
     TaskState,
     beyond_retention,
@@ -33,7 +37,10 @@ class MemoryFeatureTables:
     """What the PostgreSQL adapter keeps in tables; shared by stores with different definitions."""
 
     def __init__(self) -> None:
-        self.views: dict[_Versioned, str] = {}
+        self.live: Definitions | None = None
+        self.change = 0
+        self.starts: dict[str, dict[int, int | None]] = defaultdict(dict)
+        self.seen_from_ms: dict[int, int | None] = {}
         self.tiles: dict[_Versioned, dict[str, list[tuple[int, str]]]] = defaultdict(lambda: defaultdict(list))
         self.seen: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
         self.list_rows: dict[_Versioned, list[tuple[int, int, Row]]] = defaultdict(list)
@@ -48,35 +55,71 @@ class MemoryFeatureStore:
     """FeatureStore over `tables`. A write takes effect at once: there is no transaction to roll back."""
 
     def __init__(self, definitions: Definitions, *, tables: MemoryFeatureTables | None = None) -> None:
-        self.definitions: Final = definitions
+        self._given = definitions
         self._tables = tables if tables is not None else MemoryFeatureTables()
+        self._known = -1
+
+    @property
+    def definitions(self) -> Definitions:
+        live = self._tables.live
+        return self._given if live is None else replace(live, complete_from_ms=self._complete_from_ms(live))
+
+    def refresh(self) -> bool:
+        known, self._known = self._known, self._tables.change
+        return known != self._known
 
     def apply(self, cursor: object) -> None:
+        live, mark_ms = self._tables.live, self._watermark_ms()
+        both = evolve(live, self._given)
+        if live is not None and mark_ms is not None and both.retention_ms > live.retention_ms:
+            both = replace(both, tiles_from_ms=max(both.tiles_from_ms or 0, mark_ms - live.retention_ms))
+        if both != live:
+            self._tables.live = both
+            self._tables.change += 1
+
+    def begin(self, cursor: object, *, partition: int, next_offset: int, complete_from_ms: int | None) -> Live:
         for view in self.definitions.views:
-            if self._tables.views.setdefault(_id(view), self.definitions.text(view)) != self.definitions.text(view):
-                raise DefinitionInvalid(
-                    f"{view.name} version {view.version} is already defined otherwise", mend="raise its version"
-                )
+            if partition not in self._tables.starts[view.id]:
+                self._tables.starts[view.id][partition] = complete_from_ms
+                self._tables.change += 1
+        return Live(definitions=self.definitions, change=self._tables.change)
+
+    def changed(self, cursor: object, *, since: int) -> bool:
+        return self._tables.change != since
+
+    def drop_view(self, view_id: str) -> None:
+        live = self.definitions
+        if view_id not in [view.id for view in live.views]:
+            raise UnknownView(f'no view "{view_id}" is live')
+        self._tables.live = replace(live, views=tuple(view for view in live.views if view.id != view_id))
+        self._tables.change += 1
+        name, _, version = view_id.partition("@")
+        for kept in (self._tables.tiles, self._tables.list_rows, self._tables.lists):
+            kept.pop((name, int(version)), None)
+        self._tables.starts.pop(view_id, None)
 
     def load(self, cursor: object, *, partition: int) -> TaskState:
         return TaskState(
             watermark_ms=self._tables.watermarks.get(partition),
             seen=list(self._tables.seen[partition]),
             profiles=_profile_frame(self._tables.profiles[partition].values()),
+            seen_from_ms=self._tables.seen_from_ms.get(partition),
         )
 
-    def append(self, cursor: object, output: TaskOutput) -> int:
+    def append(self, cursor: object, output: TaskOutput) -> Appended:
         self._append_tiles(output)
         kept = [row for row in self._tables.seen[output.partition] if not _forgotten(row[0], output.seen_to_ms)]
         self._tables.seen[output.partition] = [*kept, *output.seen]
         self._tables.watermarks[output.partition] = output.watermark_ms
         self._tables.offsets[output.partition] = output.next_offset
+        self._tables.seen_from_ms[output.partition] = output.seen_from_ms
         for row in _rows(output.profiles):
             profile = ProfileVersion(**row)
             self._tables.profiles[output.partition][(profile.user_id, profile.ts)] = profile
         for row in _rows(output.items):
             self._put_item(CatalogItem(**row))
-        return sum(frame.height for frame in output.tiles.values())
+        rows = sum(frame.height for frame in output.tiles.values())
+        return Appended(rows=rows, change=self._tables.change)
 
     def get(
         self, asks: Sequence[ViewKey], *, as_of_ms: int | None, now_ms: int, cached: bool = False
@@ -103,7 +146,7 @@ class MemoryFeatureStore:
         for view in (view for view in self.definitions.views if view.cached):
             for partition, next_offset, row in self._tables.list_rows[_id(view)]:
                 if next_offset > after.get(partition, -1) and row[1] >= from_ms:
-                    rows[view.name].append(row)
+                    rows[view.id].append(row)
         return ListRows(offsets=dict(self._tables.offsets), rows=rows)
 
     def put_lists(self, rounds: Sequence[ListRound]) -> None:
@@ -125,6 +168,16 @@ class MemoryFeatureStore:
             self._tables.list_rows[name] = [each for each in listed if each[2][1] >= bound]
         return len(dropped)
 
+    def _complete_from_ms(self, live: Definitions) -> dict[str, int]:
+        found = {}
+        for view in live.views:
+            starts = self._tables.starts[view.id]
+            if len(starts) < len(self._tables.offsets):
+                found[view.id] = 1 << 61
+            elif known := [ms for ms in starts.values() if ms is not None]:
+                found[view.id] = max(known)
+        return found
+
     def _value(self, ask: Ask, *, cached: bool) -> Value | None:
         lists = self._tables.lists.get(_id(ask.view))
         if cached and ask.view.cached and lists is not None:
@@ -133,8 +186,8 @@ class MemoryFeatureStore:
         return merge(ask.view, [row for row in rows if ask.span.from_ms <= row[0] < ask.span.to_ms])
 
     def _append_tiles(self, output: TaskOutput) -> None:
-        for name, frame in output.tiles.items():
-            view = self.definitions.view(name)
+        views = {view.id: view for view in self.definitions.views}
+        for view, frame in ((views[view_id], frame) for view_id, frame in output.tiles.items() if view_id in views):
             tiles, listed = self._tables.tiles[_id(view)], self._tables.list_rows[_id(view)]
             for key, start, state in frame.select("key", "tile_start_ms", "state").iter_rows():
                 tiles[key].append((start, state))

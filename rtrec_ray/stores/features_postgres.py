@@ -13,7 +13,6 @@ import msgspec
 import polars as pl
 from psycopg2 import errors, sql
 
-from rtrec_ray.errors import DefinitionInvalid
 from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
@@ -25,9 +24,11 @@ from rtrec_ray.postgres.copy import copy_frame
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.features import (
     HOUR_MS,
+    Appended,
     Ask,
     ListRound,
     ListRows,
+    Live,
     Past,
     TaskOutput,
     TaskState,
@@ -35,6 +36,7 @@ from rtrec_ray.stores.features import (
     plan,
     refuse,
 )
+from rtrec_ray.stores.features_live import LiveViews, apply_live, begin_views, drop_live, read_live
 
 _FRESH_MS: Final = 60_000  # wall time; the rebuilder has missed several rounds by then
 _NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
@@ -48,25 +50,41 @@ class PostgresFeatureStore:
     """
 
     def __init__(self, definitions: Definitions, *, pool: Pool, past: Past | None = None) -> None:
-        self.definitions: Final = definitions
+        self._given = definitions
+        self._live: LiveViews | None = None
         self._past = past
         self._pool = pool
         self._sql = load("rtrec_ray.stores.queries", "features.sql")
-        self._view_ids: dict[tuple[str, int], int] = {}
+
+    @property
+    def definitions(self) -> Definitions:
+        return self._given if self._live is None else self._live.definitions
+
+    def refresh(self) -> bool:
+        with self._pool.transaction() as cursor:
+            live = read_live(cursor)
+        changed = live is not None and (self._live is None or live.change != self._live.change)
+        if changed:
+            self._live = live
+        return changed
 
     def apply(self, cursor: Cursor) -> None:
-        for view in self.definitions.views:
-            cursor.execute(
-                self._sql["add_view"],
-                {"name": view.name, "version": view.version, "definition": self.definitions.text(view)},
-            )
-        cursor.execute(self._sql["list_views"])
-        known = {(name, version): text for _, name, version, text in cursor.fetchall()}
-        for view in self.definitions.views:
-            if known[(view.name, view.version)] != self.definitions.text(view):
-                raise DefinitionInvalid(
-                    f"{view.name} version {view.version} is already defined otherwise", mend="raise its version"
-                )
+        apply_live(cursor, self._given)
+
+    def begin(self, cursor: Cursor, *, partition: int, next_offset: int, complete_from_ms: int | None) -> Live:
+        self._live = begin_views(
+            cursor, partition=partition, next_offset=next_offset, complete_from_ms=complete_from_ms
+        )
+        return Live(definitions=self._live.definitions, change=self._live.change)
+
+    def changed(self, cursor: Cursor, *, since: int) -> bool:
+        cursor.execute(self._sql["read_change"])
+        row = cursor.fetchone()
+        return row is not None and row[0] != since
+
+    def drop_view(self, view_id: str) -> None:
+        with self._pool.transaction() as cursor:
+            drop_live(cursor, view_id)
 
     def load(self, cursor: Cursor, *, partition: int) -> TaskState:
         key = {"partition": partition}
@@ -76,9 +94,10 @@ class PostgresFeatureStore:
         seen = [(minute, bytes(hashes)) for minute, hashes in cursor.fetchall()]
         cursor.execute(self._sql["load_profiles"], key)
         profiles = pl.DataFrame(cursor.fetchall(), schema=PROFILE_SCHEMA, orient="row")
-        return TaskState(watermark_ms=row[0] if row else None, seen=seen, profiles=profiles)
+        watermark_ms, seen_from_ms = row if row else (None, None)
+        return TaskState(watermark_ms=watermark_ms, seen=seen, profiles=profiles, seen_from_ms=seen_from_ms)
 
-    def append(self, cursor: Cursor, output: TaskOutput) -> int:
+    def append(self, cursor: Cursor, output: TaskOutput) -> Appended:
         written = self._append_tiles(cursor, output)
         key = {"partition": output.partition}
         if output.seen_to_ms is not None:
@@ -91,8 +110,9 @@ class PostgresFeatureStore:
         if output.items is not None:
             cursor.execute(self._sql["put_items"], output.items.to_dict(as_series=False))
         mark = {"watermark_ms": output.watermark_ms, "next_offset": output.next_offset}
-        cursor.execute(self._sql["put_partition"], {**key, **mark})
-        return written
+        cursor.execute(self._sql["put_partition"], {**key, **mark, "seen_from_ms": output.seen_from_ms})
+        row = cursor.fetchone()
+        return Appended(rows=written, change=row[0] if row and row[0] is not None else 0)
 
     def get(
         self, asks: Sequence[ViewKey], *, as_of_ms: int | None, now_ms: int, cached: bool = False
@@ -128,7 +148,7 @@ class PostgresFeatureStore:
     def list_rows(self, *, after: Mapping[int, int], from_ms: int) -> ListRows:
         known = {"partitions": list(after), "after": list(after.values()), "from_ms": from_ms}
         with self._pool.statement() as cursor:
-            names = {self._view_id(cursor, view): view.name for view in self.definitions.views}
+            names = {self._view_id(cursor, view): view.id for view in self.definitions.views}
             cursor.execute(self._sql["list_rows"], known)
             answered = cursor.fetchall()
         offsets: dict[int, int] = {}
@@ -159,14 +179,19 @@ class PostgresFeatureStore:
     def _append_tiles(self, cursor: Cursor, output: TaskOutput) -> int:
         if not any(frame.height for frame in output.tiles.values()):
             return 0
+        # A view that was dropped while its tiles were computed has nobody to read them.
+        views = {view.id: view for view in self.definitions.views}
         frames = [
             frame.with_columns(
-                view_id=pl.lit(self._view_id(cursor, view)),
+                view_id=pl.lit(self._view_id(cursor, views[view_id])),
                 partition=pl.lit(output.partition),
-                next_offset=pl.lit(output.next_offset if view.cached else None, dtype=pl.Int64),
+                next_offset=pl.lit(output.next_offset if views[view_id].cached else None, dtype=pl.Int64),
             )
-            for view, frame in ((self.definitions.view(name), frame) for name, frame in output.tiles.items())
+            for view_id, frame in output.tiles.items()
+            if view_id in views
         ]
+        if not frames:
+            return 0
         rows = pl.concat(frames).sort("view_id", "key", "tile_start_ms")
         hours = (rows["tile_start_ms"] // HOUR_MS).unique().sort().to_list()
         cursor.execute(self._sql["ensure_tiles"], {"hours": hours})
@@ -201,7 +226,7 @@ class PostgresFeatureStore:
             refuse(asks)
             return {}
         values: dict[ViewKey, Value | None] = {}
-        for view in {ask.view.name: ask.view for ask in asks}.values():
+        for view in {ask.view.id: ask.view for ask in asks}.values():
             of_view = [ask for ask in asks if ask.view is view]
             values |= self._recompute(self._past, of_view)
         return values
@@ -212,7 +237,7 @@ class PostgresFeatureStore:
         events = past.behavior(from_ms=from_ms, to_ms=to_ms)
         profiles = self._profile_versions(events["user_id"].unique().to_list()) if view.needs_profile else _NO_PROFILES
         keys = [ask.key.key for ask in asks]
-        values = recompute(self.definitions, (view.name, keys), events, profiles, span=span)
+        values = recompute(self.definitions, (view.id, keys), events, profiles, span=span)
         return {ask.key: values[ask.key.key] for ask in asks}
 
     def _profile_versions(self, user_ids: list[int]) -> pl.DataFrame:
@@ -244,12 +269,10 @@ class PostgresFeatureStore:
         return 1
 
     def _view_id(self, cursor: Cursor, view: FeatureView) -> int:
-        """The id of a view's version; 0, which no tile has, as long as it was never applied."""
-        key = (view.name, view.version)
-        if key not in self._view_ids:
-            cursor.execute(self._sql["list_views"])
-            self._view_ids = {(name, version): view_id for view_id, name, version, _ in cursor.fetchall()}
-        return self._view_ids.get(key, 0)
+        """What stands for a version of a view in the tables; 0, which no tile has, as long as it is not live."""
+        if self._live is None or view.id not in self._live.view_ids:
+            self._live = read_live(cursor) or self._live
+        return 0 if self._live is None else self._live.view_ids.get(view.id, 0)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -57,11 +57,13 @@ class Place:
             found = PostgresFeatureStore(definitions, pool=self.pool)
         with self.transaction() as cursor:
             found.apply(cursor)
+        found.refresh()
         return found
 
-    def append(self, store: FeatureStore, **parts) -> None:
+    def append(self, store: FeatureStore, *, partition: int = 0, **parts) -> None:
         with self.transaction() as cursor:
-            store.append(cursor, TaskOutput(**{"partition": 0, "watermark_ms": None, **parts}))
+            store.begin(cursor, partition=partition, next_offset=0, complete_from_ms=None)
+            store.append(cursor, TaskOutput(**{"partition": partition, "watermark_ms": None, **parts}))
 
 
 @pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.server)])
@@ -80,7 +82,7 @@ def tiles(*rows):
 
 def searches(*rows):
     """Tiles of top_queries_30m: (start, query, n)."""
-    return {"top_queries_30m": tiles(*(("all", start, f'[{n},["{query}",{n}]]') for start, query, n in rows))}
+    return {"top_queries_30m@1": tiles(*(("all", start, f'[{n},["{query}",{n}]]') for start, query, n in rows))}
 
 
 def test_rows_of_one_tile_add_up_over_commits_and_partitions(place):
@@ -122,11 +124,19 @@ def test_an_unknown_view_is_named_with_those_that_exist(place):
         place.store().get([ViewKey(view="nope", key="1")], as_of_ms=None, now_ms=BASE)
 
 
-def test_a_view_deleted_from_the_file_is_unknown_although_its_tiles_exist(place):
+def test_a_view_deleted_from_the_file_stays_until_it_is_dropped(place):
     place.append(place.store(), tiles=searches((BASE, "a", 1)))
     views = tuple(view for view in DEFINITIONS.views if view.name != QUERIES.view)
+    store = place.store(replace(DEFINITIONS, views=views))
+    assert store.get([QUERIES], as_of_ms=None, now_ms=BASE) == {QUERIES: {"top": [["a", 1]]}}
+    store.drop_view("top_queries_30m@1")
+    store.refresh()
     with pytest.raises(UnknownView, match=QUERIES.view):
-        place.store(replace(DEFINITIONS, views=views)).get([QUERIES], as_of_ms=None, now_ms=BASE)
+        store.get([QUERIES], as_of_ms=None, now_ms=BASE)
+    with pytest.raises(UnknownView, match="top_queries_30m@1"):
+        store.drop_view("top_queries_30m@1")
+    again = place.store()
+    assert again.get([QUERIES], as_of_ms=None, now_ms=BASE) == {QUERIES: None}
 
 
 def test_a_view_nobody_applied_has_no_data(place):
@@ -141,17 +151,63 @@ def test_one_version_has_one_definition_and_values_of_versions_never_mix(place):
     others = tuple(view for view in DEFINITIONS.views if view is not old)
     with pytest.raises(DefinitionInvalid, match="top_queries_30m version 1"):
         place.store(replace(DEFINITIONS, views=(*others, changed)))
-    with pytest.raises(DefinitionInvalid, match="version 1"):
+    with pytest.raises(DefinitionInvalid, match="tile"):
         place.store(replace(DEFINITIONS, tile_ms=5_000))
     second = place.store(replace(DEFINITIONS, views=(*others, replace(changed, version=2))))
-    assert second.get([QUERIES], as_of_ms=None, now_ms=BASE) == {QUERIES: None}
-    assert place.store().get([QUERIES], as_of_ms=None, now_ms=BASE) == {QUERIES: {"top": [["a", 1]]}}
+    first, newer = (ViewKey(view=f"{QUERIES.view}@{version}", key="all") for version in (1, 2))
+    assert second.get([first, newer], as_of_ms=None, now_ms=BASE) == {first: {"top": [["a", 1]]}, newer: None}
+
+
+def test_the_newest_version_is_read_as_soon_as_its_window_is_full(place):
+    store = place.store()
+    place.append(store, watermark_ms=BASE, tiles=searches((BASE, "a", 1)))
+    view = DEFINITIONS.view(QUERIES.view)
+    newer = place.store(replace(DEFINITIONS, views=(replace(view, window_ms=10 * MINUTE, version=2),)))
+    with place.transaction() as cursor:
+        begun = newer.begin(cursor, partition=0, next_offset=7, complete_from_ms=BASE + 1)
+        again = newer.begin(cursor, partition=0, next_offset=9, complete_from_ms=BASE + 9)
+    assert [each.id for each in begun.definitions.views if each.name == QUERIES.view] == [f"{QUERIES.view}@1", f"{QUERIES.view}@2"]  # fmt: skip  # noqa: E501
+    assert again == begun
+    place.append(newer, watermark_ms=BASE, tiles={"top_queries_30m@2": tiles(("all", BASE, '[1,["b",1]]'))})
+    versions = [
+        read_view(newer, QUERIES.view, ["all"], as_of_ms=None, now_ms=now_ms)["version"]
+        for now_ms in (BASE, BASE + 10 * MINUTE, BASE + 10 * MINUTE + 1)
+    ]
+    assert versions == [1, 1, 2]
+
+
+def test_what_is_live_has_a_number_that_rises_with_every_change(place):
+    store = place.store()
+    place.append(store)
+    store.refresh()
+    assert not store.refresh()
+    with place.transaction() as cursor:
+        store.apply(cursor)
+        live = store.begin(cursor, partition=0, next_offset=0, complete_from_ms=None)
+        assert not store.changed(cursor, since=live.change)
+    other = replace(DEFINITIONS.view(QUERIES.view), version=2)
+    place.store(replace(DEFINITIONS, views=(other,)))
+    with place.transaction() as cursor:
+        assert store.changed(cursor, since=live.change)
+    assert store.refresh()
+    assert {view.id for view in store.definitions.views} == {view.id for view in (*DEFINITIONS.views, other)}
+
+
+def test_tiles_that_a_shorter_retention_dropped_do_not_come_back_with_a_longer_one(place):
+    store = place.store()
+    place.append(store, watermark_ms=BASE + DEFINITIONS.retention_ms, tiles=searches((BASE, "a", 1)))
+    longer = replace(DEFINITIONS, retention_ms=10 * DEFINITIONS.retention_ms)
+    later = place.store(longer)
+    later.refresh()
+    with pytest.raises(BeyondRetention, match="top_queries_30m"):
+        later.get([QUERIES], as_of_ms=BASE + 30 * MINUTE - 1, now_ms=BASE)
+    assert later.get([QUERIES], as_of_ms=BASE + 30 * MINUTE, now_ms=BASE) == {QUERIES: {"top": [["a", 1]]}}
 
 
 def test_a_key_may_be_any_text(place):
     store = place.store()
     keys = ["", "é|\U0001f600", "a\tb\nc", 'q"\\', "NULL", "\\N", "x" * 1_000]
-    place.append(store, tiles={"segment_page_top_ads": tiles(*((key, BASE, '[1,[1,1],[0,"e",1]]') for key in keys))})
+    place.append(store, tiles={"segment_page_top_ads@1": tiles(*((key, BASE, '[1,[1,1],[0,"e",1]]') for key in keys))})
     asks = [ViewKey(view="segment_page_top_ads", key=key) for key in [*keys, "a\0b", "\ud800", "x" * 100_000]]
     values = store.get(asks, as_of_ms=None, now_ms=BASE)
     assert [values[ask] for ask in asks] == [{"top": [[1, 1]], "last": [1]}] * len(keys) + [None] * 3
@@ -199,7 +255,7 @@ def test_the_catalogue_holds_the_newest_version_of_every_item(place):
 
 def test_a_rebuilt_list_is_what_the_tiles_say_and_stays_until_the_next_rebuild(place):
     store = place.store()
-    lists = TopLists(DEFINITIONS, store)
+    lists = TopLists(store)
     place.append(store, next_offset=1, tiles=searches((BASE, "a", 1)))
     assert store.get([QUERIES], as_of_ms=None, now_ms=BASE, cached=True) == {QUERIES: {"top": [["a", 1]]}}
     assert lists.rebuild(now_ms=BASE) == 1
@@ -215,14 +271,14 @@ def test_a_rebuilt_list_is_what_the_tiles_say_and_stays_until_the_next_rebuild(p
 def test_a_keeper_that_starts_anew_forgets_the_lists_of_keys_that_have_no_data(place):
     store = place.store()
     place.append(store, next_offset=1, tiles=searches((BASE, "a", 1)))
-    TopLists(DEFINITIONS, store).rebuild(now_ms=BASE)
-    assert TopLists(DEFINITIONS, store).rebuild(now_ms=BASE + HOUR) == 0
+    TopLists(store).rebuild(now_ms=BASE)
+    assert TopLists(store).rebuild(now_ms=BASE + HOUR) == 0
     assert store.get([QUERIES], as_of_ms=None, now_ms=BASE, cached=True) == {QUERIES: None}
 
 
 def test_lists_kept_by_what_came_are_what_the_tiles_say_at_every_round(place):
     store, events = place.store(), with_retractions(random_events(seed=4, n=400), seed=4)
-    lists, owner = TopLists(DEFINITIONS, store), owner_of(store)
+    lists, owner = TopLists(store), owner_of(store)
     keys = [
         *(ViewKey(view="category_top_items_10m", key=str(category)) for category in range(1, 4)),
         *(ViewKey(view="segment_page_top_ads", key=f"CN|f|{page}") for page in (1, 2)),
@@ -263,7 +319,7 @@ def test_hours_that_no_window_reaches_are_dropped_and_no_others(place):
 
 def test_a_read_for_people_says_view_time_version_and_values(place):
     store = place.store()
-    place.append(store, tiles={"user_browse_1m": tiles(("7", BASE, '[1,[0,"e",3],[0,"e",5]]'))})
+    place.append(store, tiles={"user_browse_1m@1": tiles(("7", BASE, '[1,[0,"e",3],[0,"e",5]]'))})
     answer = read_view(store, "user_browse_1m", ["7", "8"], as_of_ms=BASE + 10_007, now_ms=0)
     assert answer == {
         "view": "user_browse_1m",
@@ -305,9 +361,7 @@ def with_retractions(events, *, seed):
 
 
 def owner_of(store: FeatureStore) -> FeatureOperator:
-    return FeatureOperator(
-        0, definitions=DEFINITIONS, store=store, latest_ms=lambda wall: 2**62, watermark=WatermarkOptions()
-    )
+    return FeatureOperator(0, store=store, latest_ms=lambda wall: 2**62, watermark=WatermarkOptions())
 
 
 def test_the_next_owner_calls_late_and_duplicate_what_the_last_one_would(place):

@@ -175,7 +175,6 @@ class Log:
 def operator(partition, store):
     return FeatureOperator(
         partition,
-        definitions=DEFINITIONS,
         store=store,
         latest_ms=lambda wall_ms: 2**62,
         watermark=WatermarkOptions(disorder_ms=DISORDER),
@@ -242,7 +241,7 @@ def accepted(events):
                 outcomes["corrected"] += 1
             if event["event_type"] == "retract":
                 take_back(event["retracts"], kept, mark, known, gone, outcomes)
-            elif counts_somewhere(event):
+            else:
                 name = name_of(event)
                 outcomes["duplicate"] += name in known
                 outcomes["retracted"] += name in gone - known
@@ -254,8 +253,6 @@ def accepted(events):
 
 def take_back(event, kept, mark, known, gone, outcomes):
     name = name_of(event)
-    if not counts_somewhere(event):
-        return
     if mark is not None and event["ts"] < mark - HORIZON:
         outcomes["retract_beyond_horizon"] += 1
         return
@@ -264,10 +261,6 @@ def take_back(event, kept, mark, known, gone, outcomes):
         outcomes["retracted"] += 1
         kept[:] = [each for each in kept if name_of(each) != name]
     gone.add(name)
-
-
-def counts_somewhere(event):
-    return event["event_type"] in ("view", "click", "favorite", "cart", "consult", "comment", "search")
 
 
 def top(values, limit):

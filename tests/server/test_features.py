@@ -53,6 +53,8 @@ def store(pool):
     found = PostgresFeatureStore(DEFINITIONS, pool=pool)
     with pool.transaction() as cursor:
         found.apply(cursor)
+        for partition in range(PARTITIONS):
+            found.begin(cursor, partition=partition, next_offset=0, complete_from_ms=None)
     return found
 
 
@@ -111,7 +113,6 @@ def run_pipeline(dsn, broker, store, make, eventually):
         options,
         make_operator=lambda partition: make(
             partition,
-            definitions=DEFINITIONS,
             store=store,
             latest_ms=lambda wall: wall,
             watermark=WatermarkOptions(),
@@ -201,7 +202,7 @@ def test_two_writers_may_need_the_same_new_hour(pool, eventually):
 
 def test_lists_of_a_keeper_that_stands_still_are_not_served(pool, store):
     key = ViewKey(view="top_queries_30m", key="all")
-    TopLists(DEFINITIONS, store).rebuild(now_ms=BASE)
+    TopLists(store).rebuild(now_ms=BASE)
     with pool.transaction() as cursor:
         cursor.execute(
             "INSERT INTO features.top_lists SELECT view_id, 'all', '{\"top\": [[\"old\", 1]]}' FROM features.views "
@@ -215,7 +216,7 @@ def test_lists_of_a_keeper_that_stands_still_are_not_served(pool, store):
 
 def test_tiles_and_lists_come_in_one_round_trip(pool, store, monkeypatch):
     asks = [ViewKey(view="user_browse_5m", key="1"), ViewKey(view="top_queries_30m", key="all")]
-    TopLists(DEFINITIONS, store).rebuild(now_ms=BASE)
+    TopLists(store).rebuild(now_ms=BASE)
     store.get(asks, as_of_ms=None, now_ms=BASE)  # knows the ids of the views from now on
     statement, sent = pool.statement, []
 
@@ -249,6 +250,11 @@ def test_the_keeper_begins_anew_when_the_database_was_away(pool, store, eventual
         def __init__(self):
             self.rounds = []
 
+        definitions = DEFINITIONS
+
+        def refresh(self):
+            return False
+
         def list_rows(self, *, after, from_ms):
             self.rounds.append(dict(after))
             if len(self.rounds) % 3 == 0:
@@ -265,7 +271,6 @@ def test_the_keeper_begins_anew_when_the_database_was_away(pool, store, eventual
         store.append(cursor, TaskOutput(partition=0, watermark_ms=BASE, next_offset=5))
     away, stop = Away(), threading.Event()
     keeper = FeatureKeeper(
-        DEFINITIONS,
         away,
         clock=ManualClock(now_ms=BASE),
         options=KeeperOptions(lists_every_s=0.01, expiry_every_s=0.02),
@@ -279,7 +284,7 @@ def test_the_keeper_begins_anew_when_the_database_was_away(pool, store, eventual
 
 
 def test_tiles_are_kept_until_the_history_has_their_events(pool, store):
-    frames = {"top_queries_30m": pl.DataFrame([("all", BASE, '[1,["a",1]]')], schema=TILE_SCHEMA, orient="row")}
+    frames = {"top_queries_30m@1": pl.DataFrame([("all", BASE, '[1,["a",1]]')], schema=TILE_SCHEMA, orient="row")}
     ask = ViewKey(view="top_queries_30m", key="all")
 
     def history_comes_to(watermark_ms):

@@ -148,8 +148,8 @@ def test_hashes_are_forgotten_only_when_their_minute_is_beyond_the_horizon():
 def test_tiles_that_no_window_will_reach_are_not_written():
     taken = stream()
     taken.take(frame({"ts": BASE}, {"ts": BASE + 3 * 60 * MINUTE}))
-    assert taken.tiles()["top_viewed_30m"].height == 0
-    assert taken.tiles()["user_browse_5m"]["tile_start_ms"].to_list() == [BASE + 3 * 60 * MINUTE]
+    assert taken.tiles()["top_viewed_30m@1"].height == 0
+    assert taken.tiles()["user_browse_5m@1"]["tile_start_ms"].to_list() == [BASE + 3 * 60 * MINUTE]
 
 
 def test_a_profile_older_than_events_already_taken_is_counted_and_changes_nothing_of_them():
@@ -159,7 +159,7 @@ def test_a_profile_older_than_events_already_taken_is_counted_and_changes_nothin
     assert taken.take(frame({**click, "ts": BASE + MINUTE}))["without_profile"] == 1
     assert taken.take_profiles(profile)["late_profile"] == 1
     assert taken.take(frame({**click, "ts": BASE + MINUTE, "event_id": "second"}))["without_profile"] == 0
-    (row,) = taken.tiles()["segment_page_top_ads"].rows()
+    (row,) = taken.tiles()["segment_page_top_ads@1"].rows()
     assert (row[0], merge(DEFINITIONS.view("segment_page_top_ads"), [row[1:]])) == ("CN|f|3", {"top": [[5, 1]], "last": [5]})  # fmt: skip  # noqa: E501
 
 
@@ -218,7 +218,7 @@ def test_a_retraction_before_its_event_means_the_same_wherever_a_batch_ends(cuts
     taken = stream()
     for start, end in itertools.pairwise([0, *cuts, 3]):
         taken.take(events[start:end])
-    rows = taken.tiles()["category_top_items_10m"].select("tile_start_ms", "state").rows()
+    rows = taken.tiles()["category_top_items_10m@1"].select("tile_start_ms", "state").rows()
     assert merge(DEFINITIONS.view("category_top_items_10m"), rows) == {"top": [[9, 1]]}
 
 

@@ -1,11 +1,5 @@
--- name: add_view
-INSERT INTO features.views (name, version, definition)
-SELECT %(name)s, %(version)s, %(definition)s
-WHERE NOT EXISTS (SELECT 1 FROM features.views WHERE name = %(name)s AND version = %(version)s)
-ON CONFLICT DO NOTHING;
-
--- name: list_views
-SELECT view_id, name, version, definition FROM features.views ORDER BY name, version;
+-- name: read_change
+SELECT change FROM features.settings;
 
 -- name: get_values (tiles and lists in one round trip; ask 0 is no ask: it tells from when on tiles are kept, and a number
 -- below it which view's lists are fresh)
@@ -69,7 +63,7 @@ SELECT item_id, ts_ms, item_type, category_id, title FROM features.items WHERE i
 SELECT item_id, ts_ms, item_type, category_id, title FROM features.items ORDER BY item_id;
 
 -- name: load_partition
-SELECT watermark_ms FROM features.partitions WHERE partition = %(partition)s;
+SELECT watermark_ms, seen_from_ms FROM features.partitions WHERE partition = %(partition)s;
 
 -- name: load_seen
 SELECT minute_ms, hashes FROM features.seen WHERE partition = %(partition)s ORDER BY minute_ms;
@@ -88,9 +82,11 @@ SELECT %(partition)s, * FROM unnest(%(minutes)s::bigint[], %(hashes)s::bytea[]);
 DELETE FROM features.seen WHERE partition = %(partition)s AND minute_ms <= %(to_minute_ms)s;
 
 -- name: put_partition
-INSERT INTO features.partitions (partition, watermark_ms, next_offset)
-VALUES (%(partition)s, %(watermark_ms)s, %(next_offset)s)
-ON CONFLICT (partition) DO UPDATE SET watermark_ms = EXCLUDED.watermark_ms, next_offset = EXCLUDED.next_offset;
+INSERT INTO features.partitions (partition, watermark_ms, next_offset, seen_from_ms)
+VALUES (%(partition)s, %(watermark_ms)s, %(next_offset)s, %(seen_from_ms)s)
+ON CONFLICT (partition) DO UPDATE
+SET watermark_ms = EXCLUDED.watermark_ms, next_offset = EXCLUDED.next_offset, seen_from_ms = EXCLUDED.seen_from_ms
+RETURNING (SELECT change FROM features.settings);
 
 -- name: put_profiles
 INSERT INTO features.profiles (user_id, ts_ms, country, gender, city, age_band, partition)

@@ -1,0 +1,227 @@
+"""How soon features are fresh again after an actor of theirs is killed with SIGKILL, while events keep coming.
+
+    python benchmarks/bench_recovery.py [--rate 20000] [--kills 3] [--generator FILE]
+
+Kafka, PostgreSQL and Ray are of its own. The age of the output is how long ago the log's ends were where the committed
+positions of the killed actor's partitions are now. Of each kill, in seconds: `fresh`, until events written after it are
+in the tables, in every partition; `caught_up`, until the age is what it was before (at least 1 s). FILE is another
+program that writes events: `FILE N --rate R --bootstrap HOST:PORT --suffix S --start-ms T --keep`. Prints one JSON
+line; the goal is to be fresh within 10 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from configs.settings import KafkaServer as KafkaSettings
+from configs.settings import Pipeline, Servers, Settings
+from rtrec_ray.app.cluster import end_actors, stop_actors
+from rtrec_ray.app.pipeline import Share, shares, start_pipeline
+from rtrec_ray.app.prepare import prepare
+from rtrec_ray.app.system import Addresses, System
+from rtrec_ray.clock import monotonic_s, wall_ms
+from rtrec_ray.embedded.kafka import KafkaServer, KafkaServerOptions
+from rtrec_ray.embedded.postgres import PostgresServer, PostgresServerOptions
+from rtrec_ray.events import BEHAVIOR
+from rtrec_ray.features.file import load_definitions
+from rtrec_ray.kafka.base import Consumer, KafkaOptions, TopicPartition
+from rtrec_ray.kafka.codec import encode
+from rtrec_ray.kafka.connect import connect_consumer, connect_producer
+from rtrec_ray.postgres.connection import Connection, connect, transaction
+from rtrec_ray.samples.definition import load_definition
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SUFFIX = "-recovery"
+KINDS = ("impression", "view", "search", "click", "favorite", "cart")
+SHARES = (0.45, 0.35, 0.10, 0.05, 0.03, 0.02)
+GOAL_S = 10.0
+PATIENCE_S = 120.0
+POSITIONS = "SELECT partition, next_offset FROM meta.positions WHERE task = 'features' AND topic = 'behavior'"
+
+
+def produce(bootstrap: str, rate: int) -> None:
+    """Write events of now until the process is ended."""
+    random, written, begun_s = np.random.default_rng(7), 0, monotonic_s()
+    with closing(connect_producer(KafkaOptions(bootstrap=bootstrap, suffix=SUFFIX))) as producer:
+        while True:
+            due = int((monotonic_s() - begun_s) * rate) - written
+            if due:
+                producer.send_many(BEHAVIOR, *encode(BEHAVIOR, events(random, written, due)))
+                written += due
+            threading.Event().wait(0.05)
+
+
+def events(random: np.random.Generator, first: int, n: int) -> pl.DataFrame:
+    """(n, ...) events of now, up to 2 s out of order: 50,000 users, 20,000 items, 100 categories, 1,000 words."""
+    item = random.integers(0, 20_000, n)
+    return pl.DataFrame(
+        {
+            "event_id": [f"e{number}" for number in range(first, first + n)],
+            "event_type": random.choice(KINDS, n, p=SHARES),
+            "ts": wall_ms() - random.integers(0, 2_000, n),
+            "user_id": random.integers(0, 50_000, n),
+            "item_id": item,
+            "item_type": np.array(["product", "article", "video", "ad"])[item % 4],
+            "category_id": item % 100,
+            "page_id": random.integers(1, 21, n),
+            "dwell_ms": random.integers(0, 60_000, n),
+            "query": np.char.add("word", random.integers(0, 1_000, n).astype(str)),
+        }
+    )
+
+
+@contextmanager
+def running_system(actors: int) -> Iterator[System]:
+    """A system of which only the features' actors run."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rtrec-bench-")))
+        kafka = KafkaServer(KafkaServerOptions(directory=folder / "kafka"))
+        postgres = PostgresServer(PostgresServerOptions(directory=folder / "postgres"))
+        for server in (kafka, postgres):
+            stack.callback(server.stop)
+            server.start()
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        stack.callback(ray.shutdown)
+        yield prepare(
+            System(
+                settings=Settings(
+                    servers=Servers(kafka=KafkaSettings(suffix=SUFFIX)),
+                    pipeline=Pipeline(feature_actors=actors, sample_actors=0, history_actors=0),
+                ),
+                directory=folder,
+                addresses=Addresses(kafka=kafka.bootstrap, postgres=postgres.dsn(), ray="local"),
+                features=load_definitions(CONFIGS / "features.yaml"),
+                samples=load_definition(CONFIGS / "samples.yaml"),
+            )
+        )
+
+
+@contextmanager
+def load(system: System, *, rate: int, generator: Path | None) -> Iterator[None]:
+    """Events come during the block, written by a process of their own."""
+    if generator is None:
+        words = [__file__, "--rate", str(rate), "--produce", system.kafka.bootstrap]
+    else:
+        n = 150 * rate  # enough for the whole measurement; its event time must not run ahead of the clock
+        start_ms = wall_ms() - 3_600_000
+        words = [str(generator), str(n), "--rate", str(rate), "--bootstrap", system.kafka.bootstrap]
+        words += ["--suffix", SUFFIX, "--start-ms", str(start_ms - n * 18 // 10), "--keep"]
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """Looks at the log's ends and the committed positions of some partitions."""
+
+    consumer: Consumer
+    connection: Connection
+    partitions: tuple[int, ...]
+    ends: list[tuple[float, dict[int, int]]] = field(default_factory=list)
+
+    def age_s(self) -> float:
+        """How long ago the log ended where the positions are now; endless before that was ever seen."""
+        parts = [TopicPartition(topic=BEHAVIOR, partition=partition) for partition in self.partitions]
+        now_s = monotonic_s()
+        self.ends.append((now_s, {place.partition: end for place, end in self.consumer.end_offsets(parts).items()}))
+        with transaction(self.connection) as cursor:
+            cursor.execute(POSITIONS)
+            done = dict(cursor.fetchall())
+        reached = [at_s for at_s, ends in self.ends if all(done.get(p, 0) >= end for p, end in ends.items())]
+        return now_s - reached[-1] if reached else float("inf")
+
+    def ages_s(self, seconds: float) -> list[float]:
+        """The ages over so many seconds."""
+        until_s, ages = monotonic_s() + seconds, []
+        while monotonic_s() < until_s:
+            ages.append(self.age_s())
+            threading.Event().wait(0.05)
+        return ages
+
+    def until(self, age_s: float, *, since_s: float) -> float:
+        """Seconds from `since_s` until the output has what was written after it, and is no older than `age_s`."""
+        while monotonic_s() - since_s < PATIENCE_S:
+            age = self.age_s()
+            if age <= age_s and monotonic_s() - age >= since_s:
+                return monotonic_s() - since_s
+            threading.Event().wait(0.05)
+        raise TimeoutError(f"not within {PATIENCE_S:g} s")
+
+
+def pid_of(actor: Any) -> int:
+    """The process of an actor, as soon as it answers."""
+    while True:
+        try:
+            return int(ray.get(actor.health.remote(), timeout=PATIENCE_S).pid)
+        except (RayError, GetTimeoutError):
+            threading.Event().wait(0.1)
+
+
+def measure(system: System, share: Share, actor: Any) -> dict[str, float]:
+    """Kill the share's actor once its output is fresh; answers seconds."""
+    with closing(connect_consumer(system.kafka)) as consumer, closing(connect(system.postgres)) as connection:
+        watch = Watch(consumer=consumer, connection=connection, partitions=share.owned)
+        watch.until(2.0, since_s=monotonic_s())
+        usual_s = float(np.median(watch.ages_s(5.0)))
+        (begun_s, first), (ended_s, last) = watch.ends[0], watch.ends[-1]
+        written = sum(last.values()) - sum(first.values())
+        victim, killed_s = pid_of(actor), monotonic_s()
+        os.kill(victim, signal.SIGKILL)
+        fresh_s = watch.until(float("inf"), since_s=killed_s)
+        caught_up_s = watch.until(max(1.0, usual_s), since_s=killed_s)
+    return {
+        "events_per_s": round(written / (ended_s - begun_s)),  # in the partitions of the victim
+        "age_before_s": round(usual_s, 2),
+        "fresh_s": round(fresh_s, 2),
+        "caught_up_s": round(caught_up_s, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=int, default=20_000)
+    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--generator", type=Path)
+    parser.add_argument("--produce", metavar="BOOTSTRAP", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.produce is not None:
+        produce(arguments.produce, arguments.rate)
+        return
+    with running_system(arguments.actors) as system:
+        actors = dict(zip(shares(system), start_pipeline(system), strict=True))
+        names = [share.name for share in actors]
+        try:
+            with load(system, rate=arguments.rate, generator=arguments.generator):
+                victims = [list(actors.items())[number % len(actors)] for number in range(arguments.kills)]
+                kills = [measure(system, share, actor) for share, actor in victims]
+        finally:
+            stop_actors(names)
+            end_actors(names)
+    worst = max(kill["fresh_s"] for kill in kills)
+    print(json.dumps({"rate": arguments.rate, "kills": kills, "worst_fresh_s": worst, "met": worst <= GOAL_S}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""How definitions change while a system runs: views are added and old versions stay, until they are dropped by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rtrec_ray.errors import DefinitionInvalid
+from rtrec_ray.features.definition import Definitions
+
+MARGIN_MS = 600_000
+"""The horizon is at least this much longer than the longest window."""
+
+
+def evolve(live: Definitions | None, new: Definitions) -> Definitions:
+    """What is in force after `new` was applied to what is live: its times, its views, and all other live versions.
+
+    Raises DefinitionInvalid when a live version would mean something else, or the times do not suit all that is live.
+
+    >>> from rtrec_ray.features.definition import FeatureView
+    >>> view = FeatureView(name="v", version=1, keys=((),), window_ms=10, source=(), aggregations=())
+    >>> live = Definitions(tile_ms=10, horizon_ms=700_000, retention_ms=800_000, views=(view,))
+    >>> evolve(live, replace(live, views=(replace(view, version=2),))).views == (view, replace(view, version=2))
+    True
+    """
+    if live is None or not live.views:
+        return new
+    if new.tile_ms != live.tile_ms:
+        raise DefinitionInvalid(
+            f"tile is {live.tile_ms} ms in what is live and {new.tile_ms} ms here",
+            mend="keep the tile; it can change only when all views are dropped",
+        )
+    texts = {view.id: live.text(view) for view in live.views}
+    for view in new.views:
+        if texts.get(view.id, new.text(view)) != new.text(view):
+            raise DefinitionInvalid(
+                f"{view.name} version {view.version} is already defined otherwise", mend="raise its version"
+            )
+    added = tuple(view for view in new.views if view.id not in texts)
+    both = replace(live, horizon_ms=new.horizon_ms, retention_ms=new.retention_ms, views=(*live.views, *added))
+    _check_times(both)
+    return both
+
+
+def _check_times(both: Definitions) -> None:
+    longest = max(both.views, key=lambda view: view.window_ms)
+    mend = f"raise it, or drop {longest.id} first"
+    if both.horizon_ms < longest.window_ms + MARGIN_MS:
+        raise DefinitionInvalid(f"horizon is shorter than the window of {longest.id} + 10m", mend=mend)
+    if both.retention_ms < both.horizon_ms + longest.window_ms:
+        raise DefinitionInvalid(f"retention is shorter than the horizon + the window of {longest.id}", mend=mend)

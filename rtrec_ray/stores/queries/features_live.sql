@@ -1,0 +1,52 @@
+-- name: lock_settings
+SELECT tile_ms FROM features.settings FOR UPDATE;
+
+-- name: put_settings (tiles that a shorter retention dropped do not come back with a longer one)
+INSERT INTO features.settings AS s (tile_ms, horizon_ms, retention_ms) VALUES (%(tile_ms)s, %(horizon_ms)s, %(retention_ms)s)
+ON CONFLICT (one) DO UPDATE
+SET tiles_from_ms = CASE WHEN EXCLUDED.retention_ms > s.retention_ms
+                         THEN greatest(s.tiles_from_ms, features.kept_upto() - s.retention_ms) ELSE s.tiles_from_ms END,
+    tile_ms = EXCLUDED.tile_ms, horizon_ms = EXCLUDED.horizon_ms, retention_ms = EXCLUDED.retention_ms,
+    change = s.change + 1
+WHERE (s.tile_ms, s.horizon_ms, s.retention_ms) IS DISTINCT FROM
+      (EXCLUDED.tile_ms, EXCLUDED.horizon_ms, EXCLUDED.retention_ms);
+
+-- name: note_change
+UPDATE features.settings SET change = change + 1;
+
+-- name: add_view
+INSERT INTO features.views AS v (name, version, definition, live) VALUES (%(name)s, %(version)s, %(definition)s, true)
+ON CONFLICT (name, version) DO UPDATE SET live = true WHERE NOT v.live;
+
+-- name: list_views
+SELECT view_id, name, version, definition, live FROM features.views ORDER BY view_id;
+
+-- name: read_settings
+SELECT tile_ms, horizon_ms, retention_ms, tiles_from_ms, change FROM features.settings;
+
+-- name: read_live (a view that has not begun everywhere is complete nowhere)
+SELECT v.view_id, v.definition,
+       CASE WHEN count(p.partition) > count(s.partition) THEN 1::bigint << 61 ELSE max(s.complete_from_ms) END
+FROM features.views v
+LEFT JOIN features.partitions p ON true
+LEFT JOIN features.view_starts s ON s.view_id = v.view_id AND s.partition = p.partition
+WHERE v.live
+GROUP BY v.view_id
+ORDER BY v.view_id;
+
+-- name: begin_views
+INSERT INTO features.view_starts (view_id, partition, next_offset, complete_from_ms)
+SELECT view_id, %(partition)s, %(next_offset)s, %(complete_from_ms)s FROM features.views v
+WHERE live AND NOT EXISTS (SELECT FROM features.view_starts s WHERE s.view_id = v.view_id AND s.partition = %(partition)s);
+
+-- name: drop_view
+DELETE FROM features.views WHERE name = %(name)s AND version = %(version)s AND live RETURNING view_id;
+
+-- name: drop_tiles
+DELETE FROM features.tiles WHERE view_id = %(view_id)s;
+
+-- name: drop_lists
+DELETE FROM features.top_lists WHERE view_id = %(view_id)s;
+
+-- name: drop_round
+DELETE FROM features.top_list_rounds WHERE view_id = %(view_id)s;
