@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,24 @@ def drop_live(cursor: Cursor, view_id: str) -> None:
     for statement in ("drop_tiles", "drop_lists", "drop_round"):
         cursor.execute(sql[statement], {"view_id": row[0]})
     cursor.execute(sql["note_change"])
+
+
+def move_profiles(cursor: Cursor, *, partitions: int, partition_of: Callable[[int], int]) -> None:
+    """After partitions were added, let each user's profiles be where the user's events come from now.
+
+    `partition_of`: user → partition. No task of the old number may be running.
+    """
+    sql = _sql()
+    cursor.execute(sql["lock_partitions"])
+    row = cursor.fetchone()
+    if row is None or row[0] == partitions:
+        return
+    if row[0] is not None:
+        cursor.execute(sql["list_profiled_users"])
+        users = [user for (user,) in cursor.fetchall()]
+        moved = {"user_ids": users, "partitions": [partition_of(user) for user in users]}
+        cursor.execute(sql["move_profiles"], moved)
+    cursor.execute(sql["put_partitions"], {"partitions": partitions})
 
 
 def _check_texts(cursor: Cursor, both: Definitions) -> None:

@@ -570,7 +570,6 @@ def test_other_numbers_of_actors_and_partitions_lose_and_double_nothing(
     run_with(system, crew, eventually, of=2, events=(1_500, 3_000))
     assert over_partitions(system) == recomputed(system)
     system = add_partitions(system, 6)
-    send_all(system, profiles())
     run_with(system, crew, eventually, of=3, events=(3_000, 4_500))
     assert {partition for partition, _, _ in query(system, LEASES)} == set(range(6))
     assert over_partitions(system) == recomputed(system)

@@ -50,3 +50,17 @@ DELETE FROM features.top_lists WHERE view_id = %(view_id)s;
 
 -- name: drop_round
 DELETE FROM features.top_list_rounds WHERE view_id = %(view_id)s;
+
+-- name: lock_partitions
+SELECT partitions FROM features.settings FOR UPDATE;
+
+-- name: put_partitions
+UPDATE features.settings SET partitions = %(partitions)s;
+
+-- name: list_profiled_users
+SELECT DISTINCT user_id FROM features.profiles;
+
+-- name: move_profiles
+UPDATE features.profiles p SET partition = n.partition
+FROM unnest(%(user_ids)s::bigint[], %(partitions)s::int[]) AS n (user_id, partition)
+WHERE p.user_id = n.user_id AND p.partition <> n.partition;

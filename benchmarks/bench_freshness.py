@@ -1,0 +1,93 @@
+"""How long after an event is sent its feature can be read, while others come at a rate.
+
+    python benchmarks/bench_freshness.py [--rate 10000] [--seconds 30]
+
+Kafka, PostgreSQL and Ray are of its own, two actors compute all views of `configs/features.yaml`. Ten times a second a
+new user views an item: from the call that sends the event until `user_browse_5m` of that user has it, read every 5 ms,
+is one measurement. Prints one JSON line, ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+from contextlib import closing
+
+import msgspec
+import numpy as np
+from live_stage import load, running_system
+
+from rtrec_ray.app.cluster import end_actors, stop_actors
+from rtrec_ray.app.pipeline import shares, start_pipeline
+from rtrec_ray.app.system import System
+from rtrec_ray.clock import monotonic_s, wall_ms
+from rtrec_ray.events import BEHAVIOR, BehaviorEvent
+from rtrec_ray.features.keys import ViewKey
+from rtrec_ray.kafka.connect import connect_producer
+from rtrec_ray.postgres.connection import Pool
+from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+
+NOBODY = 1_000_000_000
+EACH_S = 0.1
+LOOK_S = 0.005
+SETTLE_S = 10.0
+PATIENCE_S = 60.0
+
+
+def latencies_ms(system: System, *, seconds: float) -> list[float]:
+    """Of each event sent, ms until it was read; infinite for one that was not within the patience."""
+    sent: dict[ViewKey, float] = {}
+    found: list[float] = []
+    until_s, next_s, user = monotonic_s() + seconds, monotonic_s(), NOBODY
+    with closing(Pool(system.postgres, size=1)) as pool, closing(connect_producer(system.kafka)) as producer:
+        store = PostgresFeatureStore(system.features, pool=pool)
+        while sent or monotonic_s() < until_s:
+            if monotonic_s() > until_s + PATIENCE_S:
+                return found + [float("inf")] * len(sent)
+            if next_s <= monotonic_s() < until_s:
+                next_s += EACH_S
+                user += 1
+                sent[ViewKey(view="user_browse_5m", key=str(user))] = monotonic_s()
+                event = BehaviorEvent(
+                    event_id=f"probe-{user}", event_type="view", ts=wall_ms(), user_id=user, item_id=1
+                )
+                producer.send(BEHAVIOR, key=str(user).encode(), value=msgspec.json.encode(event))
+            values = store.get(list(sent), as_of_ms=None, now_ms=wall_ms()) if sent else {}
+            now_s = monotonic_s()
+            found += [1_000 * (now_s - sent.pop(ask)) for ask, value in values.items() if value is not None]
+            threading.Event().wait(LOOK_S)
+    return found
+
+
+def main() -> None:
+    """Start everything, measure, stop everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--actors", type=int, default=2)
+    arguments = parser.parse_args()
+    with running_system(arguments.actors) as system:
+        actors = start_pipeline(system)
+        names = [share.name for share in shares(system)]
+        try:
+            with load(system, rate=arguments.rate, generator=None):
+                latencies_ms(system, seconds=SETTLE_S)
+                found = latencies_ms(system, seconds=arguments.seconds)
+        finally:
+            del actors
+            stop_actors(names)
+            end_actors(names)
+    p50, p99 = np.percentile(found, [50, 99])
+    answer = {
+        "rate": arguments.rate,
+        "events": len(found),
+        "p50": round(p50),
+        "p99": round(p99),
+        "max": round(max(found)),
+    }
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
