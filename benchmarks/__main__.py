@@ -7,6 +7,8 @@ from pathlib import Path
 RUNS = (
     ("bench_codec.py",),
     ("bench_features_local.py", "--events", "1000000"),
+    ("bench_freshness.py",),
+    ("bench_recovery.py",),
     ("bench_reads.py",),
     ("bench_stitch_local.py", "1000000"),
     ("bench_stitch_local.py", "1000000", "--postgres"),

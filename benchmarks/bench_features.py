@@ -49,7 +49,7 @@ from rtrec_ray.kafka.base import KafkaOptions, TopicPartition
 from rtrec_ray.kafka.connect import connect_admin, connect_consumer
 from rtrec_ray.postgres.connection import Cursor, Pool, PostgresOptions, connect
 from rtrec_ray.postgres.migrate import migrate
-from rtrec_ray.stores.features import ListRound, ListRows, TaskOutput, TopLists
+from rtrec_ray.stores.features import Appended, ListRound, ListRows, TaskOutput, TopLists
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 
 W1: Final = ("user_browse_5m", "category_top_items_10m", "top_queries_30m")
@@ -84,10 +84,12 @@ class ListsOnly(PostgresFeatureStore):
         self._lists = lists
         self._listed = {view.id for view in definitions.views if view.cached}
 
-    def append(self, cursor: Cursor, output: TaskOutput) -> int:
+    def append(self, cursor: Cursor, output: TaskOutput) -> Appended:
         rows = {name: list(frame.iter_rows()) for name, frame in output.tiles.items() if name in self._listed}
         self._lists.send.remote(output.partition, output.watermark_ms, rows)
-        return sum(frame.height for frame in output.tiles.values())
+        cursor.execute("SELECT change FROM features.settings")
+        (change,) = cursor.fetchone() or (0,)
+        return Appended(rows=sum(frame.height for frame in output.tiles.values()), change=change)
 
 
 @ray.remote(num_cpus=0)

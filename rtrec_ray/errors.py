@@ -15,6 +15,8 @@
     ├── UnknownView                  no such feature view
     ├── BeyondRetention              the tiles of that time are gone
     ├── ReplayRefused                the log would arrive behind the system's watermark
+    ├── VerifyImpossible             there is nothing to compare
+    ├── FeaturesDiffer               features were served that the events do not give
     ├── ModelRejected                a model may not go online
     ├── TrainingImpossible           there is nothing to learn from
     ├── TrainingFailed               a training run ended by an error
@@ -110,8 +112,20 @@ class BeyondRetention(RtrecError):
     """A feature was asked for as of a time whose tiles are no longer kept."""
 
 
+class BackfillImpossible(RtrecError):
+    """A view cannot be filled: it has not begun, or the history or the tiles do not reach back that far."""
+
+
 class ReplayRefused(RtrecError):
     """The log's first event lies behind the watermark of the running system."""
+
+
+class VerifyImpossible(RtrecError):
+    """There is nothing to compare: no history, or no request with the offsets behind its features."""
+
+
+class FeaturesDiffer(RtrecError):
+    """Features were served that the events do not give."""
 
 
 class ModelRejected(RtrecError):

@@ -52,7 +52,11 @@ class RankedItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 
 
 class InferenceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """What serving knew when it answered a request. `as_of`: view → partition → committed offset behind the values."""
+    """What serving knew when it answered a request.
+
+    `as_of`: view → partition → committed offset behind the values; `as_of_ms`: view → end of their window, ms UTC;
+    `as_of_version`: view → its version.
+    """
 
     request_id: str
     user_id: int
@@ -63,6 +67,8 @@ class InferenceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     arm: str | None = None
     items: list[RankedItem] | None = None
     as_of: dict[str, dict[str, int]] | None = None
+    as_of_ms: dict[str, int] | None = None
+    as_of_version: dict[str, int] | None = None
 
 
 class ProfileVersion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):

@@ -15,7 +15,7 @@ from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.events import CatalogItem, ItemType
 from rtrec_ray.features.keys import CATEGORY_TOP_ITEMS_10M, TOP_VIEWED_30M, ViewKey
 from rtrec_ray.features.request import item_asks
-from rtrec_ray.stores.features import FeatureReader
+from rtrec_ray.stores.features import FeatureReader, ReadPoint
 from serving.metrics import ServingMetrics
 from serving.retrieve import Top, interleave, merged_top
 
@@ -38,6 +38,7 @@ class Lists:
     """One reading. `newest`: all items, newest first; `popular`: what to show to whom nothing is known of.
 
     `newest_event_ms`: event time of the newest event behind the features, ms UTC. `loaded`: there was a reading.
+    `points`: view name → what is behind its top lists.
     """
 
     catalogue: Mapping[int, CatalogItem] = field(default_factory=dict)
@@ -46,6 +47,7 @@ class Lists:
     by_category: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     by_type: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     popular: tuple[int, ...] = ()
+    points: Mapping[str, ReadPoint] = field(default_factory=dict)
     newest_event_ms: int | None = None
     loaded: bool = False
 
@@ -91,7 +93,7 @@ def without_trends(lists: Lists) -> Lists:
     (3, 2)
     """
     popular = lists.newest[: len(lists.popular)]
-    return replace(lists, by_category={}, by_type={}, popular=popular, newest_event_ms=None)
+    return replace(lists, by_category={}, by_type={}, popular=popular, points={}, newest_event_ms=None)
 
 
 def _tops(values: Values, view: str) -> dict[str, Top]:
@@ -140,11 +142,12 @@ class ListsReader:
         if monotonic_s() >= self._catalogue_due_s:
             lists = with_catalogue(lists, self._store.catalogue())
         asks = known(self._store, lists.asks)
-        values = self._store.get(asks, as_of_ms=None, now_ms=self._clock.now_ms(), cached=True)
+        found = self._store.read(asks, now_ms=self._clock.now_ms(), cached=True)
         newest = self._newest_event_ms()
         if lists.catalogue is not self._lists.catalogue:
             self._catalogue_due_s = monotonic_s() + catalogue_s
-        self._lists = replace(with_values(lists, values, limit=self._popular), newest_event_ms=newest)
+        valued = with_values(lists, found.values, limit=self._popular)
+        self._lists = replace(valued, points=found.points, newest_event_ms=newest)
         self._fresh_at_s = monotonic_s()
 
     def start(self, *, lists_s: float, catalogue_s: float) -> None:

@@ -21,7 +21,7 @@ from rtrec_ray.features.merge import Value
 from rtrec_ray.features.vector import Columns, ModelInput
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.notification import MemoryNotificationStore
-from rtrec_ray.stores.features import TaskOutput
+from rtrec_ray.stores.features import Reading, ReadPoint, TaskOutput
 from rtrec_ray.stores.features_memory import MemoryFeatureStore, MemoryFeatureTables
 from serving.rank import Scorer
 from serving.replica import Backends
@@ -61,6 +61,11 @@ class SwitchableFeatureStore(MemoryFeatureStore):
         self.answers = threading.Event()
         self.answers.set()
 
+    def read(self, asks: Sequence[ViewKey], *, now_ms: int, cached: bool) -> Reading:
+        """As the port says."""
+        self._pass()
+        return super().read(asks, now_ms=now_ms, cached=cached)
+
     def get(
         self, asks: Sequence[ViewKey], *, as_of_ms: int | None, now_ms: int, cached: bool = False
     ) -> dict[ViewKey, Value | None]:
@@ -91,6 +96,7 @@ class MemoryServers:
     """
 
     def __init__(self, definitions: Definitions, *, clock: Clock) -> None:
+        self.clock = clock
         self.tables = MemoryFeatureTables()
         self.store = SwitchableFeatureStore(definitions, tables=self.tables)
         self.broker = MemoryBroker(now_ms=clock.now_ms)
@@ -129,12 +135,16 @@ class MemoryServers:
         views = [view for view in definitions.views if not view.needs_profile]
         tiles = {view.id: compute(view, frame, tile_ms=definitions.tile_ms) for view in views}
         self.newest_event_ms = max(event.ts for event in events)
-        self.store.append(None, TaskOutput(partition=0, watermark_ms=None, tiles=tiles))
+        offset = self.tables.offsets.get(0, 0) + len(events)
+        self.store.append(None, TaskOutput(partition=0, watermark_ms=None, next_offset=offset, tiles=tiles))
 
     def put_list(self, view: str, key: str, value: Value) -> None:
         """Set a value of a view that is kept as a list."""
         version = self.store.definitions.view(view).version
         self.tables.lists.setdefault((view, version), {})[key] = value
+        self.tables.rounds[(view, version)] = ReadPoint(
+            as_of_ms=self.clock.now_ms(), offsets=dict(self.tables.offsets), version=version
+        )
 
     def _champion(self) -> str | None:
         self._require_registry()

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from rtrec_ray.clock import Clock
 from rtrec_ray.events import InferenceRecord, RankedItem
-from rtrec_ray.features.request import item_features, recently_viewed, request_features, trends
+from rtrec_ray.features.request import VIEW_OF, item_features, recently_viewed, request_features, trends
+from rtrec_ray.stores.features import ReadPoint
 from serving.calls import BoundedCalls
 from serving.explore import Shown, arrange
 from serving.lists import Lists, ListsReader, without_trends
@@ -197,6 +198,7 @@ class Recommender:
             page_id=ask.page_id,
             arm=slate.arm_name,
             items=items,
+            **_behind(_points(slate)),
         )
         return answer, record
 
@@ -218,6 +220,25 @@ def _ranked(slate: _Slate, shown: Shown, position: int) -> RankedItem:
         propensity=shown.propensity,
         features=slate.rows[shown.index],
     )
+
+
+def _points(slate: _Slate) -> dict[str, ReadPoint]:
+    """What is behind the views whose values are in the record: not those that the request's context replaced."""
+    points = {**slate.lists.points, **slate.user.points}
+    for name in slate.ask.context.keys() & VIEW_OF.keys():
+        points.pop(VIEW_OF[name], None)
+    return points
+
+
+def _behind(points: Mapping[str, ReadPoint]) -> dict[str, Any]:
+    """The same as fields of the record; none for none."""
+    if not points:
+        return {}
+    return {
+        "as_of": {view: {str(part): offset for part, offset in at.offsets.items()} for view, at in points.items()},
+        "as_of_ms": {view: at.as_of_ms for view, at in points.items()},
+        "as_of_version": {view: at.version for view, at in points.items()},
+    }
 
 
 def _age_ms(now_ms: int, then_ms: int | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,7 +19,7 @@ from rtrec_ray.features.keys import (
     ViewKey,
 )
 from rtrec_ray.features.request import request_asks
-from rtrec_ray.stores.features import FeatureReader
+from rtrec_ray.stores.features import FeatureReader, ReadPoint
 from serving.lists import Values, known
 
 _MOST_PROFILES: Final = 100_000
@@ -27,10 +28,14 @@ _NEEDED: Final = {USER_BROWSE_5M, USER_BROWSE_1M, SEGMENT_PAGE_TOP_ADS, CATEGORY
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserRead:
-    """What the store knew. `realtime`: the views were read; without it no value means "not known", not "nothing"."""
+    """What the store knew. `realtime`: the views were read; without it no value means "not known", not "nothing".
+
+    `points`: view name → what is behind its values.
+    """
 
     profile: ProfileVersion | None = None
     values: Values = field(default_factory=dict)
+    points: Mapping[str, ReadPoint] = field(default_factory=dict)
     realtime: bool = False
 
     def last_items(self, user_id: int) -> list[int]:
@@ -62,8 +67,8 @@ class UserReader:
         profile = self._profile(user_id)
         asks = known(self._store, request_asks(user_id=user_id, profile=profile, page_id=page_id))
         # cached: segments' top lists come from their cache; a user's own views are merged from tiles either way.
-        values = self._store.get(asks, as_of_ms=None, now_ms=self._clock.now_ms(), cached=True)
-        return UserRead(profile=profile, values=values, realtime=True)
+        found = self._store.read(asks, now_ms=self._clock.now_ms(), cached=True)
+        return UserRead(profile=profile, values=found.values, points=found.points, realtime=True)
 
     def read_profile(self, user_id: int) -> UserRead:
         """Who the user is, and nothing of what the user did of late. Raises StoreUnavailable."""

@@ -15,6 +15,7 @@ from actors.sample import SampleOperator
 from actors.stage import Work
 from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.app.cluster import start_actor
+from rtrec_ray.app.daily import daily_runs
 from rtrec_ray.app.system import System
 from rtrec_ray.kafka.connect import connect_consumer, connect_producer
 from rtrec_ray.postgres.connection import Pool, connect
@@ -69,10 +70,11 @@ def start_pipeline(system: System) -> list[Any]:
 
 def make_work(system: System, share: Share) -> list[Work]:
     """The loop of a share, and what one process does for all partitions; called in the share's actor."""
-    chores: dict[str, Callable[[System], Work]] = {FEATURES: _keeper, HISTORY: _tidier}
-    chore = chores.get(share.stage) if share.index == 0 else None
-    loop = _loop(system, share)
-    return [loop] if chore is None else [loop, chore(system)]
+    chores: dict[str, list[Callable[[System], Work]]] = {FEATURES: [_keeper], HISTORY: [_tidier]}
+    if system.settings.daily.scheduled:
+        chores[HISTORY].append(daily_runs)
+    wanted = chores.get(share.stage, []) if share.index == 0 else []
+    return [_loop(system, share), *(chore(system) for chore in wanted)]
 
 
 def _keeper(system: System) -> FeatureKeeper:

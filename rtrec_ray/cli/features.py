@@ -5,17 +5,23 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from threading import Event
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import orjson
 
 from rtrec_ray.app.find import open_system
 from rtrec_ray.app.system import System
+from rtrec_ray.app.verify import VerifyOptions, verify_system
+from rtrec_ray.cli.cluster import on_cluster
+from rtrec_ray.cli.daily import daily, get_static
 from rtrec_ray.cli.options import Where, command
+from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.clock import monotonic_s
+from rtrec_ray.errors import FeaturesDiffer
 from rtrec_ray.features.evolve import evolve
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.postgres.connection import Pool
@@ -23,6 +29,11 @@ from rtrec_ray.stores.features import list_views, read_view
 from rtrec_ray.stores.features_past import past_of
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.progress import read_stages
+from rtrec_ray.stores.static_features import VIEWS as STATIC_VIEWS
+from rtrec_ray.stores.static_features import list_static
+
+if TYPE_CHECKING:
+    from actors.jobs.backfill import BackfillSummary
 
 _YEAR_9999_MS: Final = 253_370_764_800_000
 _BEGIN_S: Final = 15.0  # a task that has nothing to commit looks for changes each third of its lease
@@ -43,6 +54,7 @@ def list_features(where: Where) -> None:
     else:
         with _store(system) as store:
             views = list_views(store.definitions)
+    views += list_static()
     where.answer({"views": views}, lambda: _print_views(views))
 
 
@@ -88,15 +100,72 @@ def drop(where: Where, view: str) -> None:
 
 @features.command()
 @click.argument("view")
+@click.option("--from", "from_ms", type=int, help="Event time, ms UTC; without it, as far back as tiles are kept.")
+@click.option("--to", "to_ms", type=int, help="Event time, ms UTC; without it, up to where the stream began.")
+@command
+def backfill(where: Where, view: str, **stretch: int | None) -> None:
+    """Compute what VIEW (or VIEW@VERSION) lacks from before it began, out of the history."""
+    with on_cluster(where) as system, progress_bar("backfill") as progress:
+        from rtrec_ray.app.backfill import backfill_view  # Ray's variables must be set before it is imported
+
+        done = backfill_view(system, view, **stretch, on_slice=progress)
+    where.answer(asdict(done), lambda: _print_backfill(done))
+
+
+@features.command()
+@click.argument("view")
 @click.argument("keys", nargs=-1, required=True)
 @click.option("--as-of", "as_of_ms", type=int, help="Event time, ms UTC; without it, now.")
 @command
 def get(where: Where, view: str, keys: tuple[str, ...], as_of_ms: int | None) -> None:
     """Read VIEW for KEYS."""
     system = open_system(where.config, where.data_dir)
-    with _store(system) as store:
-        found = read_view(store, view=view, keys=keys, as_of_ms=as_of_ms, now_ms=system.clock.now_ms())
+    if view in STATIC_VIEWS:
+        found = get_static(system, view, keys, as_of_ms=as_of_ms)
+    else:
+        with _store(system) as store:
+            found = read_view(store, view=view, keys=keys, as_of_ms=as_of_ms, now_ms=system.clock.now_ms())
     where.answer(found, lambda: _print_values(found))
+
+
+@features.command()
+@click.option("--sample", default=0.05, show_default=True, help="Share of the keys: users, categories, segments, ...")
+@click.option("--from", "from_ms", type=int, help="Time of requests, ms UTC; without it, from the first.")
+@click.option("--to", "to_ms", type=int, help="Time of requests, ms UTC; without it, to the last.")
+@click.option("--limit", type=click.IntRange(min=1), help="Compare at most so many requests.")
+@command
+def verify(where: Where, sample: float, from_ms: int | None, to_ms: int | None, limit: int | None) -> None:
+    """Compute again what requests were served, from the history's events, and compare. Ends with 1 if that differs."""
+    options = VerifyOptions(share=sample, from_ms=from_ms, to_ms=to_ms, most=limit)
+    system = open_system(where.config, where.data_dir)
+    with progress_bar("verify") as progress:
+        report = verify_system(system, options, progress=progress)
+    found = report.as_dict()
+    where.answer(found, lambda: _print_report(found))
+    if report.differences:
+        raise FeaturesDiffer(
+            f"{report.differences:,} values were served that the events do not give",
+            mend="the examples name requests, keys and values; --debug and `rtrec features get` help to look closer",
+        )
+
+
+def _print_report(found: dict[str, Any]) -> None:
+    outcomes = ("equal", "mismatch", "missing", "extra", "late_profile")
+    click.echo(
+        f"{found['requests']:,} requests: {found['compared']:,} compared, {found['not_yet']:,} with events that the "
+        f"history does not have yet, {found['incomplete']:,} with values of a view that was too new"
+    )
+    click.echo(f"{'':<30}" + "".join(f"{name:>13}" for name in outcomes))
+    for feature, counts in found["features"].items():
+        click.echo(f"{feature:<30}" + "".join(f"{counts[name]:>13,}" for name in outcomes))
+    if unseen := [name for name, counts in found["features"].items() if not any(counts.values())]:
+        click.echo(f"no key of the sample for {', '.join(unseen)}: raise --sample to compare them")
+    for each in found["examples"]:
+        item = "" if each["item_id"] is None else f" of item {each['item_id']}"
+        click.echo(
+            f"{each['kind']}: {each['feature']}{item} in request {each['request_id']} ({each['view']} {each['key']}): "
+            f"served {each['served']}, recomputed {each['recomputed']}"
+        )
 
 
 def _print_values(found: dict[str, Any]) -> None:
@@ -127,6 +196,13 @@ def _print_applied(added: list[str], *, begun: bool | None, dry_run: bool) -> No
                 False: "some partition has not begun yet; `rtrec status` shows whether the stage is up",
             }[begun]
         )
+
+
+def _print_backfill(done: BackfillSummary) -> None:
+    click.echo(
+        f"{done.view}: {done.slices} slices of 10 minutes ({done.already} were there), {done.rows:,} rows of tiles in "
+        f"{done.seconds:.1f} s; complete from {_when(done.complete_from_ms)}"
+    )
 
 
 def _when(ms: int) -> str:
@@ -161,3 +237,6 @@ def _wait_for_begin(store: PostgresFeatureStore, added: list[str]) -> bool:
         if monotonic_s() > deadline:
             return False
         pause.wait(0.2)
+
+
+features.add_command(daily)

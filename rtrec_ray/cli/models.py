@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, redirect_stdout
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from rtrec_ray.app.find import join_environment, open_system
+from rtrec_ray.app.find import open_system
 from rtrec_ray.app.system import System
+from rtrec_ray.cli.cluster import on_cluster
 from rtrec_ray.cli.options import Where, command
 from rtrec_ray.errors import AlreadyRunning, ModelRejected
 from rtrec_ray.notification.base import MODEL, MODEL_VALIDATED, NewEvent
@@ -33,7 +32,7 @@ def train() -> None:
 @command
 def base(where: Where, model: str | None) -> None:
     """Train a base model on all samples so far; the gate then decides whether it serves."""
-    with _on_cluster(where) as system:
+    with on_cluster(where) as system:
         from rtrec_ray.app.training import train_base  # Ray's variables must be set before it is imported
 
         version = train_base(system, family=model)
@@ -45,7 +44,7 @@ def base(where: Where, model: str | None) -> None:
 def incremental(where: Where) -> None:
     """Follow the sample ledger until stopped; `rtrec up` runs this as its part `training`."""
     _refuse_second_run(open_system(where.config, where.data_dir))
-    with _on_cluster(where) as system:
+    with on_cluster(where) as system:
         from rtrec_ray.app.training import run_incremental  # as above
 
         run_incremental(system)
@@ -118,17 +117,6 @@ def _refuse_second_run(system: System) -> None:
         run = book.runs().get("incremental")
     if run is not None and run.up:
         raise AlreadyRunning("the incremental run goes on already", mend="`rtrec status` shows it; `up` runs one")
-
-
-@contextmanager
-def _on_cluster(where: Where) -> Iterator[System]:
-    system = open_system(where.config, where.data_dir)
-    join_environment(system)
-    from rtrec_ray.app.cluster import joined  # Ray's variables must be set before it is imported
-
-    # Ray prints warnings of its nodes to stdout, which belongs to the answer.
-    with redirect_stdout(sys.stderr), joined(system):
-        yield system
 
 
 def _center(system: System) -> ModelCenter:

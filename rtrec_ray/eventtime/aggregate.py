@@ -1,4 +1,4 @@
-"""Partial aggregates of tiles and how they add up: each takes partials in any order and gives one value.
+"""Partial aggregates of tiles and how they add up: each takes partials in any order, many at once, and gives one value.
 
 A partial is plain JSON, so that a row of a table is the state and nothing else has to be kept:
 
@@ -20,14 +20,14 @@ from typing import Any, Protocol
 
 
 class Aggregate(Protocol):
-    """The sum of partials so far."""
+    """The sum of partials so far. Each comes with the start of its tile, ms."""
 
-    def add(self, partial: Any, *, tile_start_ms: int) -> None:
-        """Take one tile's partial."""
+    def add(self, partials: Sequence[Any], starts_ms: Sequence[int]) -> None:
+        """Take partials."""
         ...
 
-    def drop(self, partial: Any, *, tile_start_ms: int) -> None:
-        """Take away a partial that was added. All partials of a tile go together."""
+    def drop(self, partials: Sequence[Any], starts_ms: Sequence[int]) -> None:
+        """Take partials away that were added. All partials of a tile go together."""
         ...
 
     def value(self) -> Any:
@@ -38,20 +38,20 @@ class Aggregate(Protocol):
 class Total:
     """A count or a sum.
 
-    >>> total = Total(); total.add(2, tile_start_ms=0); total.add(3, tile_start_ms=10); total.value()
+    >>> total = Total(); total.add([2, 3], [0, 10]); total.value()
     5
     """
 
     def __init__(self) -> None:
         self._total = 0
 
-    def add(self, partial: int, *, tile_start_ms: int) -> None:
-        """Take a number."""
-        self._total += partial
+    def add(self, partials: Sequence[int], starts_ms: Sequence[int]) -> None:
+        """Take numbers."""
+        self._total += sum(partials)
 
-    def drop(self, partial: int, *, tile_start_ms: int) -> None:
-        """Take a number away."""
-        self._total -= partial
+    def drop(self, partials: Sequence[int], starts_ms: Sequence[int]) -> None:
+        """Take numbers away."""
+        self._total -= sum(partials)
 
     def value(self) -> int:
         """The total; 0 before anything was taken."""
@@ -61,7 +61,7 @@ class Total:
 class Mean:
     """An arithmetic mean.
 
-    >>> mean = Mean(); mean.add([6, 2], tile_start_ms=0); mean.add([3, 1], tile_start_ms=10); mean.value()
+    >>> mean = Mean(); mean.add([[6, 2], [3, 1]], [0, 10]); mean.value()
     3.0
     """
 
@@ -69,15 +69,14 @@ class Mean:
         self._sum = 0
         self._count = 0
 
-    def add(self, partial: Sequence[int], *, tile_start_ms: int) -> None:
-        """Take [sum, n]."""
-        self._sum += partial[0]
-        self._count += partial[1]
+    def add(self, partials: Sequence[Sequence[int]], starts_ms: Sequence[int]) -> None:
+        """Take [sum, n] each."""
+        self._sum += sum(total for total, _ in partials)
+        self._count += sum(n for _, n in partials)
 
-    def drop(self, partial: Sequence[int], *, tile_start_ms: int) -> None:
-        """Take [sum, n] away."""
-        self._sum -= partial[0]
-        self._count -= partial[1]
+    def drop(self, partials: Sequence[Sequence[int]], starts_ms: Sequence[int]) -> None:
+        """Take [sum, n] each away."""
+        self.add([(-total, -n) for total, n in partials], starts_ms)
 
     def value(self) -> float | None:
         """The mean; None of nothing."""
@@ -87,28 +86,32 @@ class Mean:
 class Counts:
     """How often each value came.
 
-    >>> counts = Counts(); counts.add(["ad", 1, "video", 2], tile_start_ms=0); counts.value()
+    >>> counts = Counts(); counts.add([["ad", 1], ["video", 2]], [0, 10]); counts.value()
     {'ad': 1, 'video': 2}
     """
 
     def __init__(self) -> None:
         self._counts: dict[Any, int] = {}
 
-    def add(self, partial: Sequence[Any], *, tile_start_ms: int) -> None:
-        """Take [value, n, value, n, ...]."""
-        counts, pairs = self._counts, iter(partial)
-        for value, n in zip(pairs, pairs, strict=True):
-            counts[value] = counts.get(value, 0) + n
+    def add(self, partials: Sequence[Sequence[Any]], starts_ms: Sequence[int]) -> None:
+        """Take [value, n, value, n, ...] each."""
+        counts = self._counts
+        for partial in partials:
+            pairs = iter(partial)
+            for value, n in zip(pairs, pairs, strict=True):
+                counts[value] = counts.get(value, 0) + n
 
-    def drop(self, partial: Sequence[Any], *, tile_start_ms: int) -> None:
-        """Take [value, n, value, n, ...] away; a value that comes to nothing takes no memory."""
-        counts, pairs = self._counts, iter(partial)
-        for value, n in zip(pairs, pairs, strict=True):
-            left = counts.get(value, 0) - n
-            if left:
-                counts[value] = left
-            else:
-                counts.pop(value, None)
+    def drop(self, partials: Sequence[Sequence[Any]], starts_ms: Sequence[int]) -> None:
+        """Take [value, n, value, n, ...] each away; a value that comes to nothing takes no memory."""
+        counts = self._counts
+        for partial in partials:
+            pairs = iter(partial)
+            for value, n in zip(pairs, pairs, strict=True):
+                left = counts.get(value, 0) - n
+                if left:
+                    counts[value] = left
+                else:
+                    counts.pop(value, None)
 
     def value(self) -> dict[Any, int]:
         """Value → count, in ascending order of the values; those that came to nothing are left out."""
@@ -118,7 +121,7 @@ class Counts:
 class Top(Counts):
     """The `limit` most frequent values; equal counts by ascending value, text by code point.
 
-    >>> top = Top(limit=2); top.add([7, 1, 5, 1, 9, 3], tile_start_ms=0); top.value()
+    >>> top = Top(limit=2); top.add([[7, 1, 5, 1, 9, 3]], [0]); top.value()
     [[9, 3], [5, 1]]
     """
 
@@ -140,7 +143,7 @@ class Newest:
     The value None takes one entry of that event back.
 
     >>> newest = Newest(limit=2, repeats=False)
-    >>> newest.add([5, "a", 10, 7, "b", 11], tile_start_ms=0); newest.add([1, "c", 10], tile_start_ms=100)
+    >>> newest.add([[5, "a", 10, 7, "b", 11], [1, "c", 10]], [0, 100])
     >>> newest.value()
     [10, 11]
     """
@@ -150,14 +153,17 @@ class Newest:
         self._repeats = repeats
         self._tiles: dict[int, list[tuple[int, str, Any]]] = {}
 
-    def add(self, partial: Sequence[Any], *, tile_start_ms: int) -> None:
-        """Take [ms after the tile's start, event_id, value, ...]."""
-        parts = iter(partial)
-        self._tiles.setdefault(tile_start_ms, []).extend(zip(parts, parts, parts, strict=True))
+    def add(self, partials: Sequence[Sequence[Any]], starts_ms: Sequence[int]) -> None:
+        """Take [ms after the tile's start, event_id, value, ...] each."""
+        tiles = self._tiles
+        for start, partial in zip(starts_ms, partials, strict=True):
+            parts = iter(partial)
+            tiles.setdefault(start, []).extend(zip(parts, parts, parts, strict=True))
 
-    def drop(self, partial: Sequence[Any], *, tile_start_ms: int) -> None:
-        """Take the tile away."""
-        self._tiles.pop(tile_start_ms, None)
+    def drop(self, partials: Sequence[Sequence[Any]], starts_ms: Sequence[int]) -> None:
+        """Take the tiles away."""
+        for start in starts_ms:
+            self._tiles.pop(start, None)
 
     def value(self) -> list[Any]:
         """The values, newest first."""
@@ -173,15 +179,19 @@ class Newest:
 
     def _newest_first(self) -> Iterator[Any]:
         for start in sorted(self._tiles, reverse=True):
-            for _, _, value in sorted(_standing(self._tiles[start]), reverse=True):
-                yield value
+            entries = self._tiles[start]
+            if len(entries) == 1 and entries[0][2] is not None:  # as in most tiles of a user
+                yield entries[0][2]
+            else:
+                yield from (value for _, _, value in sorted(_standing(entries), reverse=True))
 
 
 def _standing(entries: list[tuple[int, str, Any]]) -> list[tuple[int, str, Any]]:
     """The entries of one tile that were not taken back; what takes one back has its time, and so is in its tile."""
-    gone = Counter((ms, event) for ms, event, value in entries if value is None)
-    if not gone:
+    taken_back = [(ms, event) for ms, event, value in entries if value is None]
+    if not taken_back:
         return entries
+    gone = Counter(taken_back)
     standing = []
     for ms, event, value in entries:
         # Ids are unique within a partition only: of two events of one id and time, one retraction takes one.

@@ -7,7 +7,7 @@ by rows of the opposite sign.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from operator import and_, or_
 from typing import Final, Literal
@@ -43,30 +43,46 @@ def concerns_some(views: Iterable[FeatureView]) -> pl.Expr:
     return reduce(or_, map(concerns, views), pl.lit(False))
 
 
-def compute(view: FeatureView, events: pl.DataFrame, *, tile_ms: int, sign: Sign = 1) -> pl.DataFrame:
+def compute(
+    view: FeatureView, events: pl.DataFrame, *, tile_ms: int, sign: Sign = 1, apart: Sequence[str] = ()
+) -> pl.DataFrame:
     """The tile rows (TILE_SCHEMA) of events with PROFILED_SCHEMA's columns; the profile's may miss if no key has one.
 
     `state` is a JSON list: the number of events, then the partial of each aggregation, in the view's order
-    (eventtime/aggregate.py). `sign` -1: the rows that take back what these events added.
+    (eventtime/aggregate.py). `sign` -1: the rows that take back what these events added. `apart`: columns of the events
+    that rows of one key and tile are told apart by; the rows have them too.
     """
     chosen = events.lazy().filter(concerns(view)).with_columns(tile_start_ms=pl.col("ts") // tile_ms * tile_ms)
-    tiles = [_tiles_of_form(view, chosen, form=form, sign=sign) for form in view.keys]
+    tiles = [_tiles_of_form(view, chosen, form=form, sign=sign, tile=(*_TILE, *apart)) for form in view.keys]
     return pl.concat(tiles).collect()
 
 
-def _tiles_of_form(view: FeatureView, chosen: pl.LazyFrame, *, form: tuple[str, ...], sign: Sign) -> pl.LazyFrame:
-    keyed = chosen.with_columns(key=_key(form)).filter(pl.col("key").is_not_null())
+def key_of(form: tuple[str, ...]) -> pl.Expr:
+    """The key of an event under a form of a view's, null where a field is; text, but a number for a single number."""
+    if not form:
+        return pl.lit(ALL)
+    # A single number groups several times faster as it is than as text.
+    if len(form) == 1 and form[0] not in PROFILE_FIELDS:
+        return pl.col(form[0])
+    # concat_str is null as soon as one part is. PostgreSQL keeps no NUL in a text.
+    return pl.concat_str([pl.col(name) for name in form], separator="|").str.replace_all("\0", "\ufffd", literal=True)
+
+
+def _tiles_of_form(
+    view: FeatureView, chosen: pl.LazyFrame, *, form: tuple[str, ...], sign: Sign, tile: Sequence[str]
+) -> pl.LazyFrame:
+    keyed = chosen.with_columns(key=key_of(form)).filter(pl.col("key").is_not_null())
     named = [(f"partial_{index}", each) for index, each in enumerate(view.aggregations)]
     sums = [expression for name, each in named if each.kind not in _COUNTED for expression in _sums(each, name, sign)]
-    tiles = keyed.group_by(_TILE).agg(pl.len().alias(_EVENTS), *sums)
+    tiles = keyed.group_by(tile).agg(pl.len().alias(_EVENTS), *sums)
     for name, each in named:
         if each.kind in _COUNTED:
-            tiles = tiles.join(_counted(keyed, each, name=name, sign=sign), on=_TILE, how="left")
+            tiles = tiles.join(_counted(keyed, each, name=name, sign=sign, tile=tile), on=tile, how="left")
     parts = [_signed(_EVENTS, sign), *(_text(each, name, sign) for name, each in named)]
     state = pl.concat_str(pl.lit("["), pl.concat_str(parts, separator=","), pl.lit("]"))
     key = pl.col("key").cast(pl.String)
     short = key.str.len_bytes() <= MAX_KEY_BYTES
-    return tiles.select(key=key, tile_start_ms="tile_start_ms", state=state).filter(short)
+    return tiles.select(*tile[2:], key=key, tile_start_ms="tile_start_ms", state=state).filter(short)
 
 
 def _meets(condition: Condition) -> pl.Expr:
@@ -82,16 +98,6 @@ def _field(each: Aggregation) -> str:
     if each.field is None:
         raise ValueError(f"{each.kind} of no field")
     return each.field
-
-
-def _key(form: tuple[str, ...]) -> pl.Expr:
-    if not form:
-        return pl.lit(ALL)
-    # A single number groups several times faster as it is than as text.
-    if len(form) == 1 and form[0] not in PROFILE_FIELDS:
-        return pl.col(form[0])
-    # concat_str is null as soon as one part is. PostgreSQL keeps no NUL in a text.
-    return pl.concat_str([pl.col(name) for name in form], separator="|").str.replace_all("\0", "\ufffd", literal=True)
 
 
 def _sums(each: Aggregation, name: str, sign: Sign) -> list[pl.Expr]:
@@ -110,11 +116,11 @@ def _sums(each: Aggregation, name: str, sign: Sign) -> list[pl.Expr]:
     return [pl.when(met & pl.col(_field(each)).is_not_null()).then(entry).alias(name)]
 
 
-def _counted(keyed: pl.LazyFrame, each: Aggregation, *, name: str, sign: Sign) -> pl.LazyFrame:
+def _counted(keyed: pl.LazyFrame, each: Aggregation, *, name: str, sign: Sign, tile: Sequence[str]) -> pl.LazyFrame:
     taken = keyed.filter(meets(each.where), pl.col(_field(each)).is_not_null())
-    pairs = taken.group_by(*_TILE, pl.col(_field(each)).alias("value")).agg(pl.len().alias("n"))
+    pairs = taken.group_by(*tile, pl.col(_field(each)).alias("value")).agg(pl.len().alias("n"))
     pair = pl.format("{},{}", _json("value", of=_field(each)), _signed("n", sign))
-    return pairs.group_by(_TILE).agg(pair.alias(name))
+    return pairs.group_by(tile).agg(pair.alias(name))
 
 
 def _text(each: Aggregation, name: str, sign: Sign) -> pl.Expr:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ from rtrec_ray.eventtime.aggregate import Aggregate, Counts, Mean, Newest, Top, 
 from rtrec_ray.features.definition import Aggregation, FeatureView
 
 Value = dict[str, Any]
+_decode = msgspec.json.Decoder(list[list[Any]]).decode
 
 
 class Merged:
@@ -23,19 +24,19 @@ class Merged:
         self._aggregates = [aggregate(each) for each in view.aggregations]
         self._events = 0
 
-    def add(self, tile_start_ms: int, state: str) -> None:
-        """Take a row."""
-        n, *partials = msgspec.json.decode(state)
-        self._events += n
-        for each, partial in zip(self._aggregates, partials, strict=True):
-            each.add(partial, tile_start_ms=tile_start_ms)
+    def add(self, starts_ms: Sequence[int], states: str) -> None:
+        """Take rows. `starts_ms`: of their tiles; `states`: theirs, with commas between them."""
+        events, *columns = zip(*_decode(f"[{states}]"), strict=True)
+        self._events += sum(events)
+        for each, partials in zip(self._aggregates, columns, strict=True):
+            each.add(partials, starts_ms)
 
-    def drop(self, tile_start_ms: int, state: str) -> None:
-        """Take a row away that was added."""
-        n, *partials = msgspec.json.decode(state)
-        self._events -= n
-        for each, partial in zip(self._aggregates, partials, strict=True):
-            each.drop(partial, tile_start_ms=tile_start_ms)
+    def drop(self, starts_ms: Sequence[int], states: str) -> None:
+        """Take rows away that were added."""
+        events, *columns = zip(*_decode(f"[{states}]"), strict=True)
+        self._events -= sum(events)
+        for each, partials in zip(self._aggregates, columns, strict=True):
+            each.drop(partials, starts_ms)
 
     def value(self) -> Value | None:
         """The value; None when no event is behind the rows."""
@@ -58,7 +59,7 @@ def merge(view: FeatureView, rows: Iterable[tuple[int, str]]) -> Value | None:
     """
     merged = Merged(view)
     for tile_start_ms, state in rows:
-        merged.add(tile_start_ms, state)
+        merged.add((tile_start_ms,), state)
     return merged.value()
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Final
 
 import polars as pl
 
 from rtrec_ray.events import BEHAVIOR_SCHEMA, RETRACT
 from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.compute import compute, concerns, concerns_some
+from rtrec_ray.features.counted import counted, taken_back
 from rtrec_ray.features.definition import PROFILE_FIELDS, Definitions, FeatureView
 from rtrec_ray.features.merge import Value, merge
 from rtrec_ray.features.profiles import attribute
-from rtrec_ray.features.retract import originals
 from rtrec_ray.features.seen import MINUTE_MS
-
-_NAME: Final = ["partition", "minute", "event_id"]
 
 
 def minutes_around(span: Span) -> tuple[int, int]:
@@ -44,7 +41,7 @@ def recompute(
     """
     view, wanted = definitions.view(asks[0]), set(asks[1])
     counted = counted_events(events, definitions).filter(concerns(view))
-    tiles = compute(view, _profiled(view, counted, profiles), tile_ms=definitions.tile_ms)
+    tiles = compute(view, profiled(view, counted, profiles), tile_ms=definitions.tile_ms)
     inside = tiles.filter(
         pl.col("key").is_in(wanted), pl.col("tile_start_ms") >= span.from_ms, pl.col("tile_start_ms") < span.to_ms
     )
@@ -58,18 +55,13 @@ def counted_events(events: pl.DataFrame, definitions: Definitions) -> pl.DataFra
     """The events that count in some view: of those with one event_id in a partition and minute the first that came,
     unless it was taken back.
     """
-    plain = _named(events.filter(pl.col("event_type") != RETRACT).sort("partition", "offset"))
-    retractions = events.filter(pl.col("event_type") == RETRACT)
-    taken_back = _named(originals(retractions).with_columns(retractions["partition"])).select(_NAME)
-    first = plain.unique(subset=_NAME, keep="first").filter(concerns_some(definitions.views))
-    return first.join(taken_back, on=_NAME, how="anti").select(BEHAVIOR_SCHEMA.names())
+    retraction = pl.col("event_type") == RETRACT
+    found = counted(events.filter(~retraction), taken_back(events.filter(retraction)))
+    return found.filter(concerns_some(definitions.views)).select(BEHAVIOR_SCHEMA.names())
 
 
-def _named(events: pl.DataFrame) -> pl.DataFrame:
-    return events.with_columns(minute=pl.col("ts") // MINUTE_MS)
-
-
-def _profiled(view: FeatureView, events: pl.DataFrame, profiles: pl.DataFrame) -> pl.DataFrame:
+def profiled(view: FeatureView, events: pl.DataFrame, profiles: pl.DataFrame) -> pl.DataFrame:
+    """The events with their users' profiles (PROFILE_SCHEMA) at the time, null where the view does not ask for any."""
     if view.needs_profile:
         return attribute(events, profiles)
     return events.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in PROFILE_FIELDS)

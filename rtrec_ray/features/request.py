@@ -52,6 +52,15 @@ ITEM_INPUTS: Final = (
     ModelInput(name="item_category_recently_viewed", kind="number"),
 )
 
+VIEW_OF: Final = {
+    **{f"user_5m_{name}": USER_BROWSE_5M for name in _COUNTS},
+    "user_last_items": USER_BROWSE_5M,
+    "user_1m_pages": USER_BROWSE_1M,
+    "user_1m_items": USER_BROWSE_1M,
+    **dict.fromkeys(("country", "gender", "city"), SEGMENT_PAGE_TOP_ADS),
+}
+"""Feature of a request → the view whose value it is of, or whose key it is a part of."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trends:

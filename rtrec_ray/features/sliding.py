@@ -79,7 +79,7 @@ class SlidingView:
     def _add(self, key: str, start: int, state: str) -> None:
         if key not in self._keys:
             self._keys[key] = Merged(self._view)
-        self._keys[key].add(start, state)
+        self._keys[key].add((start,), state)
         self._rows_of[key] = self._rows_of.get(key, 0) + 1
         self._changed.add(key)
 
@@ -87,6 +87,6 @@ class SlidingView:
         self._rows_of[key] -= 1
         self._changed.add(key)
         if self._rows_of[key]:
-            self._keys[key].drop(start, state)
+            self._keys[key].drop((start,), state)
         else:
             del self._keys[key], self._rows_of[key]

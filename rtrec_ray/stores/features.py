@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final, Protocol
 
 import polars as pl
@@ -99,6 +100,25 @@ class Ask:
     span: Span
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadPoint:
+    """What is behind the values of one view: of each partition the events below its behaviour offset, in the window
+    that ends at `as_of_ms` (`Window.now`). A partition that is missing has none. `version`: of the view.
+    """
+
+    as_of_ms: int
+    offsets: Mapping[int, int]
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Values of now, None for a key without data; and view name → what is behind its values."""
+
+    values: Mapping[ViewKey, Value | None]
+    points: Mapping[str, ReadPoint]
+
+
 class Past(Protocol):
     """Events older than the tiles, out of the history."""
 
@@ -117,14 +137,21 @@ class FeatureReader(Protocol):
         """The views that it reads."""
         ...
 
+    def read(self, asks: Sequence[ViewKey], *, now_ms: int, cached: bool) -> Reading:
+        """The values of now, the open tile included, with what is behind them: all of one moment, in one round trip.
+
+        `cached`: lists of the `cached` views as of their last rebuild, for serving. Raises UnknownView,
+        StoreUnavailable.
+        """
+        ...
+
     def get(
         self, asks: Sequence[ViewKey], *, as_of_ms: int | None, now_ms: int, cached: bool = False
     ) -> dict[ViewKey, Value | None]:
         """The values, None for a key without data.
 
-        `as_of_ms` None is now, the open tile included; a time is floored to the tile, and one ahead of the watermark
-        neither waits nor fails. `cached`: lists of the `cached` views as of their last rebuild, for serving.
-        Raises UnknownView, BeyondRetention, StoreUnavailable.
+        `as_of_ms` None is now, as `read` has it; a time is floored to the tile, and one ahead of the watermark neither
+        waits nor fails. Raises UnknownView, BeyondRetention, StoreUnavailable.
         """
         ...
 
@@ -250,13 +277,15 @@ class FeatureStore(FeatureReader, FeatureWriter, FeatureKeeping, Protocol):
 
 def plan(definitions: Definitions, keys: Iterable[ViewKey], *, as_of_ms: int | None, now_ms: int) -> list[Ask]:
     """What to read for each distinct key. Raises UnknownView."""
-    asks = []
-    for key in dict.fromkeys(keys):
-        view = definitions.view(key.view, at_ms=now_ms if as_of_ms is None else as_of_ms)
+
+    @cache
+    def of_view(name: str) -> tuple[FeatureView, Span]:
+        view = definitions.view(name, at_ms=now_ms if as_of_ms is None else as_of_ms)
         window = definitions.window(view)
-        span = window.now(now_ms) if as_of_ms is None else window.at(as_of_ms)
-        asks.append(Ask(view=view, key=key, span=span))
-    return asks
+        return view, window.now(now_ms) if as_of_ms is None else window.at(as_of_ms)
+
+    planned = ((key, *of_view(key.view)) for key in dict.fromkeys(keys))
+    return [Ask(view=view, key=key, span=span) for key, view, span in planned]
 
 
 def beyond_retention(asks: Iterable[Ask], definitions: Definitions, *, watermark_ms: int | None) -> list[Ask]:

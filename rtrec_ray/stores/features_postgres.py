@@ -6,7 +6,6 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -16,7 +15,7 @@ from psycopg2 import errors, sql
 from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
-from rtrec_ray.features.merge import Value, merge
+from rtrec_ray.features.merge import Value
 from rtrec_ray.features.past import minutes_around, recompute
 from rtrec_ray.features.sliding import Row
 from rtrec_ray.postgres.connection import Cursor, Pool
@@ -30,6 +29,7 @@ from rtrec_ray.stores.features import (
     ListRows,
     Live,
     Past,
+    Reading,
     TaskOutput,
     TaskState,
     beyond_retention,
@@ -37,8 +37,8 @@ from rtrec_ray.stores.features import (
     refuse,
 )
 from rtrec_ray.stores.features_live import LiveViews, apply_live, begin_views, drop_live, read_live
+from rtrec_ray.stores.features_values import Found, read_values
 
-_FRESH_MS: Final = 60_000  # wall time; the rebuilder has missed several rounds by then
 _NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
 _HOUR_TABLE: Final = re.compile(r"tiles_(m?)(\d+)")
 
@@ -98,7 +98,7 @@ class PostgresFeatureStore:
         return TaskState(watermark_ms=watermark_ms, seen=seen, profiles=profiles, seen_from_ms=seen_from_ms)
 
     def append(self, cursor: Cursor, output: TaskOutput) -> Appended:
-        written = self._append_tiles(cursor, output)
+        written = self.append_tiles(cursor, output)
         key = {"partition": output.partition}
         if output.seen_to_ms is not None:
             cursor.execute(self._sql["forget_seen"], {**key, "to_minute_ms": output.seen_to_ms})
@@ -114,21 +114,32 @@ class PostgresFeatureStore:
         row = cursor.fetchone()
         return Appended(rows=written, change=row[0] if row and row[0] is not None else 0)
 
+    def read(self, asks: Sequence[ViewKey], *, now_ms: int, cached: bool) -> Reading:
+        planned = plan(self.definitions, asks, as_of_ms=None, now_ms=now_ms)
+        found = self._read(
+            [ask for ask in planned if not (cached and ask.view.cached)],
+            [ask for ask in planned if cached and ask.view.cached],
+            now_ms=now_ms,
+        )
+        if not found.stale:
+            return Reading(values={ask.key: found.value(ask.key) for ask in planned}, points=found.points)
+        # The rebuilder was away: the tiles know as well.
+        late = [ask for ask, _ in found.stale]
+        again = self._read(late, (), now_ms=now_ms)
+        instead = {ask.key: again.value(ask.key) for ask in late}
+        values = {ask.key: instead[ask.key] if ask.key in instead else found.value(ask.key) for ask in planned}
+        return Reading(values=values, points={**found.points, **again.points})
+
     def get(
         self, asks: Sequence[ViewKey], *, as_of_ms: int | None, now_ms: int, cached: bool = False
     ) -> dict[ViewKey, Value | None]:
+        if as_of_ms is None:
+            return dict(self.read(asks, now_ms=now_ms, cached=cached).values)
         planned = plan(self.definitions, asks, as_of_ms=as_of_ms, now_ms=now_ms)
-        use_lists = cached and as_of_ms is None
-        listed = [ask for ask in planned if use_lists and ask.view.cached]
-        read = self._read([ask for ask in planned if not (use_lists and ask.view.cached)], listed)
-        if read.stale:  # the rebuilder was away: the tiles know as well
-            read.rows |= self._read(read.stale, ()).rows
-        tiled = [ask for ask in planned if ask.key not in read.lists]
-        gone = [] if as_of_ms is None else beyond_retention(tiled, self.definitions, watermark_ms=read.kept_upto_ms)
+        found = self._read(planned, (), now_ms=now_ms)
+        gone = beyond_retention(planned, self.definitions, watermark_ms=found.kept_upto_ms)
         of_past = self._from_past(gone)
-        merged = {ask.key: merge(ask.view, read.rows[ask.key]) for ask in tiled if ask.key not in of_past}
-        found = {**read.lists, **merged, **of_past}
-        return {ask.key: found[ask.key] for ask in planned}
+        return {ask.key: of_past[ask.key] if ask.key in of_past else found.value(ask.key) for ask in planned}
 
     def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> dict[int, ProfileVersion]:
         with self._pool.transaction() as cursor:
@@ -176,7 +187,8 @@ class PostgresFeatureStore:
         last_hour = (mark - self.definitions.retention_ms) // HOUR_MS
         return sum(self._drop(name) for name in names if _hour(name) < last_hour)
 
-    def _append_tiles(self, cursor: Cursor, output: TaskOutput) -> int:
+    def append_tiles(self, cursor: Cursor, output: TaskOutput) -> int:
+        """Add the tiles of an output and nothing else of it; answers the number of rows."""
         if not any(frame.height for frame in output.tiles.values()):
             return 0
         # A view that was dropped while its tiles were computed has nobody to read them.
@@ -197,28 +209,13 @@ class PostgresFeatureStore:
         cursor.execute(self._sql["ensure_tiles"], {"hours": hours})
         return copy_frame(cursor, "features.tiles", rows)
 
-    def _read(self, tiled: Sequence[Ask], listed: Sequence[Ask]) -> _Read:
-        """The rows of some asks and the lists of others, in one round trip."""
-        asks = [*tiled, *listed]
+    def _read(self, tiled: Sequence[Ask], listed: Sequence[Ask], *, now_ms: int) -> Found:
         with self._pool.statement() as cursor:
-            ids = [self._view_id(cursor, ask.view) for ask in asks]
-            keys = [_text(ask.key.key) for ask in asks]
-            parameters = {
-                "asks": list(range(1, len(tiled) + 1)),
-                "view_ids": ids[: len(tiled)],
-                "keys": keys[: len(tiled)],
-                "from_ms": [ask.span.from_ms for ask in tiled],
-                "to_ms": [ask.span.to_ms for ask in tiled],
-                "lowest_ms": min((ask.span.from_ms for ask in tiled), default=0),
-                "highest_ms": max((ask.span.to_ms for ask in tiled), default=0),
-                "list_asks": list(range(len(tiled) + 1, len(asks) + 1)),
-                "list_view_ids": ids[len(tiled) :],
-                "list_keys": keys[len(tiled) :],
-                "fresh_ms": _FRESH_MS,
-            }
-            cursor.execute(self._sql["get_values"], parameters)
-            answered = cursor.fetchall()
-        return _sorted_out(answered, tiled, listed, list_view_ids=ids[len(tiled) :])
+            numbered = [[(ask, self._view_id(cursor, ask.view)) for ask in asks] for asks in (tiled, listed)]
+            found = read_values(cursor, *numbered, now_ms=now_ms)
+            if self._live is not None and found.change not in (None, self._live.change):
+                self._live = read_live(cursor)  # this answer is of what was live; the next one is not
+        return found
 
     def _from_past(self, asks: Sequence[Ask]) -> dict[ViewKey, Value | None]:
         """Values recomputed from the history, a view at a time. Raises BeyondRetention when there is none."""
@@ -235,12 +232,13 @@ class PostgresFeatureStore:
         view, span = asks[0].view, asks[0].span
         from_ms, to_ms = minutes_around(span)
         events = past.behavior(from_ms=from_ms, to_ms=to_ms)
-        profiles = self._profile_versions(events["user_id"].unique().to_list()) if view.needs_profile else _NO_PROFILES
+        profiles = self.profile_versions(events["user_id"].unique().to_list()) if view.needs_profile else _NO_PROFILES
         keys = [ask.key.key for ask in asks]
         values = recompute(self.definitions, (view.id, keys), events, profiles, span=span)
         return {ask.key: values[ask.key.key] for ask in asks}
 
-    def _profile_versions(self, user_ids: list[int]) -> pl.DataFrame:
+    def profile_versions(self, user_ids: list[int]) -> pl.DataFrame:
+        """All versions of these users' profiles, (n, PROFILE_SCHEMA). Raises StoreUnavailable."""
         with self._pool.transaction() as cursor:
             cursor.execute(self._sql["get_profile_versions"], {"user_ids": user_ids})
             return pl.DataFrame(cursor.fetchall(), schema=PROFILE_SCHEMA, orient="row")
@@ -273,50 +271,6 @@ class PostgresFeatureStore:
         if self._live is None or view.id not in self._live.view_ids:
             self._live = read_live(cursor) or self._live
         return 0 if self._live is None else self._live.view_ids.get(view.id, 0)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Read:
-    """What one read found: rows (tile_start_ms, state) and lists by key, and the asks whose lists are too old.
-
-    `kept_upto_ms`: the event time whose retention is kept.
-    """
-
-    rows: defaultdict[ViewKey, list[tuple[int, str]]]
-    lists: dict[ViewKey, Value | None]
-    stale: list[Ask]
-    kept_upto_ms: int | None
-
-
-def _sorted_out(
-    answered: Iterable[tuple[int, int, str]], tiled: Sequence[Ask], listed: Sequence[Ask], *, list_view_ids: list[int]
-) -> _Read:
-    """The rows of `get_values`, told apart by their numbers."""
-    rows: defaultdict[ViewKey, list[tuple[int, str]]] = defaultdict(list)
-    texts: dict[int, str] = {}
-    fresh, kept_upto_ms = set(), None
-    for number, start, state in answered:
-        if number == 0:
-            kept_upto_ms = start
-        elif number < 0:
-            fresh.add(-number)
-        elif number <= len(tiled):
-            rows[tiled[number - 1].key].append((start, state))
-        else:
-            texts[number] = state
-    lists: dict[ViewKey, Value | None] = {}
-    stale = []
-    for number, (ask, view_id) in enumerate(zip(listed, list_view_ids, strict=True), start=len(tiled) + 1):
-        if view_id in fresh:
-            lists[ask.key] = msgspec.json.decode(texts[number]) if number in texts else None
-        else:
-            stale.append(ask)
-    return _Read(rows=rows, lists=lists, stale=stale, kept_upto_ms=kept_upto_ms)
-
-
-def _text(key: str) -> str:
-    """The key as PostgreSQL takes it: neither NUL nor half a surrogate pair, which no stored key has."""
-    return key.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 def _hour(name: str) -> int:

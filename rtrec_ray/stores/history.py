@@ -168,6 +168,14 @@ class History:
         """Some of `files` as one dataset, not cut by time."""
         return self._files.open(topic, files)
 
+    def frame(
+        self, topic: str, files: Sequence[HistoryFile], *, columns: Sequence[str], where: pc.Expression
+    ) -> pl.DataFrame:
+        """The records in some of `files` that meet `where`, all at once. Raises StoreUnavailable."""
+        dataset = self._files.open(topic, files).filter(where)
+        empty = schema(topic).to_frame().select(columns)
+        return pl.concat([empty, *self._files.frames(dataset, columns=columns, batch_rows=65_536)])
+
     def summary(self) -> tuple[TopicSummary, ...]:
         """What there is, by topic."""
         return self._manifest.summary()

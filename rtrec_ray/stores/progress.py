@@ -45,6 +45,12 @@ def read_committed(cursor: Cursor, *, task: str, partition: int) -> Committed:
     )
 
 
+def read_positions(cursor: Cursor, *, task: str, topic: str) -> dict[int, int]:
+    """Partition → the first offset of the topic that the task has not applied."""
+    cursor.execute(_sql()["read_topic_positions"], {"task": task, "topic": topic})
+    return dict(cursor.fetchall())
+
+
 def write_committed(
     cursor: Cursor, *, task: str, partition: int, at: Committed, lag: int, counts: Mapping[str, int]
 ) -> None:

@@ -24,7 +24,7 @@ from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
-from rtrec_ray.stores.features import FeatureStore, TaskOutput, TopLists, list_views, read_view
+from rtrec_ray.stores.features import FeatureStore, ReadPoint, TaskOutput, TopLists, list_views, read_view
 from rtrec_ray.stores.features_memory import MemoryFeatureStore, MemoryFeatureTables
 from rtrec_ray.stores.features_past import HistoryPast
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
@@ -137,6 +137,34 @@ def test_a_view_deleted_from_the_file_stays_until_it_is_dropped(place):
         store.drop_view("top_queries_30m@1")
     again = place.store()
     assert again.get([QUERIES], as_of_ms=None, now_ms=BASE) == {QUERIES: None}
+
+
+def test_a_read_says_which_offsets_are_behind_its_values(place):
+    store = place.store()
+    user = ViewKey(view="user_browse_5m", key="1")
+    place.append(store, tiles=searches((BASE, "a", 1)), next_offset=3)
+    place.append(store, partition=1, tiles=searches((BASE, "a", 1)), next_offset=7)
+    before = store.read([QUERIES, user], now_ms=BASE + SECOND, cached=True)  # nobody has made lists yet
+    assert before.values == {QUERIES: {"top": [["a", 2]]}, user: None}
+    point = ReadPoint(as_of_ms=BASE + SECOND, offsets={0: 3, 1: 7}, version=1)
+    assert before.points == {"top_queries_30m": point, "user_browse_5m": point}
+    TopLists(store).rebuild(now_ms=BASE + 2 * SECOND)
+    place.append(store, tiles=searches((BASE, "b", 5)), next_offset=4)
+    after = store.read([QUERIES, user], now_ms=BASE + 3 * SECOND, cached=True)
+    assert after.values[QUERIES] == {"top": [["a", 2]]}
+    assert after.points == {
+        "top_queries_30m": ReadPoint(as_of_ms=BASE + 2 * SECOND, offsets={0: 3, 1: 7}, version=1),
+        "user_browse_5m": ReadPoint(as_of_ms=BASE + 3 * SECOND, offsets={0: 4, 1: 7}, version=1),
+    }
+    merged = store.read([QUERIES], now_ms=BASE + 3 * SECOND, cached=False)
+    assert merged.values[QUERIES] == {"top": [["b", 5], ["a", 2]]}
+    assert merged.points["top_queries_30m"].offsets == {0: 4, 1: 7}
+    assert store.get([QUERIES], as_of_ms=None, now_ms=BASE + 3 * SECOND) == merged.values
+
+
+def test_a_read_of_a_store_that_nobody_wrote_to_has_no_offsets_behind_it(place):
+    reading = place.store().read([QUERIES], now_ms=BASE, cached=True)
+    assert (dict(reading.values), dict(reading.points[QUERIES.view].offsets)) == ({QUERIES: None}, {})
 
 
 def test_a_view_nobody_applied_has_no_data(place):

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
+import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.feature import FeatureOperator
+from rtrec_ray.events import PROFILE_SCHEMA
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.eventtime.window import Window
+from rtrec_ray.features.backfill import SLICE_MS, slices, tiles_before
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import merge
+from rtrec_ray.features.profiles import newest_per_version
 from rtrec_ray.features.sliding import SlidingView
 from rtrec_ray.kafka.base import record_batch
+from rtrec_ray.kafka.codec import decode
+from rtrec_ray.stores.features import TaskOutput
 from rtrec_ray.stores.features_memory import MemoryFeatureStore, MemoryFeatureTables
 
 ROOT = Path(__file__).parents[2]
@@ -426,3 +432,60 @@ def test_a_window_that_moves_on_holds_what_a_merge_of_its_rows_says(steps):
         for key in ("a", "b"):
             inside = [(start, state) for of, start, state in rows if of == key and span.from_ms <= start < span.to_ms]
             assert known.get(key) == merge(view, inside)
+
+
+def history_of(logs):
+    """What the history has of some logs: BEHAVIOR_SCHEMA, partition and offset."""
+    frames = [
+        decode(
+            record_batch("behavior", partition, [msgspec.json.encode(each) for each in log]),
+            latest_ms=lambda wall_ms: 2**62,
+        ).frame.with_columns(partition=pl.lit(partition, dtype=pl.Int32))
+        for partition, log in enumerate(logs)
+    ]
+    return pl.concat(frames)
+
+
+def fill(store, views, logs, profiles, starts):
+    """Add to the store what the views lack of the logs before their starts."""
+    history, versions = history_of(logs), newest_per_version(pl.DataFrame(profiles, schema=PROFILE_SCHEMA))
+    for view in views:
+        for start_ms in slices(BASE, BASE + EDGE + TILE):
+            inside = pl.col("ts").is_between(start_ms, start_ms + SLICE_MS - 1)
+            events = history.filter(inside | (pl.col("event_type") == "retract"))
+            found = tiles_before(view, events, versions, definitions=store.definitions, starts=starts, from_ms=start_ms)
+            for partition, rows in found.items():
+                store.append(None, TaskOutput(partition=partition, watermark_ms=None, tiles={view.id: rows}))
+
+
+@given(streams(min_size=3), profiles, st.lists(st.integers(0, 30), min_size=PARTITIONS, max_size=PARTITIONS))
+def test_a_view_that_begins_later_and_is_filled_from_the_history_is_as_if_it_had_always_been(events, profiles, cuts):
+    events = [event for event in events if event["ts"] <= BASE + HORIZON]
+    logs = [[each for each in events if each["user_id"] % PARTITIONS == partition] for partition in range(PARTITIONS)]
+    store = MemoryFeatureStore(DEFINITIONS)
+    store.apply(None)
+    owners = []
+    for partition, log in enumerate(logs):
+        owners.append(restored(partition, store, Log(profiles=profiles)))
+        owners[-1].apply(record_batch("behavior", partition, [msgspec.json.encode(e) for e in log[: cuts[partition]]]))
+        owners[-1].write(None)
+        owners[-1].committed()
+    again = tuple(replace(view, version=2) for view in DEFINITIONS.views)
+    MemoryFeatureStore(replace(DEFINITIONS, views=again), tables=store.tables).apply(None)
+    for partition, (owner, log) in enumerate(zip(owners, logs, strict=True)):
+        cut = cuts[partition]
+        owner.write(None)
+        owner.committed()
+        values = [msgspec.json.encode(event) for event in log[cut:]]
+        owner.apply(record_batch("behavior", partition, values, first_offset=cut))
+        owner.write(None)
+        owner.committed()
+    fill(store, again, logs, profiles, dict(enumerate(cuts)))
+    for now_ms in [moment for moment in MOMENTS if moment is not None]:
+        values = [
+            store.get(
+                [ViewKey(view=f"{ask.view}@{version}", key=ask.key) for ask in ALL_KEYS], as_of_ms=None, now_ms=now_ms
+            )
+            for version in (1, 2)
+        ]
+        assert list(values[0].values()) == list(values[1].values())

@@ -224,8 +224,8 @@ def test_a_retraction_before_its_event_means_the_same_wherever_a_batch_ends(cuts
 
 def test_a_retraction_takes_one_of_two_events_of_an_id_and_time():
     newest = Newest(limit=None, repeats=True)
-    newest.add([0, "e", 5, 0, "e", 5], tile_start_ms=0)
-    newest.add([0, "e", None], tile_start_ms=0)
+    newest.add([[0, "e", 5, 0, "e", 5]], [0])
+    newest.add([[0, "e", None]], [0])
     assert newest.value() == [5]
 
 

@@ -1,6 +1,7 @@
 """Answers of POST /v1/recommend, over servers in memory that can be taken away."""
 
 import asyncio
+import dataclasses
 import json
 import threading
 from pathlib import Path
@@ -15,7 +16,7 @@ from rtrec_ray.features.definition import Definitions
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.vector import assemble
 from serving.memory import LinearScorer, MemoryServers
-from serving.options import ServingOptions
+from serving.options import Arm, ServingOptions
 from serving.rank import columns_of
 from serving.replica import Replica
 
@@ -124,6 +125,44 @@ def test_the_inference_record_says_what_the_answer_was_made_with(stage, eventual
     assert (features["user_feature_0"], features["depth"]) == ("a", 2)
     assert all(item["features"]["item_category"] == str(item["item_id"] % 3) for item in record["items"])
     assert stage.servers.broker.keys("inference-log") == [b"1"]
+
+
+def test_the_inference_record_says_what_was_behind_each_view(stage, eventually):
+    stage.servers.put_events([event(1, item_id=5), event(2, item_id=9)])
+    stage.servers.put_list("top_viewed_30m", "video", {"top": [[20, 9]]})
+    stage.servers.put_profile(ProfileVersion(user_id=1, ts=0, country="CN", gender="f"))
+    stage.ready()
+    stage.servers.put_events([event(3, item_id=5)])
+    stage.ask()
+    (record,) = eventually(stage.logged)
+    assert record["as_of"] == {
+        "category_top_items_10m": {"0": 2},
+        "top_viewed_30m": {"0": 2},
+        "user_browse_5m": {"0": 3},
+        "user_browse_1m": {"0": 3},
+        "segment_page_top_ads": {"0": 3},
+    }
+    assert record["as_of_ms"] == dict.fromkeys(record["as_of"], NOW_MS)
+    assert record["as_of_version"] == dict.fromkeys(record["as_of"], 1)
+
+
+def test_what_was_not_read_or_was_replaced_has_nothing_behind_it(stage, eventually):
+    stage.servers.put_events([event(1, item_id=5)])
+    stage.ready().ask(context={"user_5m_view": 99, "country": "AU"})
+    stage.servers.store.up = False
+    stage.ask()
+    replaced, degraded = eventually(lambda: found if len(found := stage.logged()) == 2 else None)
+    assert replaced["as_of"].keys() == {"category_top_items_10m", "top_viewed_30m", "user_browse_1m"}
+    assert degraded["as_of"].keys() == {"category_top_items_10m", "top_viewed_30m"}
+
+
+def test_a_request_without_real_time_values_has_nothing_behind_it(servers, eventually):
+    stage = Stage(servers, dataclasses.replace(OPTIONS, arms={"day": Arm(realtime=False)}))
+    servers.put_events([event(1, item_id=5)])
+    stage.ready().ask()
+    (record,) = eventually(stage.logged)
+    assert (record["arm"], "as_of" in record, "as_of_ms" in record) == ("day", False, False)
+    stage.replica.close()
 
 
 def test_the_logged_features_give_the_columns_that_were_scored(stage, eventually):

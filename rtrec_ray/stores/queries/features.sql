@@ -1,23 +1,29 @@
 -- name: read_change
 SELECT change FROM features.settings;
 
--- name: get_values (tiles and lists in one round trip; ask 0 is no ask: it tells from when on tiles are kept, and a number
--- below it which view's lists are fresh)
-SELECT 0 AS ask, features.kept_upto() AS tile_start_ms, NULL AS state
+-- name: get_values (tiles and lists in one round trip, of one moment, with what is live, from when on tiles are kept, which offsets
+-- are behind them, and which lists are fresh. $1 to $5: asks of tiles, their views, keys, spans from, to; $6 to $8: asks of lists,
+-- their views, keys; $9: ms for which lists are fresh; $10, $11: the widest span)
+SELECT 'live' AS part, NULL::int AS ask, change::text AS starts, NULL AS states FROM features.settings
 UNION ALL
-SELECT -r.view_id, NULL, NULL FROM features.top_list_rounds r
-WHERE r.view_id = ANY (%(list_view_ids)s::int[]) AND r.rebuilt_at > clock_timestamp() - %(fresh_ms)s * interval '1 ms'
+SELECT 'kept', NULL, features.kept_upto()::text,
+       (SELECT json_object_agg(partition, next_offset)::text FROM features.partitions)
 UNION ALL
-SELECT a.ask, NULL, l.value
-FROM unnest(%(list_asks)s::int[], %(list_view_ids)s::int[], %(list_keys)s::text[]) AS a (ask, view_id, key)
+SELECT 'round', r.view_id, r.as_of_ms::text, r.offsets::text FROM features.top_list_rounds r
+WHERE r.view_id = ANY ($7) AND r.rebuilt_at > clock_timestamp() - $9 * interval '1 ms'
+UNION ALL
+SELECT 'list', a.ask, NULL, l.value
+FROM unnest($6, $7, $8) AS a (ask, view_id, key)
 JOIN features.top_lists l ON l.view_id = a.view_id AND l.key = a.key
 UNION ALL
-SELECT a.ask, t.tile_start_ms, t.state
-FROM unnest(%(asks)s::int[], %(view_ids)s::int[], %(keys)s::text[], %(from_ms)s::bigint[], %(to_ms)s::bigint[])
-     AS a (ask, view_id, key, from_ms, to_ms)
-JOIN features.tiles t ON t.view_id = a.view_id AND t.key = a.key
-                     AND t.tile_start_ms >= a.from_ms AND t.tile_start_ms < a.to_ms
-WHERE t.tile_start_ms >= %(lowest_ms)s AND t.tile_start_ms < %(highest_ms)s;
+SELECT 'tiles', a.ask, t.starts, t.states
+FROM unnest($1, $2, $3, $4, $5) AS a (ask, view_id, key, from_ms, to_ms)
+CROSS JOIN LATERAL (
+    SELECT string_agg(t.tile_start_ms::text, ',') AS starts, string_agg(t.state, ',') AS states FROM features.tiles t
+    WHERE t.view_id = a.view_id AND t.key = a.key AND t.tile_start_ms >= a.from_ms AND t.tile_start_ms < a.to_ms
+          AND t.tile_start_ms >= $10 AND t.tile_start_ms < $11
+) t
+WHERE t.states IS NOT NULL;
 
 -- name: list_rows (offsets and rows of one moment; a row without a key is the offset of its partition)
 SELECT p.partition, p.next_offset, 0 AS view_id, NULL AS key, 0 AS tile_start_ms, NULL AS state FROM features.partitions p

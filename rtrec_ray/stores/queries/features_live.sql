@@ -64,3 +64,22 @@ SELECT DISTINCT user_id FROM features.profiles;
 UPDATE features.profiles p SET partition = n.partition
 FROM unnest(%(user_ids)s::bigint[], %(partitions)s::int[]) AS n (user_id, partition)
 WHERE p.user_id = n.user_id AND p.partition <> n.partition;
+
+-- name: read_starts
+SELECT partition, next_offset, complete_from_ms FROM features.view_starts WHERE view_id = %(view_id)s ORDER BY partition;
+
+-- name: list_slices
+SELECT from_ms FROM features.backfills WHERE view_id = %(view_id)s;
+
+-- name: add_slice
+INSERT INTO features.backfills (view_id, from_ms) VALUES (%(view_id)s, %(from_ms)s) ON CONFLICT DO NOTHING;
+
+-- name: complete_view
+UPDATE features.view_starts SET complete_from_ms = %(complete_from_ms)s
+WHERE view_id = %(view_id)s AND complete_from_ms > %(complete_from_ms)s;
+
+-- name: read_kept_upto
+SELECT features.kept_upto();
+
+-- name: read_history
+SELECT partition, next_offset FROM meta.positions WHERE task = 'history' AND topic = 'behavior';

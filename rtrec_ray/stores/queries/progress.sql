@@ -1,6 +1,9 @@
 -- name: read_positions
 SELECT topic, next_offset, max_ts_ms FROM meta.positions WHERE task = %(task)s AND partition = %(partition)s;
 
+-- name: read_topic_positions
+SELECT partition, next_offset FROM meta.positions WHERE task = %(task)s AND topic = %(topic)s;
+
 -- name: read_watermark
 SELECT watermark_ms FROM meta.progress WHERE task = %(task)s AND partition = %(partition)s;
 

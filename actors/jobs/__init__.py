@@ -1,0 +1,1 @@
+"""Jobs on Ray Data: they end, and what they leave is exact however often they are begun again."""

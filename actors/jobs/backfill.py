@@ -1,0 +1,105 @@
+"""A backfill as a Ray Data job: slices of event time side by side, each computed from the history and committed alone.
+
+Killed and started again it goes on with the slices that are not committed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from threading import Event
+from typing import Any, Final
+
+import ray.data
+
+from rtrec_ray.clock import monotonic_s
+from rtrec_ray.errors import BackfillImpossible
+from rtrec_ray.features.definition import Definitions
+from rtrec_ray.postgres.connection import Pool, PostgresOptions
+from rtrec_ray.stores.features_backfill import BackfillPlan, FeatureBackfill
+from rtrec_ray.stores.features_past import past_of
+from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+
+_HISTORY_S: Final = 120.0  # the history commits every few seconds; longer, and it does not run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackfillOptions:
+    """Which view ("name" or "name@version"), which stretch of event time (ms UTC, None: all there is), from where."""
+
+    view: str
+    from_ms: int | None
+    to_ms: int | None
+    definitions: Definitions
+    postgres: PostgresOptions
+    history_uri: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackfillSummary:
+    """What a run did. `slices` of event time, `already` of which were done before; `rows` of tiles."""
+
+    view: str
+    slices: int
+    already: int
+    rows: int
+    complete_from_ms: int
+    seconds: float
+
+
+def backfill(options: BackfillOptions, *, on_slice: Callable[[int, int], None]) -> BackfillSummary:
+    """Fill a view; `on_slice` gets (done, total). Needs a Ray connection.
+
+    Raises UnknownView, BackfillImpossible, StoreUnavailable.
+    """
+    begun_s = monotonic_s()
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # `on_slice` tells how far it is
+    with closing(Pool(options.postgres, size=1)) as pool:
+        job = _job(options, pool)
+        plan = job.plan(options.view, from_ms=options.from_ms, to_ms=options.to_ms)
+        _wait_for_history(job, plan)
+        total, rows = plan.done + len(plan.todo), 0
+        on_slice(plan.done, total)
+        if plan.todo:
+            slices = ray.data.from_items(
+                [{"from_ms": start} for start in plan.todo], override_num_blocks=len(plan.todo)
+            )
+            filled = slices.map(partial(_fill, options, plan), num_cpus=1)
+            for done, row in enumerate(filled.iter_rows(), start=plan.done + 1):
+                rows += row["rows"]
+                on_slice(done, total)
+        job.complete(plan)
+    return BackfillSummary(
+        view=plan.view.id,
+        slices=total,
+        already=plan.done,
+        rows=rows,
+        complete_from_ms=plan.complete_from_ms,
+        seconds=round(monotonic_s() - begun_s, 2),
+    )
+
+
+def _fill(options: BackfillOptions, plan: BackfillPlan, row: dict[str, Any]) -> dict[str, Any]:
+    with closing(Pool(options.postgres, size=1)) as pool:
+        return {**row, "rows": _job(options, pool).fill(plan, from_ms=row["from_ms"])}
+
+
+def _job(options: BackfillOptions, pool: Pool) -> FeatureBackfill:
+    store = PostgresFeatureStore(options.definitions, pool=pool)
+    store.refresh()
+    return FeatureBackfill(store, pool=pool, past=past_of(options.history_uri, options.postgres))
+
+
+def _wait_for_history(job: FeatureBackfill, plan: BackfillPlan) -> None:
+    deadline, pause = monotonic_s() + _HISTORY_S, Event()
+    while not job.reached(plan):
+        if monotonic_s() > deadline:
+            raise BackfillImpossible(
+                "the history does not have all events before the view began",
+                mend="`rtrec status` shows whether the stage history is up",
+            )
+        pause.wait(0.5)

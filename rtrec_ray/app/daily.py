@@ -1,0 +1,91 @@
+"""History → static features: by hand, and once a day of event time by the pipeline."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import threading
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from typing import Final
+
+import ray
+
+from actors.jobs.static_schedule import DailyRuns
+from rtrec_ray.app.system import System
+from rtrec_ray.errors import LeaseHeld
+from rtrec_ray.features.daily import complete_day
+from rtrec_ray.postgres.connection import connect, transaction
+from rtrec_ray.stores.progress import read_stages
+from rtrec_ray.stores.static_features_postgres import PostgresStaticFeatures
+from rtrec_ray.stores.static_run import Progress, RunOrder, RunReport
+
+log = logging.getLogger(__name__)
+
+_LOOK_S: Final = 1.0  # how soon a run that is told to stop is ended
+
+
+def correct_static(
+    system: System, *, days: tuple[dt.date, ...] = (), everything: bool = False, progress: Progress | None = None
+) -> RunReport:
+    """A run: the days for which something came, `days`, or all. Needs a Ray connection (`cluster.joined`).
+
+    Raises LeaseHeld while another run goes on, LeaseLost, NotRunning, StoreUnavailable, RayUnavailable.
+    """
+    # Only the process that runs a job imports Ray Data.
+    from actors.jobs.static_features import StaticOptions, correct_static_features
+
+    order = RunOrder(
+        owner=f"daily-{uuid.uuid4().hex[:8]}", complete=last_complete(system), days=days, everything=everything
+    )
+    daily = system.settings.daily
+    options = StaticOptions(
+        postgres=system.postgres,
+        history_uri=system.history_uri,
+        tasks=daily.tasks,
+        rows_per_task=daily.rows_per_task,
+    )
+    try:
+        return correct_static_features(options, order, progress or (lambda done, total: None))
+    except LeaseHeld as error:
+        raise LeaseHeld(
+            f"another run goes on: {error.message}", mend="wait for its end; it takes up what came so far"
+        ) from error
+
+
+def last_complete(system: System) -> dt.date | None:
+    """The last day that is over by the history's event time; None as long as that is not known."""
+    with closing(connect(system.postgres)) as connection, transaction(connection) as cursor:
+        stage = read_stages(cursor).get("history")
+    if stage is None or stage.watermark_ms is None:
+        return None
+    return complete_day(stage.watermark_ms, grace_ms=system.settings.daily.grace_ms)
+
+
+def daily_runs(system: System) -> DailyRuns:
+    """What lets a run begin when a day is over."""
+    return DailyRuns(
+        due=partial(_due, system), run=partial(_run_apart, system), every_s=system.settings.daily.look_every_s
+    )
+
+
+def _due(system: System) -> bool:
+    day = last_complete(system)
+    if day is None:
+        return False
+    with closing(PostgresStaticFeatures(system.postgres)) as store:
+        return store.due(day)
+
+
+def _run_apart(system: System, stop: threading.Event) -> None:
+    """A run in a process of its own, so that it can be ended at once and takes nobody along when it dies."""
+    task: Callable[..., object] = ray.remote(num_cpus=0.1, max_retries=0)(correct_static).remote
+    running = task(system)
+    while not stop.is_set():
+        done, _ = ray.wait([running], timeout=_LOOK_S)
+        if done:
+            log.info("daily_run_ended", extra={"report": ray.get(running)})
+            return
+    ray.cancel(running, force=True)

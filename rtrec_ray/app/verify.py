@@ -1,0 +1,189 @@
+"""`rtrec features verify`: the history's requests compared with its events, a few minutes of each at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import msgspec
+import polars as pl
+import pyarrow.compute as pc
+
+from rtrec_ray.app.system import System
+from rtrec_ray.errors import ConfigInvalid, VerifyImpossible
+from rtrec_ray.events import BEHAVIOR, INFERENCE, PROFILE, PROFILE_SCHEMA, InferenceRecord
+from rtrec_ray.features.compute import concerns_some
+from rtrec_ray.features.definition import Definitions
+from rtrec_ray.features.recount import EVENT_SCHEMA, VERSION_SCHEMA, once
+from rtrec_ray.features.verify import VIEWS, Case, Difference, Report, by_late_profiles, cases_of, compare
+from rtrec_ray.postgres.connection import Pool
+from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.history import BEGINNING_MS, FOREVER_MS, History
+from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
+from rtrec_ray.stores.progress import read_positions
+
+HISTORY_TASK: Final = "history"
+SLOT_MS: Final = 300_000  # whole minutes, so that an event and its duplicates are in one
+# Requests compared together: each chunk groups the events behind it once, and holds them.
+_CHUNK: Final = 4_096
+_CHUNK_SLOTS: Final = 6
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """What to compare. `share`: of the keys, in (0, 1]; times of requests in ms UTC, [from, to); `most` requests.
+
+    >>> VerifyOptions(share=0.0)
+    Traceback (most recent call last):
+    rtrec_ray.errors.ConfigInvalid: the sample is a share above 0 and up to 1, not 0.0
+    """
+
+    share: float = 0.05
+    from_ms: int | None = None
+    to_ms: int | None = None
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise ConfigInvalid(f"the sample is a share above 0 and up to 1, not {self.share}")
+
+
+class Profiles(Protocol):
+    """Where profiles are read, with what is live."""
+
+    @property
+    def definitions(self) -> Definitions:
+        """The views that are live."""
+        ...
+
+    def profile_versions(self, user_ids: list[int]) -> pl.DataFrame:
+        """All versions of these users' profiles: PROFILE_SCHEMA."""
+        ...
+
+
+def verify_system(system: System, options: VerifyOptions, *, progress: Progress) -> Report:
+    """Compare what the system served. Raises VerifyImpossible, NotRunning, StoreUnavailable."""
+    files = ArrowHistoryFiles(HistoryFilesOptions(uri=system.history_uri))
+    with (
+        closing(Pool(system.postgres, size=1)) as pool,
+        closing(PostgresHistoryManifest(system.postgres)) as manifest,
+    ):
+        store = PostgresFeatureStore(system.features, pool=pool)
+        store.refresh()
+        with pool.transaction() as cursor:
+            reached = read_positions(cursor, task=HISTORY_TASK, topic=BEHAVIOR)
+        history = History(files, manifest)
+        return verify_history(store, history, options, reached=reached, ahead_ms=system.skew_ms, progress=progress)
+
+
+def verify_history(
+    store: Profiles,
+    history: History,
+    options: VerifyOptions,
+    *,
+    reached: Mapping[int, int],
+    ahead_ms: int,
+    progress: Progress = lambda done, total: None,
+) -> Report:
+    """Compare the requests of a history. `reached`: partition → the first offset of behaviour that it does not have;
+    `ahead_ms`: how far ahead of the clock an event may be. Raises VerifyImpossible, StoreUnavailable.
+    """
+    report, events = Report(), EventSlots(history, store.definitions, share=options.share)
+    for records in _chunks(_requests(history, options, progress=progress)):
+        cases = cases_of(records, store.definitions, report, share=options.share, reached=reached, most=options.most)
+        if cases:
+            _compare(cases, store, history, report, events=events.around(cases, ahead_ms=ahead_ms))
+        if options.most is not None and report.compared >= options.most:
+            break
+    if not report.requests:
+        raise VerifyImpossible(
+            "no request of that time says which events were behind its features",
+            mend="send requests to /v1/recommend, or choose another time; the history has them after some 10 s",
+        )
+    return report
+
+
+class EventSlots:
+    """The events of the sample by slots of time, each read once as long as requests go on with time."""
+
+    def __init__(self, history: History, definitions: Definitions, *, share: float) -> None:
+        self._history = history
+        self._views = [view for view in definitions.views if view.name in VIEWS]
+        self._share = share
+        self._slots: dict[int, pl.DataFrame] = {}
+
+    def around(self, cases: Iterable[Case], *, ahead_ms: int) -> pl.DataFrame:
+        """EVENT_SCHEMA: what may be behind the cases' values, and the retractions that may have come until then."""
+        spans = {(each.span.from_ms, each.span.to_ms) for case in cases for each in case.questions.values()}
+        wanted = {
+            slot
+            for from_ms, to_ms in spans
+            for slot in range(from_ms // SLOT_MS, (to_ms + ahead_ms - 1) // SLOT_MS + 1)
+        }
+        self._slots = {slot: self._slots[slot] if slot in self._slots else self._read(slot) for slot in sorted(wanted)}
+        return pl.concat([EVENT_SCHEMA.to_frame(), *self._slots.values()])
+
+    def _read(self, slot: int) -> pl.DataFrame:
+        from_ms = slot * SLOT_MS
+        found = self._history.scan(BEHAVIOR, from_ms=from_ms, to_ms=from_ms + SLOT_MS, columns=EVENT_SCHEMA.names())
+        return once(pl.concat([EVENT_SCHEMA.to_frame(), *found]), self._views, share=self._share)
+
+
+def _compare(cases: Sequence[Case], store: Profiles, history: History, report: Report, *, events: pl.DataFrame) -> None:
+    of_profiles = concerns_some(view for view in store.definitions.views if view.needs_profile)
+    users = events.filter(of_profiles)["user_id"].unique().to_list()
+    profiles = store.profile_versions(users) if users else PROFILE_SCHEMA.to_frame()
+    equal, differences = compare(cases, events, profiles, tile_ms=store.definitions.tile_ms)
+    report.add(equal, differences, late=_explained(differences, history, events, users))
+
+
+def _explained(
+    differences: Sequence[Difference], history: History, events: pl.DataFrame, users: Sequence[int]
+) -> list[Difference]:
+    if not any(each.question.view.needs_profile for each in differences):
+        return []
+    # Only the history knows when a version was written; it is asked for that when something differs.
+    sent = history.scan(PROFILE, columns=VERSION_SCHEMA.names(), where=pc.field("user_id").isin(users))
+    return by_late_profiles(differences, events, pl.concat([VERSION_SCHEMA.to_frame(), *sent]))
+
+
+def _requests(history: History, options: VerifyOptions, *, progress: Progress) -> Iterator[InferenceRecord]:
+    """The requests of the chosen time that say what was behind their features, by slots of time."""
+    low = BEGINNING_MS if options.from_ms is None else options.from_ms
+    high = FOREVER_MS if options.to_ms is None else options.to_ms
+    files = history.files(INFERENCE, from_ms=low, to_ms=high)
+    if not files:
+        raise VerifyImpossible(
+            "the history has no requests of that time",
+            mend="`rtrec up` writes it; `rtrec status` shows whether the stage history is up, and its lag",
+        )
+    slots = sorted({slot for file in files for slot in range(file.min_ts_ms // SLOT_MS, file.max_ts_ms // SLOT_MS + 1)})
+    decoder = msgspec.json.Decoder(InferenceRecord)
+    for done, slot in enumerate(slots):
+        progress(done, len(slots))
+        from_ms, to_ms = max(slot * SLOT_MS, low), min((slot + 1) * SLOT_MS, high)
+        seen: set[str] = set()
+        told = pc.field("as_of").is_valid()
+        for frame in history.scan(INFERENCE, from_ms=from_ms, to_ms=to_ms, columns=("raw",), where=told):
+            # The log has a request twice when its producer was not sure.
+            for record in map(decoder.decode, frame["raw"]):
+                if record.request_id not in seen:
+                    seen.add(record.request_id)
+                    yield record
+    progress(len(slots), len(slots))
+
+
+def _chunks(records: Iterator[InferenceRecord]) -> Iterator[list[InferenceRecord]]:
+    chunk: list[InferenceRecord] = []
+    for record in records:
+        if chunk and (len(chunk) == _CHUNK or record.ts // SLOT_MS - chunk[0].ts // SLOT_MS >= _CHUNK_SLOTS):
+            yield chunk
+            chunk = []
+        chunk.append(record)
+    if chunk:
+        yield chunk

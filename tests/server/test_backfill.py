@@ -1,0 +1,185 @@
+"""A view that began while the system ran, filled from a real history into a real PostgreSQL by a Ray Data job."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import polars as pl
+import pytest
+
+from actors.feature import FeatureOperator
+from actors.jobs.backfill import BackfillOptions, backfill
+from rtrec_ray.errors import BackfillImpossible, UnknownView
+from rtrec_ray.eventtime.watermark import WatermarkOptions
+from rtrec_ray.features.file import load_definitions
+from rtrec_ray.features.keys import ViewKey
+from rtrec_ray.kafka.base import record_batch
+from rtrec_ray.kafka.codec import decode
+from rtrec_ray.postgres.connection import Pool, PostgresOptions
+from rtrec_ray.stores.features import TopLists
+from rtrec_ray.stores.features_backfill import FeatureBackfill
+from rtrec_ray.stores.features_past import past_of
+from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.history import schema
+from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
+from rtrec_ray.stores.progress import Committed, write_committed
+
+pytestmark = [pytest.mark.server, pytest.mark.ray]
+
+DEFINITIONS = load_definitions(Path(__file__).parents[2] / "configs" / "features.yaml")
+BASE = 1_767_225_600_000
+MINUTE = 60_000
+EVENTS, CUT = 1_500, 900
+AGAIN = tuple(replace(view, version=2) for view in DEFINITIONS.views)
+KEYS = [
+    *(("user_browse_5m", str(user)) for user in range(1, 6)),
+    *(("category_top_items_10m", str(category)) for category in range(3)),
+    ("segment_page_top_ads", "CN|f|1"),
+    ("top_viewed_30m", "ad"),
+]
+
+
+def events():
+    """Views and clicks of 50 minutes; every tenth comes again 200 records later, every fifteenth is taken back then."""
+    plain = [
+        {
+            "event_id": f"e{number}",
+            "event_type": ("view", "click")[number % 2],
+            "ts": BASE + number * 2_000,
+            "user_id": number % 5 + 1,
+            "item_id": number % 7,
+            "item_type": "ad",
+            "category_id": number % 3,
+            "page_id": 1,
+            "dwell_ms": 3,
+        }
+        for number in range(EVENTS)
+    ]
+    for number, event in enumerate(plain):
+        yield event
+        old = plain[number - 200] if number >= 200 else None
+        if old is not None and number % 10 == 0:
+            yield old
+        if old is not None and number % 15 == 1:
+            yield {"event_id": f"r{number}", "event_type": "retract", "ts": event["ts"], "user_id": old["user_id"], "retracts": old}  # fmt: skip  # noqa: E501
+
+
+class Place:
+    """One partition's stream into PostgreSQL, and its history."""
+
+    def __init__(self, pool: Pool, postgres: PostgresOptions, history: Path) -> None:
+        self.pool, self.postgres, self.history = pool, postgres, str(history)
+        self.values = [msgspec.json.encode(event) for event in events()]
+        self.owner = FeatureOperator(
+            0,
+            store=self.apply(DEFINITIONS),
+            latest_ms=lambda wall_ms: 1 << 62,
+            watermark=WatermarkOptions(),
+        )
+        with pool.transaction() as cursor:
+            self.owner.restore(cursor, committed={})
+        profiles = [{"user_id": user, "ts": BASE, "country": "CN", "gender": "f"} for user in range(1, 4)]
+        self.owner.apply(record_batch("profile", 0, [msgspec.json.encode(each) for each in profiles]))
+
+    def apply(self, definitions) -> PostgresFeatureStore:
+        store = PostgresFeatureStore(definitions, pool=self.pool)
+        with self.pool.transaction() as cursor:
+            store.apply(cursor)
+        return store
+
+    def run(self, start: int, end: int) -> None:
+        """The stream takes these records and commits."""
+        batch = record_batch("behavior", 0, self.values[start:end], first_offset=start)
+        self.owner.apply(batch)
+        with self.pool.transaction() as cursor:
+            self.owner.write(cursor)
+        self.owner.committed()
+
+    def keep(self, end: int) -> None:
+        """The history has the records up to there."""
+        batch = record_batch("behavior", 0, self.values[:end])
+        frame = decode(batch, latest_ms=lambda wall_ms: 1 << 62).frame
+        origin = {"partition": pl.lit(0, dtype=pl.Int32), "kafka_ts": pl.lit(0, dtype=pl.Int64), "raw": pl.lit(b"")}
+        files = ArrowHistoryFiles(HistoryFilesOptions(uri=self.history))
+        written = files.write("behavior", frame.with_columns(**origin).select(schema("behavior").names()), partition=0)
+        manifest = PostgresHistoryManifest(self.postgres)
+        with self.pool.transaction() as cursor:
+            manifest.add(cursor, written)
+            at = Committed(next_offset={"behavior": end}, watermark_ms=BASE)
+            write_committed(cursor, task="history", partition=0, at=at, lag=0, counts={})
+
+    def options(self, view: str) -> BackfillOptions:
+        return BackfillOptions(
+            view=view,
+            from_ms=None,
+            to_ms=None,
+            definitions=DEFINITIONS,
+            postgres=self.postgres,
+            history_uri=self.history,
+        )
+
+    def reader(self) -> PostgresFeatureStore:
+        store = PostgresFeatureStore(DEFINITIONS, pool=self.pool)
+        store.refresh()
+        return store
+
+    def values_of(self, version: int, *, now_ms: int, cached: bool = False):
+        asks = [ViewKey(view=f"{view}@{version}", key=key) for view, key in KEYS]
+        return list(self.reader().get(asks, as_of_ms=None, now_ms=now_ms, cached=cached).values())
+
+
+@pytest.fixture
+def place(dsn, tmp_path):
+    postgres = PostgresOptions(dsn=dsn)
+    with closing(Pool(postgres, size=3)) as pool:
+        made = Place(pool, postgres, tmp_path)
+        made.run(0, CUT)
+        made.apply(replace(DEFINITIONS, views=AGAIN))
+        made.run(CUT, CUT)  # a commit that notices
+        yield made
+
+
+def test_a_view_filled_by_a_job_that_was_killed_half_way_has_every_value_of_one_that_was_always_there(place, ray_local):
+    place.run(CUT, len(place.values))
+    place.keep(len(place.values))
+    moments = range(BASE + 5 * MINUTE, BASE + 60 * MINUTE, 7 * MINUTE)
+    assert any(place.values_of(1, now_ms=now_ms) != place.values_of(2, now_ms=now_ms) for now_ms in moments)
+    # Killed after two slices: what it committed stands, the rest is to be done.
+    store = place.reader()
+    job = FeatureBackfill(store, pool=place.pool, past=past_of(place.history, place.postgres))
+    for view in DEFINITIONS.views:
+        plan = job.plan(f"{view.name}@2", from_ms=None, to_ms=None)
+        for start in plan.todo[:2]:
+            job.fill(plan, from_ms=start)
+            assert job.fill(plan, from_ms=start) == 0
+    seen: list[tuple[int, int]] = []
+    for view in DEFINITIONS.views:
+        done = backfill(place.options(view.name + "@2"), on_slice=lambda done, total: seen.append((done, total)))
+        assert done.already == 2
+        assert done.slices > done.already
+    assert seen[0][0] == 2
+    assert seen[-1][0] == seen[-1][1]
+    for now_ms in moments:
+        assert place.values_of(1, now_ms=now_ms) == place.values_of(2, now_ms=now_ms)
+    last_ms = BASE + EVENTS * 2_000
+    TopLists(place.reader()).rebuild(now_ms=last_ms)
+    assert place.values_of(1, now_ms=last_ms, cached=True) == place.values_of(2, now_ms=last_ms, cached=True)
+    again = backfill(place.options("top_viewed_30m"), on_slice=lambda done, total: None)
+    assert (again.view, again.rows, again.already) == ("top_viewed_30m@2", 0, again.slices)
+
+
+def test_what_cannot_be_filled_is_said(place, monkeypatch, ray_local):
+    monkeypatch.setattr("actors.jobs.backfill._HISTORY_S", 0.5)
+    with pytest.raises(BackfillImpossible, match="history"):
+        backfill(place.options("top_viewed_30m@2"), on_slice=lambda done, total: None)
+    with pytest.raises(UnknownView, match="nope"):
+        backfill(place.options("nope"), on_slice=lambda done, total: None)
+    with pytest.raises(BackfillImpossible, match="from the first on"):
+        backfill(place.options("top_viewed_30m@1"), on_slice=lambda done, total: None)
+    place.apply(replace(DEFINITIONS, views=(replace(AGAIN[0], version=3),)))
+    with pytest.raises(BackfillImpossible, match="begun"):
+        backfill(place.options(f"{AGAIN[0].name}@3"), on_slice=lambda done, total: None)
