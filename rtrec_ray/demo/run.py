@@ -77,10 +77,14 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 
 def _beside_others(settings: Settings) -> Settings:
-    """Settings with a port for HTTP that is free now: another system may run on this machine."""
+    """Settings with a port for HTTP that is free now: another system may run on this machine.
+
+    And without daily runs: no report shows what they compute, and in compressed time midnight comes while all is busy.
+    """
     servers = settings.servers
     http = replace(servers.http, port=ports.pick(servers.http.port))
-    return settings.model_copy(update={"servers": replace(servers, http=http)})
+    daily = replace(settings.daily, scheduled=False)
+    return settings.model_copy(update={"servers": replace(servers, http=http), "daily": daily})
 
 
 @contextmanager

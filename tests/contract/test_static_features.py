@@ -127,9 +127,7 @@ def test_values_are_those_of_the_last_publication_until_the_next(store: StaticFe
     anew = store.static("item", [1]).values[1]
     assert anew is not None
     assert (anew["impression_1d"], anew["impression_7d"]) == (100, 108)
-    assert not store.due(day(1))
-    assert not store.due(day(0))
-    assert store.due(day(2))
+    assert [store.due(day(at)) for at in (0, 1, 2)] == [False, False, True]
 
 
 def test_an_earlier_day_is_read_from_the_days_counts_and_a_later_one_from_the_values(store: StaticFeatures) -> None:
