@@ -21,7 +21,9 @@ class FactFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
         fact = {"level": record.levelname, "logger": record.name, "event": record.getMessage()}
-        fact.update((key, value) for key, value in vars(record).items() if key not in _OWN)
+        # What begins with "_" is no fact of this system: Ray marks the records of a process that uses Ray Data.
+        told = (item for item in vars(record).items() if item[0] not in _OWN and not item[0].startswith("_"))
+        fact.update(told)
         if record.exc_info:
             fact["traceback"] = self.formatException(record.exc_info)
         return json.dumps(fact, default=str, ensure_ascii=False)
