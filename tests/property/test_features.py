@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import polars as pl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.feature import FeatureOperator
@@ -458,6 +458,8 @@ def fill(store, views, logs, profiles, starts):
                 store.append(None, TaskOutput(partition=partition, watermark_ms=None, tiles={view.id: rows}))
 
 
+# Half a second an example: it fills every view slice by slice.
+@settings(max_examples=settings.default.max_examples // 4)
 @given(streams(min_size=3), profiles, st.lists(st.integers(0, 30), min_size=PARTITIONS, max_size=PARTITIONS))
 def test_a_view_that_begins_later_and_is_filled_from_the_history_is_as_if_it_had_always_been(events, profiles, cuts):
     events = [event for event in events if event["ts"] <= BASE + HORIZON]
