@@ -217,6 +217,16 @@ def test_an_event_more_or_less_behind_the_value_is_a_difference():
     assert verified([right()], twice).outcomes["user_5m_view"]["mismatch"] == 1
 
 
+def test_reads_of_which_neither_had_all_that_the_other_had_are_told_apart():
+    events = [event(0, 0, partition=0, item=1), event(0, 0, partition=1, item=3), event(0, 0, partition=2, item=5)]
+    one = served(1, events, user=0, offsets={0: 1, 1: 0, 2: 1}, as_of_ms=NOW)
+    other = served(2, events, user=0, offsets={0: 0, 1: 1, 2: 1}, as_of_ms=NOW)
+    assert {tuple(sorted(each.features["user_last_items"])) for each in (one, other)} == {(1, 5), (3, 5)}
+    reached = dict.fromkeys(range(3), 1)
+    assert verified([one, other], events, reached=reached).differences == 0
+    assert verified([other, one], events, reached=reached).differences == 0
+
+
 def test_a_retraction_counts_from_its_own_offset_on():
     events = [*EVENTS, retraction(EVENTS[0], 2)]
     before, after = (served(limit, events, user=0, offsets={0: limit, 1: 1}, as_of_ms=NOW) for limit in (2, 3))
