@@ -11,19 +11,15 @@ from typing import Final
 from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.events import ProfileVersion
 from rtrec_ray.features.keys import (
-    CATEGORY_TOP_ITEMS_10M,
     SEGMENT_PAGE_TOP_ADS,
-    TOP_VIEWED_30M,
-    USER_BROWSE_1M,
     USER_BROWSE_5M,
     ViewKey,
 )
-from rtrec_ray.features.request import request_asks
+from rtrec_ray.features.request import FEATURE_VIEWS, request_asks
 from rtrec_ray.stores.features import FeatureReader, ReadPoint
 from serving.lists import Values, known
 
 _MOST_PROFILES: Final = 100_000
-_NEEDED: Final = {USER_BROWSE_5M, USER_BROWSE_1M, SEGMENT_PAGE_TOP_ADS, CATEGORY_TOP_ITEMS_10M, TOP_VIEWED_30M}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +72,7 @@ class UserReader:
 
     def undefined(self) -> bool:
         """Whether a view that requests or their candidates need is not defined any more."""
-        return not self._store.definitions.by_name.keys() >= _NEEDED
+        return not self._store.definitions.by_name.keys() >= FEATURE_VIEWS
 
     def remembered(self, user_id: int) -> UserRead:
         """What is known of the user without the store: a profile of late, however old."""

@@ -5,7 +5,6 @@ Killed and started again it goes on with the slices that are not committed.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, Final
 
 import ray.data
 
+from actors.jobs.quiet import keep_quiet
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import BackfillImpossible
 from rtrec_ray.features.definition import Definitions
@@ -56,8 +56,7 @@ def backfill(options: BackfillOptions, *, on_slice: Callable[[int, int], None]) 
     Raises UnknownView, BackfillImpossible, StoreUnavailable.
     """
     begun_s = monotonic_s()
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # `on_slice` tells how far it is
+    keep_quiet()
     with closing(Pool(options.postgres, size=1)) as pool:
         job = _job(options, pool)
         plan = job.plan(options.view, from_ms=options.from_ms, to_ms=options.to_ms)

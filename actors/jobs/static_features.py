@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from typing import Any, Protocol
 import polars as pl
 import pyarrow as pa
 import ray.data
-from ray.data import DataContext, TaskPoolStrategy
+from ray.data import TaskPoolStrategy
 from ray.exceptions import RayError
 
+from actors.jobs.quiet import keep_quiet
 from rtrec_ray.errors import RayUnavailable, RtrecError
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.stores.history import History, HistoryFile
@@ -79,8 +79,7 @@ class RayCounting:
     def _map(self, task: Task, count: int) -> Iterator[pl.DataFrame]:
         if not count:
             return
-        DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)  # `progress` tells how far it is
+        keep_quiet()
         numbers = ray.data.from_items([{"number": number} for number in range(count)], override_num_blocks=count)
         tasks = TaskPoolStrategy(size=min(self._options.tasks, count))
         found = numbers.map_batches(task, batch_size=1, batch_format="numpy", num_cpus=1, compute=tasks)

@@ -17,7 +17,8 @@ from rtrec_ray.events import BEHAVIOR, INFERENCE, PROFILE, PROFILE_SCHEMA, Infer
 from rtrec_ray.features.compute import concerns_some
 from rtrec_ray.features.definition import Definitions
 from rtrec_ray.features.recount import EVENT_SCHEMA, VERSION_SCHEMA, once
-from rtrec_ray.features.verify import VIEWS, Case, Difference, Report, by_late_profiles, cases_of, compare
+from rtrec_ray.features.request import FEATURE_VIEWS
+from rtrec_ray.features.verify import Case, Difference, Report, by_late_profiles, cases_of, compare
 from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.history import BEGINNING_MS, FOREVER_MS, History
@@ -113,7 +114,7 @@ class EventSlots:
 
     def __init__(self, history: History, definitions: Definitions, *, share: float) -> None:
         self._history = history
-        self._views = [view for view in definitions.views if view.name in VIEWS]
+        self._views = [view for view in definitions.views if view.name in FEATURE_VIEWS]
         self._share = share
         self._slots: dict[int, pl.DataFrame] = {}
 

@@ -22,6 +22,7 @@ from rtrec_ray.cli.options import Where, command
 from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import FeaturesDiffer
+from rtrec_ray.features.definition import NOT_BEGUN_MS
 from rtrec_ray.features.evolve import evolve
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.postgres.connection import Pool
@@ -35,7 +36,6 @@ from rtrec_ray.stores.static_features import list_static
 if TYPE_CHECKING:
     from actors.jobs.backfill import BackfillSummary
 
-_YEAR_9999_MS: Final = 253_370_764_800_000
 _BEGIN_S: Final = 15.0  # a task that has nothing to commit looks for changes each third of its lease
 
 
@@ -207,7 +207,7 @@ def _print_backfill(done: BackfillSummary) -> None:
 
 def _when(ms: int) -> str:
     return (
-        "later" if ms > _YEAR_9999_MS else dt.datetime.fromtimestamp(ms / 1_000, dt.UTC).isoformat(timespec="seconds")
+        "later" if ms == NOT_BEGUN_MS else dt.datetime.fromtimestamp(ms / 1_000, dt.UTC).isoformat(timespec="seconds")
     )
 
 
@@ -232,7 +232,7 @@ def _wait_for_begin(store: PostgresFeatureStore, added: list[str]) -> bool:
     while True:
         store.refresh()
         begins = [store.definitions.complete_from_ms.get(view, 0) for view in added]
-        if all(ms < _YEAR_9999_MS for ms in begins):
+        if NOT_BEGUN_MS not in begins:
             return True
         if monotonic_s() > deadline:
             return False

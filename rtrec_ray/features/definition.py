@@ -16,6 +16,8 @@ Kind = Literal["count", "sum", "mean", "count_by", "top_k", "last_n", "distinct"
 
 ALL: Final = "all"
 PROFILE_FIELDS: Final = ("country", "gender", "city", "age_band")
+NOT_BEGUN_MS: Final = 1 << 61
+"""Since when a view is complete that has not begun in every partition: never."""
 _LONG_AGO_MS: Final = -(1 << 62)
 
 

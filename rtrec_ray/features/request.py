@@ -61,6 +61,9 @@ VIEW_OF: Final = {
 }
 """Feature of a request → the view whose value it is of, or whose key it is a part of."""
 
+FEATURE_VIEWS: Final = frozenset(VIEW_OF.values()) | {CATEGORY_TOP_ITEMS_10M, TOP_VIEWED_30M}
+"""The views that features of requests and items are out of."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trends:

@@ -32,6 +32,7 @@ from rtrec_ray.features.keys import (
 from rtrec_ray.features.merge import Value
 from rtrec_ray.features.recount import Question, Recount, behind, in_doubt, sampled
 from rtrec_ray.features.request import (
+    FEATURE_VIEWS,
     VIEW_OF,
     Recent,
     item_asks,
@@ -44,8 +45,6 @@ from rtrec_ray.features.request import (
 Kind = Literal["mismatch", "missing", "extra"]
 KINDS: Final[tuple[Kind, ...]] = ("mismatch", "missing", "extra")
 LATE_PROFILE: Final = "late_profile"
-VIEWS: Final = (USER_BROWSE_5M, USER_BROWSE_1M, CATEGORY_TOP_ITEMS_10M, TOP_VIEWED_30M, SEGMENT_PAGE_TOP_ADS)
-"""The views that features are out of."""
 
 _OF_USER: Final = {name: view for name, view in VIEW_OF.items() if view in (USER_BROWSE_5M, USER_BROWSE_1M)}
 _OF_ITEM: Final = (
@@ -211,7 +210,7 @@ def served_asks(record: InferenceRecord) -> list[ViewKey]:
     >>> served_asks(record)
     [ViewKey(view='user_browse_5m', key='7')]
     """
-    known = (record.as_of or {}).keys() & (record.as_of_ms or {}).keys() & set(VIEWS)
+    known = (record.as_of or {}).keys() & (record.as_of_ms or {}).keys() & FEATURE_VIEWS
     asks = [
         *request_asks(user_id=record.user_id, profile=_profile(record), page_id=record.page_id),
         *item_asks(_catalogued(item) for item in record.items or ()),

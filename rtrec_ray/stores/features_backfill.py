@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rtrec_ray.errors import BackfillImpossible
-from rtrec_ray.events import PROFILE_SCHEMA
+from rtrec_ray.events import BEHAVIOR, PROFILE_SCHEMA
 from rtrec_ray.features.backfill import SLICE_MS, slices, tiles_before
-from rtrec_ray.features.definition import FeatureView
+from rtrec_ray.features.definition import NOT_BEGUN_MS, FeatureView
 from rtrec_ray.postgres.connection import Cursor, Pool
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.features import Past, TaskOutput
 from rtrec_ray.stores.features_live import LiveViews, read_live
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.progress import read_positions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class FeatureBackfill:
             live = read_live(cursor)
             view = (self._store if live is None else live).definitions.view(name)
             starts, began_ms = self._begun(cursor, live, view)
-            cursor.execute(self._sql["read_kept_upto"])
+            cursor.execute(load("rtrec_ray.stores.queries", "features.sql")["kept_upto"])
             (mark_ms,) = cursor.fetchone() or (None,)
             cursor.execute(self._sql["list_slices"], {"view_id": live.view_ids[view.id] if live else 0})
             known = {start for (start,) in cursor.fetchall()}
@@ -70,8 +71,7 @@ class FeatureBackfill:
     def reached(self, plan: BackfillPlan) -> bool:
         """Whether the history has all events before the view began."""
         with self._pool.transaction() as cursor:
-            cursor.execute(self._sql["read_history"])
-            offsets = dict(cursor.fetchall())
+            offsets = read_positions(cursor, task="history", topic=BEHAVIOR)
         return all(offsets.get(partition, 0) >= start for partition, start in plan.starts.items())
 
     def fill(self, plan: BackfillPlan, *, from_ms: int) -> int:
@@ -109,7 +109,7 @@ class FeatureBackfill:
         cursor.execute(self._sql["read_starts"], {"view_id": live.view_ids.get(view.id, 0) if live else 0})
         rows = cursor.fetchall()
         since_ms = None if live is None else live.definitions.complete_from_ms.get(view.id)
-        if not rows or (since_ms is not None and since_ms >= 1 << 61):
+        if not rows or (since_ms == NOT_BEGUN_MS):
             raise BackfillImpossible(
                 f"{view.id} has not begun in every partition", mend="begin with `rtrec up`, and try again"
             )

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from rtrec_ray.errors import DefinitionInvalid, UnknownView
-from rtrec_ray.features.definition import Definitions, FeatureView
+from rtrec_ray.features.definition import NOT_BEGUN_MS, Definitions, FeatureView
 from rtrec_ray.features.evolve import evolve
 from rtrec_ray.postgres.connection import Cursor
 from rtrec_ray.postgres.statements import load
@@ -32,7 +32,7 @@ def read_live(cursor: Cursor) -> LiveViews | None:
     if row is None:
         return None
     tile_ms, horizon_ms, retention_ms, tiles_from_ms, change = row
-    cursor.execute(sql["read_live"])
+    cursor.execute(sql["read_live"], {"not_begun_ms": NOT_BEGUN_MS})
     rows = [(view_id, _view(definition), since_ms) for view_id, definition, since_ms in cursor.fetchall()]
     definitions = Definitions(
         tile_ms=tile_ms,

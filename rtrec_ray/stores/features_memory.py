@@ -11,7 +11,7 @@ import polars as pl
 
 from rtrec_ray.errors import UnknownView
 from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, ProfileVersion
-from rtrec_ray.features.definition import Definitions, FeatureView
+from rtrec_ray.features.definition import NOT_BEGUN_MS, Definitions, FeatureView
 from rtrec_ray.features.evolve import evolve
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value, merge
@@ -193,7 +193,7 @@ class MemoryFeatureStore:
         for view in live.views:
             starts = self.tables.starts[view.id]
             if len(starts) < len(self.tables.offsets):
-                found[view.id] = 1 << 61
+                found[view.id] = NOT_BEGUN_MS
             elif known := [ms for ms in starts.values() if ms is not None]:
                 found[view.id] = max(known)
         return found

@@ -17,6 +17,7 @@ from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.past import recompute
 from rtrec_ray.features.recount import EVENT_SCHEMA, VERSION_SCHEMA, once, sampled
 from rtrec_ray.features.request import (
+    FEATURE_VIEWS,
     Recent,
     item_asks,
     item_features,
@@ -24,7 +25,7 @@ from rtrec_ray.features.request import (
     request_features,
     trends,
 )
-from rtrec_ray.features.verify import FEATURES, VIEWS, Report, by_late_profiles, cases_of, compare
+from rtrec_ray.features.verify import FEATURES, Report, by_late_profiles, cases_of, compare
 
 DEFINITIONS = load_definitions(Path(__file__).parents[2] / "configs" / "features.yaml")
 BASE = 1_767_225_600_000
@@ -112,14 +113,14 @@ def served(number, events, *, user, offsets, as_of_ms, page_id=1, profiles=PROFI
         page_id=page_id,
         features=features,
         items=items,
-        as_of={view: {str(part): offset for part, offset in offsets.items()} for view in VIEWS},
-        as_of_ms=dict.fromkeys(VIEWS, as_of_ms),
+        as_of={view: {str(part): offset for part, offset in offsets.items()} for view in FEATURE_VIEWS},
+        as_of_ms=dict.fromkeys(FEATURE_VIEWS, as_of_ms),
     )
 
 
 def verified(records, events, *, share=1.0, reached=ALL, profiles=PROFILES, definitions=DEFINITIONS, versions=None):
     report = Report()
-    views = [view for view in DEFINITIONS.views if view.name in VIEWS]
+    views = [view for view in DEFINITIONS.views if view.name in FEATURE_VIEWS]
     kept = once(frame(events), views, share=share)
     cases = cases_of(records, definitions, report, share=share, reached=reached)
     equal, differences = compare(cases, kept, profiles, tile_ms=DEFINITIONS.tile_ms)

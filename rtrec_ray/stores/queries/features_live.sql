@@ -26,7 +26,7 @@ SELECT tile_ms, horizon_ms, retention_ms, tiles_from_ms, change FROM features.se
 
 -- name: read_live (a view that has not begun everywhere is complete nowhere)
 SELECT v.view_id, v.definition,
-       CASE WHEN count(p.partition) > count(s.partition) THEN 1::bigint << 61 ELSE max(s.complete_from_ms) END
+       CASE WHEN count(p.partition) > count(s.partition) THEN %(not_begun_ms)s ELSE max(s.complete_from_ms) END
 FROM features.views v
 LEFT JOIN features.partitions p ON true
 LEFT JOIN features.view_starts s ON s.view_id = v.view_id AND s.partition = p.partition
@@ -77,9 +77,3 @@ INSERT INTO features.backfills (view_id, from_ms) VALUES (%(view_id)s, %(from_ms
 -- name: complete_view
 UPDATE features.view_starts SET complete_from_ms = %(complete_from_ms)s
 WHERE view_id = %(view_id)s AND complete_from_ms > %(complete_from_ms)s;
-
--- name: read_kept_upto
-SELECT features.kept_upto();
-
--- name: read_history
-SELECT partition, next_offset FROM meta.positions WHERE task = 'history' AND topic = 'behavior';
