@@ -23,6 +23,19 @@ hypothesis.settings.register_profile("ci", max_examples=200, derandomize=True, d
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
 
 _TEMPLATE = "rtrec_template"
+_WHOLE_SYSTEMS = ("e2e", "ray", "test_embedded_system.py", "test_embedded_whole.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share the files between the workers of pytest-xdist; whole systems come first and one after the other.
+
+    Two systems at once are more than two cores bear, and a file's fixtures are made once only if one worker has it.
+    """
+    for item in items:
+        whole = item.get_closest_marker("ray") is not None or any(name in item.path.parts for name in _WHOLE_SYSTEMS)
+        group = "systems" if whole else str(item.path.relative_to(item.config.rootpath))
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "systems")  # type: ignore[union-attr]
 
 
 class Eventually(Protocol):

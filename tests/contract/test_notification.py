@@ -168,7 +168,11 @@ def test_an_event_that_cannot_be_stored_is_refused_before_it_is_sent(fields: dic
         NewEvent(**{"key": "k", "value": "v", **fields})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("context", [{"a": object()}, {"a": "\0"}, {1: "a"}, {"a": 1 << 70}], ids=str)
+@pytest.mark.parametrize(
+    "context",
+    [{"a": object()}, {"a": "\0"}, {1: "a"}, {"a": 1 << 70}],
+    ids=["object", "nul", "number as key", "large number"],
+)
 def test_a_context_that_is_not_json_is_refused_and_nothing_is_sent(
     store: NotificationStore, context: dict[str, object]
 ) -> None:
