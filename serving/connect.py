@@ -23,6 +23,7 @@ from serving.model import fetch
 from serving.options import ServingOptions
 from serving.rank import Scorer
 from serving.replica import Backends
+from serving.stages import read_pipeline
 
 FEATURES_TASK: Final = "features"
 
@@ -69,6 +70,7 @@ def connect(options: ReplicaOptions) -> Backends:
         base=registry.base,
         load=registry.load,
         events=PostgresNotificationStore(postgres, clock=options.clock),
+        pipeline=lambda now_ms: read_pipeline(pool, now_ms=now_ms),
         close=pool.close,
     )
 

@@ -34,6 +34,7 @@ from serving.schema import (
     RecommendRequest,
     faults_of,
 )
+from serving.stages import PipelineState
 
 JSON: Final = "application/json"
 # How much of a body that is too large is still read, so that its sender gets the answer and not a broken connection.
@@ -54,6 +55,7 @@ class Service:
     holders: Mapping[ModelRole, ModelHolder]
     lists: ListsReader
     metrics: ServingMetrics
+    pipeline: Callable[[int], PipelineState]
     read_calls: BoundedCalls
     event_calls: BoundedCalls
     token: str | None = None
@@ -141,8 +143,13 @@ async def readyz(service: Service, request: Request) -> Response:
 
 
 async def metrics(service: Service, request: Request) -> Response:
-    """Counters of this replica, in Prometheus' text format."""
-    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    """Counters of this replica and, while the store is there, the pipeline's state, in Prometheus' text format."""
+    read = partial(service.pipeline, service.clock.now_ms())
+    try:
+        pipeline = (await service.read_calls.run(read)).text()
+    except (ServerUnavailable, CallTimedOut):
+        pipeline = b""
+    return Response(service.metrics.text() + pipeline, media_type=CONTENT_TYPE_LATEST)
 
 
 def not_ready(service: Service) -> list[str]:

@@ -25,6 +25,7 @@ from rtrec_ray.stores.features import Reading, ReadPoint, TaskOutput
 from rtrec_ray.stores.features_memory import MemoryFeatureStore, MemoryFeatureTables
 from serving.rank import Scorer
 from serving.replica import Backends
+from serving.stages import PipelineState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +119,7 @@ class MemoryServers:
             base=self._base,
             load=self._load,
             events=self.events,
+            pipeline=lambda now_ms: PipelineState(now_ms=now_ms),
         )
 
     def put_items(self, items: Iterable[CatalogItem]) -> None:

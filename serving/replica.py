@@ -26,6 +26,7 @@ from serving.options import ModelRole, ServingOptions
 from serving.rank import Scorer
 from serving.recommend import Recommender
 from serving.reload import ModelHolder, Reloader, ReloadLoop
+from serving.stages import PipelineState
 from serving.user import UserReader
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class Backends:
     """What a replica talks to. The functions are called in threads and may raise that their server is away.
 
     `newest_event_ms`: event time up to which features are computed, ms UTC. `champion`: the version that should serve;
-    `base`: the one at the root of its chain; `load` brings a version into memory.
+    `base`: the one at the root of its chain; `load` brings a version into memory; `pipeline` says how the stages are
+    at a time, ms UTC.
     """
 
     store: FeatureReader
@@ -50,6 +52,7 @@ class Backends:
     base: Callable[[], str | None]
     load: Callable[[str], Scorer]
     events: NotificationStore
+    pipeline: Callable[[int], PipelineState]
     close: Callable[[], None] = lambda: None
 
 
@@ -186,6 +189,7 @@ class Replica:
             holders=self.holders,
             lists=self.lists,
             metrics=self.metrics,
+            pipeline=self._backends.pipeline,
             read_calls=BoundedCalls(name="reads", threads=2, deadline_s=options.read_deadline_s),
             # The producer's own deadline comes first, with the better reason.
             event_calls=BoundedCalls(name="events", threads=_EVENT_THREADS, deadline_s=options.events_deadline_s + 2.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ import httpx
 from rtrec_ray.app.system import System
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.postgres.connection import connect, transaction
+from rtrec_ray.stores.features_sizes import read_sizes
 from rtrec_ray.stores.progress import Stage, read_stages
 from rtrec_ray.stores.training import PostgresTrainingBook, TrainingRun
 
@@ -39,6 +41,8 @@ def stages(system: System) -> dict[str, dict[str, Any]]:
     try:
         with closing(connect(system.postgres)) as connection, transaction(connection) as cursor:
             found = {name: _stage(stage, system) for name, stage in read_stages(cursor).items()}
+            if "features" in found:
+                found["features"]["views"] = {view: asdict(size) for view, size in read_sizes(cursor).items()}
         with closing(PostgresTrainingBook(system.postgres)) as book:
             runs: dict[str, dict[str, Any]] = {
                 name: _run(run) for name, run in book.runs().items() if name == "incremental"

@@ -41,19 +41,22 @@ _BEGIN_S: Final = 15.0  # a task that has nothing to commit looks for changes ea
 
 @click.group()
 def features() -> None:
-    """List feature views, read their values, change them while the system runs."""
+    """Feature views and their values: list, read, change, fill from the history, check."""
 
 
 @features.command(name="list")
 @command
 def list_features(where: Where) -> None:
-    """List the views that are live, or those of the file while nothing runs."""
+    """List the views that are live and what they keep, or those of the file while nothing runs."""
     system = open_system(where.config, where.data_dir)
     if system.addresses.postgres is None:
         views = list_views(system.features)
     else:
         with _store(system) as store:
-            views = list_views(store.definitions)
+            sizes = store.sizes()
+            views = [
+                {**view, **asdict(sizes[f"{view['name']}@{view['version']}"])} for view in list_views(store.definitions)
+            ]
     views += list_static()
     where.answer({"views": views}, lambda: _print_views(views))
 
@@ -180,6 +183,11 @@ def _print_views(views: list[dict[str, Any]]) -> None:
         since = "" if begins is None else f"  complete from {_when(begins)}"
         click.echo(f"{view['name']:<24} v{view['version']}  {minutes:g} min  key {', '.join(view['keys'])}{since}")
         click.echo(f"{'':<24} {', '.join(view['values'])}")
+        if view.get("rows"):
+            click.echo(
+                f"{'':<24} keeps {view['rows']:,} rows of tiles, {view['bytes'] / 1e6:,.1f} MB, from "
+                f"{_when(view['oldest_ms'])} on; {view['lists']:,} lists"
+            )
 
 
 def _print_applied(added: list[str], *, begun: bool | None, dry_run: bool) -> None:

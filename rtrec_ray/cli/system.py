@@ -160,7 +160,7 @@ def _print_status(found: dict[str, Any]) -> None:
 
 
 def _row(stage: dict[str, Any]) -> list[str]:
-    shown = ("up", "lag", "behind_ms", "in", "late", "dead", "corrected", "watermark_ms", "age_ms")
+    shown = ("up", "lag", "behind_ms", "in", "late", "dead", "corrected", "watermark_ms", "age_ms", "views")
     more = ", ".join(f"{key} {_number(value)}" for key, value in stage.items() if key not in shown and value)
     behind = stage.get("behind_ms")
     return [

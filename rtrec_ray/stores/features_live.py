@@ -90,7 +90,7 @@ def drop_live(cursor: Cursor, view_id: str) -> None:
         live = read_live(cursor)
         known = ", ".join(sorted(live.view_ids)) if live is not None else "nothing"
         raise UnknownView(f'no view "{view_id}" is live; live are {known}', mend="name one of these, as NAME@VERSION")
-    for statement in ("drop_tiles", "drop_lists", "drop_round"):
+    for statement in ("drop_tiles", "drop_sizes", "drop_lists", "drop_round"):
         cursor.execute(sql[statement], {"view_id": row[0]})
     cursor.execute(sql["note_change"])
 

@@ -37,6 +37,7 @@ from rtrec_ray.stores.features import (
     refuse,
 )
 from rtrec_ray.stores.features_live import LiveViews, apply_live, begin_views, drop_live, read_live
+from rtrec_ray.stores.features_sizes import ViewSize, add_sizes, forget_hour, read_sizes
 from rtrec_ray.stores.features_values import Found, read_values
 
 _NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
@@ -207,6 +208,7 @@ class PostgresFeatureStore:
         rows = pl.concat(frames).sort("view_id", "key", "tile_start_ms")
         hours = (rows["tile_start_ms"] // HOUR_MS).unique().sort().to_list()
         cursor.execute(self._sql["ensure_tiles"], {"hours": hours})
+        add_sizes(cursor, rows, partition=output.partition)
         return copy_frame(cursor, "features.tiles", rows)
 
     def _read(self, tiled: Sequence[Ask], listed: Sequence[Ask], *, now_ms: int) -> Found:
@@ -237,6 +239,11 @@ class PostgresFeatureStore:
         values = recompute(self.definitions, (view.id, keys), events, profiles, span=span)
         return {ask.key: values[ask.key.key] for ask in asks}
 
+    def sizes(self) -> dict[str, ViewSize]:
+        """Live view (NAME@VERSION) → what it keeps. Raises StoreUnavailable."""
+        with self._pool.transaction() as cursor:
+            return read_sizes(cursor)
+
     def profile_versions(self, user_ids: list[int]) -> pl.DataFrame:
         """All versions of these users' profiles, (n, PROFILE_SCHEMA). Raises StoreUnavailable."""
         with self._pool.transaction() as cursor:
@@ -264,6 +271,7 @@ class PostgresFeatureStore:
                 cursor.execute(sql.SQL(self._sql["drop_partition"]).format(partition=sql.Identifier(name)))
             except errors.LockNotAvailable:
                 return 0
+            forget_hour(cursor, _hour(name))
         return 1
 
     def _view_id(self, cursor: Cursor, view: FeatureView) -> int:

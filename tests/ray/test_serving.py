@@ -94,5 +94,7 @@ def test_a_body_over_the_limit_is_answered_through_the_front_end(url):
     with httpx.Client(base_url=url, timeout=20.0) as client:
         assert client.post("/v1/events", content=b"[" + b" " * 5_000_000 + b"]").status_code == 413
         assert client.get("/healthz").status_code == 200
-        assert "rtrec_requests_total" in client.get("/metrics").text
+        metrics = client.get("/metrics").text
+        assert "rtrec_requests_total" in metrics
+        assert "# TYPE rtrec_view_rows gauge" in metrics
         assert client.get("/docs").status_code == 200

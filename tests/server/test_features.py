@@ -25,6 +25,7 @@ from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transa
 from rtrec_ray.stores.features import TaskOutput, TopLists
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.progress import Committed, write_committed
+from serving.stages import read_pipeline
 
 pytestmark = pytest.mark.server
 
@@ -156,6 +157,47 @@ def test_a_run_that_fails_in_its_commits_gives_the_values_and_counts_of_one_that
     assert sum(n for _, n in values[ViewKey(view="top_viewed_30m", key="ad")]["top"]) == sum(
         number % 2 == 0 for number in within
     )
+
+
+def kept(pool):
+    """View → rows, bytes, counted in the tiles themselves."""
+    with pool.transaction() as cursor:
+        cursor.execute(
+            "SELECT name || '@' || version, count(t.view_id), coalesce(sum(octet_length(key) + octet_length(state)), 0)"
+            " FROM features.views LEFT JOIN features.tiles t USING (view_id) WHERE live GROUP BY view_id"
+        )
+        return {view: (rows, int(size)) for view, rows, size in cursor.fetchall()}
+
+
+def counted(store):
+    return {view: (size.rows, size.bytes) for view, size in store.sizes().items()}
+
+
+def test_what_a_view_keeps_is_counted_though_commits_fail_hours_expire_and_views_are_dropped(
+    dsn, broker, store, pool, eventually
+):
+    run_pipeline(dsn, broker, store, Dying, eventually)
+    assert counted(store) == kept(pool)
+    assert kept(pool)["user_browse_5m@1"][0] > 0
+    assert (
+        read_pipeline(pool, now_ms=BASE)
+        .text()
+        .decode()
+        .count(f'rtrec_view_rows{{view="user_browse_5m@1"}} {kept(pool)["user_browse_5m@1"][0]:.1f}')
+    )
+    with pool.transaction() as cursor:
+        far = Committed(next_offset={}, max_ts_ms={}, watermark_ms=BASE + 9 * HOUR)
+        write_committed(cursor, task="history", partition=0, at=far, lag=0, counts={})
+        tiles = {
+            "top_queries_30m@1": pl.DataFrame([("all", BASE + 9 * HOUR, '{"q":1}')], schema=TILE_SCHEMA, orient="row")
+        }
+        store.append(cursor, TaskOutput(partition=0, watermark_ms=BASE + 9 * HOUR, next_offset=EVENTS, tiles=tiles))
+    assert store.drop_expired() > 0
+    assert counted(store) == kept(pool)
+    assert kept(pool)["user_browse_5m@1"] == (0, 0)
+    assert counted(store)["top_queries_30m@1"] == (1, len("all") + len('{"q":1}'))
+    store.drop_view("top_queries_30m@1")
+    assert counted(store) == kept(pool)
 
 
 def test_a_reader_that_holds_a_lock_delays_the_dropping_of_tiles_but_is_not_waited_for(dsn, store, pool):

@@ -45,6 +45,9 @@ DELETE FROM features.views WHERE name = %(name)s AND version = %(version)s AND l
 -- name: drop_tiles
 DELETE FROM features.tiles WHERE view_id = %(view_id)s;
 
+-- name: drop_sizes
+DELETE FROM features.sizes WHERE view_id = %(view_id)s;
+
 -- name: drop_lists
 DELETE FROM features.top_lists WHERE view_id = %(view_id)s;
 
