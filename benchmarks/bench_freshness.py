@@ -1,10 +1,12 @@
 """How long after an event is sent its feature can be read, while others come at a rate.
 
-    python benchmarks/bench_freshness.py [--rate 10000] [--seconds 30]
+    python benchmarks/bench_freshness.py [--rate 10000] [--seconds 30] [--hot-user 0.3] [--hot-item 0.3]
 
 Kafka, PostgreSQL and Ray are of its own, two actors compute all views of `configs/features.yaml`. Ten times a second a
 new user views an item: from the call that sends the event until `user_browse_5m` of that user has it, read every 5 ms,
-is one measurement. Prints one JSON line, ms.
+is one measurement. `--hot-user`, `--hot-item`: that share of all other events is of one user, of one item; then the
+measurements are of everybody else. `list_age_ms` is how old the top lists were, looked at with each measurement. Prints
+one JSON line, ms.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from contextlib import closing
 
 import msgspec
 import numpy as np
-from live_stage import load, running_system
+from live_stage import Hot, load, running_system
 
 from rtrec_ray.app.cluster import end_actors, stop_actors
 from rtrec_ray.app.pipeline import shares, start_pipeline
@@ -35,16 +37,20 @@ SETTLE_S = 10.0
 PATIENCE_S = 60.0
 
 
-def latencies_ms(system: System, *, seconds: float) -> list[float]:
-    """Of each event sent, ms until it was read; infinite for one that was not within the patience."""
+LIST_AGE = "SELECT max(extract(epoch FROM clock_timestamp() - rebuilt_at) * 1000)::float FROM features.top_list_rounds"
+
+
+def latencies_ms(system: System, *, seconds: float) -> tuple[list[float], list[float]]:
+    """Of each event sent, ms until it was read (infinite if not within the patience), and ages of the lists."""
     sent: dict[ViewKey, float] = {}
     found: list[float] = []
+    ages: list[float] = []
     until_s, next_s, user = monotonic_s() + seconds, monotonic_s(), NOBODY
     with closing(Pool(system.postgres, size=1)) as pool, closing(connect_producer(system.kafka)) as producer:
         store = PostgresFeatureStore(system.features, pool=pool)
         while sent or monotonic_s() < until_s:
             if monotonic_s() > until_s + PATIENCE_S:
-                return found + [float("inf")] * len(sent)
+                return found + [float("inf")] * len(sent), ages
             if next_s <= monotonic_s() < until_s:
                 next_s += EACH_S
                 user += 1
@@ -53,11 +59,14 @@ def latencies_ms(system: System, *, seconds: float) -> list[float]:
                     event_id=f"probe-{user}", event_type="view", ts=wall_ms(), user_id=user, item_id=1
                 )
                 producer.send(BEHAVIOR, key=str(user).encode(), value=msgspec.json.encode(event))
+                with pool.transaction() as cursor:
+                    cursor.execute(LIST_AGE)
+                    ages += [age for (age,) in cursor.fetchall() if age is not None]
             values = store.get(list(sent), as_of_ms=None, now_ms=wall_ms()) if sent else {}
             now_s = monotonic_s()
             found += [1_000 * (now_s - sent.pop(ask)) for ask, value in values.items() if value is not None]
             threading.Event().wait(LOOK_S)
-    return found
+    return found, ages
 
 
 def main() -> None:
@@ -66,14 +75,17 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--hot-user", type=float, default=0.0)
+    parser.add_argument("--hot-item", type=float, default=0.0)
     arguments = parser.parse_args()
     with running_system(arguments.actors) as system:
         actors = start_pipeline(system)
         names = [share.name for share in shares(system)]
         try:
-            with load(system, rate=arguments.rate, generator=None):
+            hot = Hot(user=arguments.hot_user, item=arguments.hot_item)
+            with load(system, rate=arguments.rate, generator=None, hot=hot):
                 latencies_ms(system, seconds=SETTLE_S)
-                found = latencies_ms(system, seconds=arguments.seconds)
+                found, ages = latencies_ms(system, seconds=arguments.seconds)
         finally:
             del actors
             stop_actors(names)
@@ -85,6 +97,8 @@ def main() -> None:
         "p50": round(p50),
         "p99": round(p99),
         "max": round(max(found)),
+        "list_age_ms": {"p50": round(np.median(ages)), "max": round(max(ages))},
+        "hot": {"user": arguments.hot_user, "item": arguments.hot_item},
     }
     print(json.dumps(answer))
 

@@ -1,6 +1,6 @@
 """What the benchmarks of the running feature stage share: a system of which only that stage runs, and events of now.
 
-python benchmarks/live_stage.py BOOTSTRAP RATE      # writes events until it is ended
+python benchmarks/live_stage.py BOOTSTRAP RATE [HOT_USER [HOT_ITEM]]      # writes events until it is ended
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,27 +38,35 @@ KINDS = ("impression", "view", "search", "click", "favorite", "cart")
 SHARES = (0.45, 0.35, 0.10, 0.05, 0.03, 0.02)
 
 
-def produce(bootstrap: str, rate: int) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hot:
+    """Share of all events that is of one user, and of one item (and so of its category and type), in [0, 1]."""
+
+    user: float = 0.0
+    item: float = 0.0
+
+
+def produce(bootstrap: str, rate: int, hot: Hot) -> None:
     """Write events of now until the process is ended."""
     random, written, begun_s = np.random.default_rng(7), 0, monotonic_s()
     with closing(connect_producer(KafkaOptions(bootstrap=bootstrap, suffix=SUFFIX))) as producer:
         while True:
             due = int((monotonic_s() - begun_s) * rate) - written
             if due:
-                producer.send_many(BEHAVIOR, *encode(BEHAVIOR, events(random, written, due)))
+                producer.send_many(BEHAVIOR, *encode(BEHAVIOR, events(random, written, due, hot=hot)))
                 written += due
             threading.Event().wait(0.05)
 
 
-def events(random: np.random.Generator, first: int, n: int) -> pl.DataFrame:
+def events(random: np.random.Generator, first: int, n: int, *, hot: Hot) -> pl.DataFrame:
     """(n, ...) events of now, up to 2 s out of order: 50,000 users, 20,000 items, 100 categories, 1,000 words."""
-    item = random.integers(0, 20_000, n)
+    item = np.where(random.random(n) < hot.item, 0, random.integers(0, 20_000, n))
     return pl.DataFrame(
         {
             "event_id": [f"e{number}" for number in range(first, first + n)],
             "event_type": random.choice(KINDS, n, p=SHARES),
             "ts": wall_ms() - random.integers(0, 2_000, n),
-            "user_id": random.integers(0, 50_000, n),
+            "user_id": np.where(random.random(n) < hot.user, 0, random.integers(0, 50_000, n)),
             "item_id": item,
             "item_type": np.array(["product", "article", "video", "ad"])[item % 4],
             "category_id": item % 100,
@@ -95,10 +104,11 @@ def running_system(actors: int) -> Iterator[System]:
 
 
 @contextmanager
-def load(system: System, *, rate: int, generator: Path | None) -> Iterator[None]:
+def load(system: System, *, rate: int, generator: Path | None, hot: Hot | None = None) -> Iterator[None]:
     """Events come during the block, written by a process of their own."""
     if generator is None:
-        words = [__file__, system.kafka.bootstrap, str(rate)]
+        hot = hot or Hot()
+        words = [__file__, system.kafka.bootstrap, str(rate), str(hot.user), str(hot.item)]
     else:
         n = 150 * rate  # enough for the whole measurement; its event time must not run ahead of the clock
         start_ms = wall_ms() - 3_600_000
@@ -113,4 +123,5 @@ def load(system: System, *, rate: int, generator: Path | None) -> Iterator[None]
 
 
 if __name__ == "__main__":
-    produce(sys.argv[1], int(sys.argv[2]))
+    user, item, *_ = [*map(float, sys.argv[3:]), 0.0, 0.0]
+    produce(sys.argv[1], int(sys.argv[2]), Hot(user=user, item=item))
