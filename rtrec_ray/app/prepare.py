@@ -14,7 +14,7 @@ from rtrec_ray.metadata.catalogue import system_datasets
 from rtrec_ray.metadata.postgres import PostgresMetadataStore
 from rtrec_ray.postgres.connection import Pool, connect, transaction
 from rtrec_ray.postgres.migrate import migrate
-from rtrec_ray.stores.features_live import move_profiles
+from rtrec_ray.stores.features_live import move_users
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.progress import put_clock
 
@@ -33,7 +33,7 @@ def prepare(system: System) -> System:
         with connect_admin(system.kafka) as admin:
             system = replace(system, partitions=ensure_topics(admin, partitions=system.settings.pipeline.partitions))
     if system.addresses.postgres is not None and system.addresses.kafka is not None:
-        _move_profiles(system)
+        _move_users(system)
         _register_datasets(system)
     return system
 
@@ -44,12 +44,12 @@ def _enter_definitions(system: System) -> None:
         PostgresFeatureStore(system.features, pool=pool).apply(cursor)
 
 
-def _move_profiles(system: System) -> None:
+def _move_users(system: System) -> None:
     def partition(user_id: int) -> int:
         return partition_of(b"%d" % user_id, partitions=system.partitions)
 
     with closing(connect(system.postgres)) as connection, transaction(connection) as cursor:
-        move_profiles(cursor, partitions=system.partitions, partition_of=partition)
+        move_users(cursor, partitions=system.partitions, partition_of=partition)
 
 
 def _fix_clock(system: System) -> ScaledClock:

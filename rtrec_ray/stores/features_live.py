@@ -95,9 +95,10 @@ def drop_live(cursor: Cursor, view_id: str) -> None:
     cursor.execute(sql["note_change"])
 
 
-def move_profiles(cursor: Cursor, *, partitions: int, partition_of: Callable[[int], int]) -> None:
+def move_users(cursor: Cursor, *, partitions: int, partition_of: Callable[[int], int]) -> None:
     """After partitions were added, let each user's profiles be where the user's events come from now.
 
+    Which events came so far is then asked of all partitions, for the hashes do not tell whose they are.
     `partition_of`: user → partition. No task of the old number may be running.
     """
     sql = _sql()

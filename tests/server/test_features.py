@@ -20,9 +20,11 @@ from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.compute import TILE_SCHEMA
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
+from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transaction
 from rtrec_ray.stores.features import TaskOutput, TopLists
+from rtrec_ray.stores.features_live import move_users
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.progress import Committed, write_committed
 from serving.stages import read_pipeline
@@ -343,3 +345,33 @@ def test_tiles_are_kept_until_the_history_has_their_events(pool, store):
     assert store.drop_expired() == 1
     with pytest.raises(BeyondRetention):
         store.get([ask], as_of_ms=BASE + MINUTE, now_ms=0)
+
+
+def view(event_id):
+    event = {"event_id": event_id, "event_type": "view", "ts": BASE, "user_id": 7, "item_id": 1, "item_type": "product"}
+    return {**event, "dwell_ms": 1}
+
+
+def commit(pool, store, partition, *events):
+    """A task of the partition begins, takes the events and commits; answers what it counted."""
+    operator = FeatureOperator(partition, store=store, latest_ms=lambda wall: wall, watermark=WatermarkOptions())
+    values = [msgspec.json.encode(event) for event in events]
+    with pool.transaction() as cursor:
+        operator.restore(cursor, committed={})
+        counts = operator.apply(record_batch("behavior", partition, values, first_offset=0, timestamp_ms=BASE)).counts
+        operator.write(cursor)
+    return counts
+
+
+def test_an_event_and_its_retraction_are_known_in_the_partition_to_which_its_user_moved(store, pool):
+    taken_back = {**view("r1"), "event_type": "retract", "retracts": view("b")}
+    commit(pool, store, 0, view("a"), view("b"))
+    assert "duplicate" not in +commit(pool, store, 3, view("elsewhere"))
+    with pool.transaction() as cursor:
+        move_users(cursor, partitions=PARTITIONS, partition_of=lambda user: 0)
+        move_users(cursor, partitions=4, partition_of=lambda user: 1)
+    counts = commit(pool, store, 1, view("a"), taken_back, view("c"))
+    assert counts["duplicate"] == 1
+    assert counts["retracted"] == 1
+    key = ViewKey(view="user_browse_5m", key="7")
+    assert store.get([key], as_of_ms=None, now_ms=BASE + MINUTE)[key]["view"] == 3  # a, c, elsewhere

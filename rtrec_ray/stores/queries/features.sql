@@ -71,8 +71,9 @@ SELECT item_id, ts_ms, item_type, category_id, title FROM features.items ORDER B
 -- name: load_partition
 SELECT watermark_ms, seen_from_ms FROM features.partitions WHERE partition = %(partition)s;
 
--- name: load_seen
-SELECT minute_ms, hashes FROM features.seen WHERE partition = %(partition)s ORDER BY minute_ms;
+-- name: load_seen (of a user who moved, what came in the other partition)
+SELECT minute_ms, hashes FROM features.seen
+WHERE partition = %(partition)s OR minute_ms <= (SELECT moved_to_ms FROM features.settings) ORDER BY minute_ms;
 
 -- name: load_profiles
 SELECT user_id, ts_ms, country, gender, city, age_band FROM features.profiles WHERE partition = %(partition)s;

@@ -58,7 +58,8 @@ DELETE FROM features.top_list_rounds WHERE view_id = %(view_id)s;
 SELECT partitions FROM features.settings FOR UPDATE;
 
 -- name: put_partitions
-UPDATE features.settings SET partitions = %(partitions)s;
+UPDATE features.settings
+SET partitions = %(partitions)s, moved_to_ms = CASE WHEN partitions IS NOT NULL THEN (SELECT max(minute_ms) FROM features.seen) END;
 
 -- name: list_profiled_users
 SELECT DISTINCT user_id FROM features.profiles;
