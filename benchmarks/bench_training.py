@@ -97,7 +97,7 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 20_480
-    print(json.dumps({"rows": count, **{family: measure(family, count) for family in ("dcn", "logistic")}}))
+    print(json.dumps({"rows": count, **{family: measure(family, count) for family in ("dcn", "fm", "logistic")}}))
 
 
 if __name__ == "__main__":

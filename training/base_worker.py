@@ -101,7 +101,7 @@ def _metrics(plan: BasePlan, learner: Learner, losses: list[float]) -> dict[str,
 
 def _parameters(plan: BasePlan) -> dict[str, str]:
     definition = plan.options.definition
-    own = definition.logistic if definition.family == "logistic" else definition.dcn
+    own = definition.logistic if definition.family == "logistic" else definition.adam
     shared = {"family": definition.family, "seed": definition.seed, "epochs": definition.epochs}
     sizes = {"batch_rows": definition.batch_rows, "workers": plan.options.ray.workers, "inputs": len(definition.inputs)}
     hyper = {name: getattr(own, name) for name in own.__struct_fields__}

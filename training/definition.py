@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -12,8 +12,10 @@ from rtrec_ray.errors import ConfigInvalid
 from rtrec_ray.features.vector import ModelInput
 
 __all__ = [
+    "AdamOptions",
     "Cross",
     "DcnOptions",
+    "FmOptions",
     "InputColumn",
     "LogisticOptions",
     "ModelDefinition",
@@ -57,9 +59,9 @@ class Cross(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class LogisticOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """FTRL-proximal (McMahan et al., KDD 2013, algorithm 1): per-coordinate rate, strengths of L1 and L2.
 
-    It trains the logistic family and the wide part of the other. `increment_learning_rate`: in increments, the constant
-    rate of plain gradient descent; 0: FTRL goes on, at rates that fall. `optimizer`: which of the two; `sgd` knows
-    nothing of `beta`, `l1` and `l2`.
+    It trains the logistic family and the wide part of the others. `increment_learning_rate`: in increments, the
+    constant rate of plain gradient descent; 0: FTRL goes on, at rates that fall. `optimizer`: which of the two; `sgd`
+    knows nothing of `beta`, `l1` and `l2`.
     """
 
     optimizer: Literal["ftrl", "sgd"] = "ftrl"
@@ -70,18 +72,29 @@ class LogisticOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     l2: float = 1.0
 
 
-class DcnOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Deep & cross network, second version (Wang et al., WWW 2021): width of embeddings and layers, Adam's rate.
+class AdamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Adam (Kingma and Ba, ICLR 2015): its rate, that in increments (0: the same), the most of the gradient's norm."""
 
-    `increment_learning_rate`: Adam's rate in increments; 0: the same.
-    """
+    learning_rate: float = 0.001
+    increment_learning_rate: float = 0.0
+    clip_norm: float = 1.0
+
+
+_Options = TypeVar("_Options", bound=AdamOptions)
+
+
+class DcnOptions(AdamOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Deep & cross network, second version (Wang et al., WWW 2021): width of embeddings and layers, Adam's rates."""
 
     dim: int = 8
     cross_layers: int = 2
     hidden: tuple[int, ...] = (64, 32)
-    learning_rate: float = 0.001
-    increment_learning_rate: float = 0.0
-    clip_norm: float = 1.0
+
+
+class FmOptions(AdamOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Factorisation machine (Rendle, ICDM 2010): factors of each value, Adam's rates."""
+
+    dim: int = 8
 
 
 class ModelDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,12 +103,13 @@ class ModelDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     `increment_batch_rows`: the same in increments; 0: as many.
     """
 
-    family: Literal["logistic", "dcn"]
+    family: Literal["logistic", "fm", "dcn"]
     inputs: tuple[InputColumn, ...]
     crosses: tuple[Cross, ...] = ()
     seed: int = 17
     logistic: LogisticOptions = LogisticOptions()
     dcn: DcnOptions = DcnOptions()
+    fm: FmOptions = FmOptions()
     batch_rows: int = 1024
     increment_batch_rows: int = 0
     epochs: int = 2
@@ -103,6 +117,11 @@ class ModelDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     def of(self, kind: str) -> tuple[InputColumn, ...]:
         """The inputs of one kind, in their order."""
         return tuple(column for column in self.inputs if column.kind == kind)
+
+    @property
+    def adam(self) -> AdamOptions:
+        """How the family is trained, but for what FTRL trains."""
+        return self.fm if self.family == "fm" else self.dcn
 
     @property
     def model_inputs(self) -> tuple[ModelInput, ...]:
@@ -116,7 +135,7 @@ class ModelDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         >>> ModelDefinition(family="dcn", inputs=(category,), increment_batch_rows=128).for_increments().batch_rows
         128
         """
-        rate, linear = self.dcn.increment_learning_rate or self.dcn.learning_rate, self.logistic
+        linear = self.logistic
         if linear.increment_learning_rate:
             steady = linear.increment_learning_rate
             linear = msgspec.structs.replace(linear, optimizer="sgd", learning_rate=steady)
@@ -124,7 +143,8 @@ class ModelDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             self,
             batch_rows=self.increment_batch_rows or self.batch_rows,
             logistic=linear,
-            dcn=msgspec.structs.replace(self.dcn, learning_rate=rate),
+            dcn=_steady(self.dcn),
+            fm=_steady(self.fm),
         )
 
     def named(self, others: str) -> str:
@@ -134,6 +154,10 @@ class ModelDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     def to_json(self) -> str:
         """As one line of JSON, to keep with a version."""
         return msgspec.json.encode(self).decode()
+
+
+def _steady(options: _Options) -> _Options:
+    return msgspec.structs.replace(options, learning_rate=options.increment_learning_rate or options.learning_rate)
 
 
 def definition_from_json(text: str) -> ModelDefinition:
@@ -196,7 +220,7 @@ def _check_increments(definition: ModelDefinition, *, source: str) -> None:
     if definition.increment_batch_rows < 0:
         rows = definition.increment_batch_rows
         raise ConfigInvalid(f"{source}: increment_batch_rows must be at least 0, not {rows}")
-    for part, options in (("dcn", definition.dcn), ("logistic", definition.logistic)):
+    for part, options in (("dcn", definition.dcn), ("fm", definition.fm), ("logistic", definition.logistic)):
         rate = options.increment_learning_rate
         if rate < 0.0:
             raise ConfigInvalid(f"{source}: {part}.increment_learning_rate must be at least 0, not {rate}")

@@ -4,14 +4,14 @@ Beside its tower a model may have a wide part, a linear weight for each feature 
 2016): it memorises what is so of one city, page and item, where the tower generalises from all of them.
 
 Everything between a logged feature and a probability happens in here, so the exported model takes what serving has.
-Both families start at the base rate of clicks: with 5 clicks in 1,000 impressions a model that began at one half would
+Every family starts at the base rate of clicks: with 5 clicks in 1,000 impressions a model that began at one half would
 spend its first samples on finding that out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -121,14 +121,13 @@ class Recommender(keras.Model):
         super().__init__(name=definition.family)
         self._lookup = Lookup(definition)
         self._prior = math.log(base_rate / (1.0 - base_rate))
-        linear = definition.family == "logistic"
-        # FTRL computes a weight from its sums alone, so it must begin where its sums say it is: at zero.
-        initial = "zeros" if linear else keras.initializers.RandomUniform(-0.05, 0.05, seed=definition.seed)
+        tower = _tower(definition)
+        # In this order, so that the variables keep the names that stored versions have.
         self.table = keras.layers.Embedding(
-            self._lookup.rows, 1 if linear else definition.dcn.dim, embeddings_initializer=initial, name="table"
+            self._lookup.rows, tower.width, embeddings_initializer=tower.initial, name="table"
         )
-        self.tower = Linear() if linear else DeepCross(definition)
-        # Last, so that the variables of a model without crosses keep the names that stored versions have.
+        self.tower = tower
+        # Last, so that the others keep theirs with and without crosses.
         self.wide = Wide(definition) if definition.crosses else None
 
     @property
@@ -171,11 +170,25 @@ class Wide(keras.layers.Layer):
         return tf.reduce_sum(self.table(self._crossing(hashes)), axis=(1, 2))
 
 
-class Linear(keras.layers.Layer):
-    """The sum of the weights of what is there: embedded (n, fields, 1), numbers (n, k) → (n,)."""
+def _tower(definition: ModelDefinition) -> Linear | Factorised | DeepCross:
+    families: dict[str, type[Linear] | type[Factorised] | type[DeepCross]] = {
+        "logistic": Linear,
+        "fm": Factorised,
+        "dcn": DeepCross,
+    }
+    return families[definition.family](definition)
 
-    def __init__(self) -> None:
+
+class Linear(keras.layers.Layer):
+    """The sum of the weights of what is there: embedded (n, fields, 1), numbers (n, k) → (n,).
+
+    `width` of the table's rows and how they begin (`initial`), here as in the other towers.
+    """
+
+    def __init__(self, definition: ModelDefinition) -> None:
         super().__init__(name="linear")
+        # FTRL computes a weight from its sums alone, so it must begin where its sums say it is: at zero.
+        self.width, self.initial = 1, keras.initializers.Zeros()
         self.out = keras.layers.Dense(1, kernel_initializer="zeros", name="numbers")
 
     def call(self, embedded: tf.Tensor, numbers: tf.Tensor | None) -> tf.Tensor:
@@ -183,6 +196,45 @@ class Linear(keras.layers.Layer):
         # Without numbers the bias still needs a column to sit beside.
         given = tf.zeros_like(embedded[:, :1, 0]) if numbers is None else numbers
         return tf.reduce_sum(embedded, axis=(1, 2)) + self.out(given)[:, 0]
+
+
+class Factorised(keras.layers.Layer):
+    """Factorisation machine (Rendle, ICDM 2010): embedded (n, fields, 1 + dim), numbers (n, k) → (n,).
+
+    The first of each row is the weight of the value itself, the rest its factors. All pairs are summed up in linear
+    time (lemma 3.1), and the sum over the dimensions is weighted, as in bi-interaction pooling (He and Chua, SIGIR
+    2017, section 3.1): weights of one are Rendle's machine, and weights that begin at zero answer the base rate first.
+    """
+
+    def __init__(self, definition: ModelDefinition) -> None:
+        super().__init__(name="factorised")
+        dim, numbers = definition.fm.dim, len(definition.of("number"))
+        self.width, self.initial = 1 + dim, WeightAndFactors(seed=definition.seed)
+        self.numbers = None
+        if numbers:
+            self.numbers = keras.layers.Embedding(numbers, 1 + dim, embeddings_initializer=self.initial, name="numbers")
+        self.out = keras.layers.Dense(1, kernel_initializer="zeros", name="pairs")
+
+    def call(self, embedded: tf.Tensor, numbers: tf.Tensor | None) -> tf.Tensor:
+        """Log odds above the prior."""
+        terms = embedded
+        if self.numbers is not None and numbers is not None:
+            terms = tf.concat([embedded, numbers[:, :, None] * self.numbers(tf.range(numbers.shape[1]))], axis=1)
+        factors = terms[:, :, 1:]
+        pairs = tf.square(tf.reduce_sum(factors, axis=1)) - tf.reduce_sum(tf.square(factors), axis=1)
+        return tf.reduce_sum(terms[:, :, 0], axis=1) + self.out(0.5 * pairs)[:, 0]
+
+
+class WeightAndFactors(keras.initializers.Initializer):
+    """Rows whose first is zero and whose rest is small and random."""
+
+    def __init__(self, *, seed: int) -> None:
+        self._factors = keras.initializers.RandomUniform(-0.05, 0.05, seed=seed)
+
+    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Any:
+        """(rows, 1 + dim)."""
+        rows, width = shape
+        return tf.concat([tf.zeros((rows, 1), dtype), self._factors((rows, width - 1), dtype)], axis=1)
 
 
 class DeepCross(keras.layers.Layer):
@@ -193,6 +245,7 @@ class DeepCross(keras.layers.Layer):
         options, seed = definition.dcn, definition.seed
         fields = len(definition.of("category")) + len(definition.of("ids"))
         width = fields * options.dim + len(definition.of("number"))
+        self.width, self.initial = options.dim, keras.initializers.RandomUniform(-0.05, 0.05, seed=seed)
         # A seed each: layers of one shape and one seed would begin as copies of each other.
         self.cross = [
             keras.layers.Dense(width, kernel_initializer=_glorot(seed + 1 + index), name=f"cross_{index}")

@@ -1,6 +1,6 @@
 """Which optimizer moves which variables of a model, and what gradient each wants.
 
-The wide part is FTRL's in both families, as in wide & deep (Cheng et al., DLRS 2016, section 3.2): each weight has a
+The wide part is FTRL's in every family, as in wide & deep (Cheng et al., DLRS 2016, section 3.2): each weight has a
 rate of its own, so a cross that was seldom met learns in big steps. One that was often met learns in small ones, and is
 slow to follow a drift: increments may therefore move it by plain gradient descent, whose rate does not fall.
 """
@@ -73,8 +73,9 @@ def _ftrl(options: LogisticOptions) -> keras.optimizers.Optimizer:
 
 
 def _adam_part(name: str, definition: ModelDefinition, variables: list[keras.Variable]) -> Part:
-    optimizer = keras.optimizers.Adam(learning_rate=definition.dcn.learning_rate)
+    options = definition.adam
+    optimizer = keras.optimizers.Adam(learning_rate=options.learning_rate)
     optimizer.build(variables)
     # A mean over the full batch size, so that a short batch makes a small gradient.
     scale = 1.0 / definition.batch_rows
-    return Part(name=name, optimizer=optimizer, variables=variables, scale=scale, clip_norm=definition.dcn.clip_norm)
+    return Part(name=name, optimizer=optimizer, variables=variables, scale=scale, clip_norm=options.clip_norm)

@@ -15,6 +15,7 @@ from training.dataset import encode
 from training.definition import (
     Cross,
     DcnOptions,
+    FmOptions,
     InputColumn,
     LogisticOptions,
     ModelDefinition,
@@ -23,7 +24,7 @@ from training.definition import (
 )
 from training.loop import Learner
 from training.metrics import auc
-from training.model import Crossing, Lookup
+from training.model import Crossing, Factorised, Lookup
 from training.publish import Exporter, load_state
 from training.served import load_served
 
@@ -45,6 +46,7 @@ def small(family: str = "dcn", **changes: object) -> ModelDefinition:
         family=family,
         batch_rows=128,
         dcn=DcnOptions(dim=4, cross_layers=1, hidden=(16,), learning_rate=0.01),
+        fm=FmOptions(dim=4, learning_rate=0.01),
         logistic=LogisticOptions(learning_rate=0.3, l2=0.1),
         **changes,
     )
@@ -101,7 +103,7 @@ def learn(learner: Learner, batch, *, weight: float = 1.0) -> None:
         learner.train(part.columns, part.label, np.full(len(part), weight))
 
 
-@pytest.fixture(scope="module", params=["dcn", "logistic"])
+@pytest.fixture(scope="module", params=["dcn", "fm", "logistic"])
 def family(request):
     return request.param
 
@@ -120,8 +122,30 @@ def test_a_planted_truth_is_learnt(family):
     exam = batch_of(definition, 2_000, seed=1)
     scores = learner.score(exam.columns)
     # Only gender × category tells: a model without crossings can but learn the items.
-    assert auc(exam.label, scores) > (0.75 if family == "dcn" else 0.45)
+    assert auc(exam.label, scores) > (0.45 if family == "logistic" else 0.75)
     assert scores.sum() == pytest.approx(exam.label.sum(), rel=0.2)
+
+
+def test_a_factorisation_machine_is_the_sum_over_all_pairs():
+    definition = ModelDefinition(
+        family="fm",
+        inputs=(
+            *(InputColumn(name=name, kind="category", bins=4) for name in "abc"),
+            *(InputColumn(name=name, kind="number") for name in "xy"),
+        ),
+        fm=FmOptions(dim=5),
+    )
+    random = np.random.default_rng(3)
+    machine = Factorised(definition)
+    rows, numbers = random.normal(size=(7, 3, 6)).astype("float32"), random.normal(size=(7, 2)).astype("float32")
+    machine(rows, numbers)
+    of_numbers = random.normal(size=(2, 6)).astype("float32")
+    machine.numbers.set_weights([of_numbers])
+    machine.out.set_weights([np.ones((5, 1)), np.zeros(1)])
+    terms = np.concatenate([rows, numbers[:, :, None] * of_numbers], axis=1)
+    pairs = [terms[:, i, 1:] * terms[:, j, 1:] for i in range(5) for j in range(i)]
+    expected = terms[:, :, 0].sum(axis=1) + sum(pair.sum(axis=1) for pair in pairs)
+    np.testing.assert_allclose(machine(rows, numbers), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_same_seed_and_samples_give_the_same_model_and_another_seed_another():
@@ -318,6 +342,7 @@ def test_crosses_leave_the_first_step_of_the_network_as_it_was():
     ("family", "groups", "model"),
     [
         ("dcn", {"model", "optimizer", "wide_optimizer"}, "embeddings kernel bias kernel bias kernel bias"),
+        ("fm", {"model", "optimizer", "wide_optimizer"}, "embeddings kernel bias"),
         ("logistic", {"model", "optimizer"}, "embeddings kernel bias"),
     ],
 )
