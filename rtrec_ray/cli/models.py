@@ -28,7 +28,7 @@ def train() -> None:
 
 
 @train.command()
-@click.option("--model", type=click.Choice(["dcn", "fm", "logistic"]), help="The family; without it, that of model.yaml.")
+@click.option("--model", type=click.Choice(["dcn", "fm", "logistic"]), help="Family; without it, that of model.yaml.")
 @command
 def base(where: Where, model: str | None) -> None:
     """Train a base model on all samples so far; the gate then decides whether it serves."""
