@@ -5,7 +5,6 @@ Ray starts the process again (max_restarts), and the work goes on from what was 
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import threading
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rtrec_ray.facts import log_facts
+from rtrec_ray.garbage import collect_rarely
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class StageActor:
         log_facts()
         self._stop = threading.Event()
         self._work = make_work()
-        collect_rarely()
+        collect_rarely()  # looking for cycles took a quarter of the time
         self._threads = [threading.Thread(target=self._run, args=(each,), daemon=True) for each in self._work]
         for thread in self._threads:
             thread.start()
@@ -65,9 +65,3 @@ class StageActor:
         if not self._stop.is_set():
             # An actor whose thread is dead would look alive: end the process, so that Ray starts it again.
             os._exit(70)
-
-
-def collect_rarely() -> None:
-    """Look for cycles less often: records come by ten thousands and form none; looking took a quarter of the time."""
-    gc.freeze()  # what the imports left is never garbage
-    gc.set_threshold(100_000, 20, 20)

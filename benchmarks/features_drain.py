@@ -19,7 +19,6 @@ import psutil
 import ray
 
 from actors.feature import FeatureOperator
-from actors.stage import collect_rarely
 from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.clock import ManualClock, wall_ms
 from rtrec_ray.embedded.postgres import PostgresServer, PostgresServerOptions
@@ -27,6 +26,7 @@ from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.definition import Definitions
 from rtrec_ray.features.file import load_definitions
+from rtrec_ray.garbage import collect_rarely
 from rtrec_ray.kafka.base import KafkaOptions, TopicPartition
 from rtrec_ray.kafka.connect import connect_admin, connect_consumer
 from rtrec_ray.postgres.connection import Cursor, Pool, PostgresOptions, connect

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from rtrec_ray.embedded.loopback import keep_replica_on_loopback
+from rtrec_ray.garbage import collect_rarely
 from serving.connect import ReplicaOptions, connect
 from serving.model import preload
 from serving.replica import Backends, Replica
@@ -33,6 +34,8 @@ class RecommendReplica:
             token=options.token,
             name=f"serving-{serve.get_replica_context().replica_id.unique_id}",
         )
+        # A look through the half million objects that TensorFlow's import leaves stops all requests for a second.
+        collect_rarely()
         self._replica.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

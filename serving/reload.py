@@ -6,6 +6,7 @@ loaded or answers anything but finite numbers is refused, once, and the old one 
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections import deque
@@ -121,6 +122,10 @@ class Reloader:
         self._announce()
         return outcome
 
+    def version(self) -> str:
+        """The version that serves in the role."""
+        return self._holder.version()
+
     def refused(self) -> dict[str, str]:
         """Versions that could not be deployed, and why."""
         return dict(self._refused)
@@ -194,7 +199,11 @@ class ReloadLoop:
 
     def step(self) -> bool:
         """One look of each; False when one of them was left unfinished because a server is away."""
+        before = self._versions()
         finished = [_look(reloader) for reloader in self._reloaders]
+        if self._versions() != before:
+            # A model of TensorFlow's refers to itself, and a process that looks for such things rarely would keep many.
+            gc.collect()
         return all(finished)
 
     def start(self, *, poll_s: float, retry_s: float = 1.0) -> None:
@@ -219,6 +228,9 @@ class ReloadLoop:
             self._woken.clear()
             failures = 0 if self.step() else failures + 1
             self._woken.wait(min(poll_s, retry_s * 2 ** min(failures - 1, 10)) if failures else poll_s)
+
+    def _versions(self) -> list[str]:
+        return [reloader.version() for reloader in self._reloaders]
 
 
 def _look(reloader: Reloader) -> bool:

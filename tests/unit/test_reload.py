@@ -1,6 +1,8 @@
 """How the model that serves is exchanged."""
 
+import gc
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +158,31 @@ def test_a_loop_has_not_finished_before_its_servers_answered_and_its_events_are_
 
     mute = Reloader(ModelHolder(), wanted=lambda: "1", load=servers.models.get, send=away, metrics=ServingMetrics())
     assert [ReloadLoop([mute]).step(), mute.waiting()] == [False, 1]
+
+
+def test_a_model_that_serves_no_more_is_forgotten_though_it_refers_to_itself(servers, holder):
+    class Knotted(LinearScorer):
+        """As TensorFlow's are."""
+
+    made, wanted = [], []
+
+    def load(version):
+        model = Knotted(version=version)
+        object.__setattr__(model, "itself", model)
+        made.append(weakref.ref(model))
+        return model
+
+    reloader = Reloader(
+        holder, wanted=lambda: wanted[-1], load=load, send=servers.events.send, metrics=ServingMetrics()
+    )
+    gc.disable()
+    try:
+        for version in ("1", "2", "3"):
+            wanted.append(version)
+            ReloadLoop([reloader]).step()
+        assert [model() is None for model in made] == [True, False, False]  # the one before may serve again
+    finally:
+        gc.enable()
 
 
 def test_an_event_about_a_model_brings_the_champion_at_once(servers, eventually):
