@@ -9,14 +9,16 @@ A partial is plain JSON, so that a row of a table is the state and nothing else 
 
 What was taken can be taken back by a partial of its own, in any order too: numbers below zero, or the value null.
 A window slides by `drop`: what each partial of a tile added is taken away again, so that moving on costs what comes and
-goes, not what stays.
+goes, not what stays. `alone` is for a value that is read once and not kept: nothing is built up to be taken from.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+_AT_MOST_ONE: Final = frozenset((0, 3))  # parts of a partial with no entry, and with one
 
 
 class Aggregate(Protocol):
@@ -32,6 +34,10 @@ class Aggregate(Protocol):
 
     def value(self) -> Any:
         """What all partials taken so far come to."""
+        ...
+
+    def alone(self, partials: Sequence[Any], starts_ms: Sequence[int]) -> Any:
+        """What these partials come to without those taken: `add` to an empty one and its `value`, but quicker."""
         ...
 
 
@@ -56,6 +62,10 @@ class Total:
     def value(self) -> int:
         """The total; 0 before anything was taken."""
         return self._total
+
+    def alone(self, partials: Sequence[int], starts_ms: Sequence[int]) -> int:
+        """The total of these."""
+        return sum(partials)
 
 
 class Mean:
@@ -82,6 +92,12 @@ class Mean:
         """The mean; None of nothing."""
         return self._sum / self._count if self._count else None
 
+    def alone(self, partials: Sequence[Sequence[int]], starts_ms: Sequence[int]) -> float | None:
+        """The mean of these."""
+        mean = Mean()
+        mean.add(partials, starts_ms)
+        return mean.value()
+
 
 class Counts:
     """How often each value came.
@@ -95,11 +111,7 @@ class Counts:
 
     def add(self, partials: Sequence[Sequence[Any]], starts_ms: Sequence[int]) -> None:
         """Take [value, n, value, n, ...] each."""
-        counts = self._counts
-        for partial in partials:
-            pairs = iter(partial)
-            for value, n in zip(pairs, pairs, strict=True):
-                counts[value] = counts.get(value, 0) + n
+        _count(self._counts, partials)
 
     def drop(self, partials: Sequence[Sequence[Any]], starts_ms: Sequence[int]) -> None:
         """Take [value, n, value, n, ...] each away; a value that comes to nothing takes no memory."""
@@ -113,9 +125,16 @@ class Counts:
                 else:
                     counts.pop(value, None)
 
-    def value(self) -> dict[Any, int]:
+    def value(self) -> Any:
         """Value → count, in ascending order of the values; those that came to nothing are left out."""
-        return {value: self._counts[value] for value in sorted(self._counts) if self._counts[value] > 0}
+        return self._of(self._counts)
+
+    def alone(self, partials: Sequence[Sequence[Any]], starts_ms: Sequence[int]) -> Any:
+        """The value of these."""
+        return self._of(_count({}, partials))
+
+    def _of(self, counts: Mapping[Any, int]) -> Any:
+        return {value: counts[value] for value in sorted(counts) if counts[value] > 0}
 
 
 class Top(Counts):
@@ -129,9 +148,8 @@ class Top(Counts):
         super().__init__()
         self._limit = limit
 
-    def value(self) -> list[list[Any]]:  # type: ignore[override]
+    def _of(self, counts: Mapping[Any, int]) -> list[list[Any]]:
         """[[value, count], ...], the most frequent first."""
-        counts = self._counts
         ranked = sorted(value for value, n in counts.items() if n > 0)
         ranked.sort(key=counts.__getitem__, reverse=True)  # reversed or not, a stable sort leaves ties as they are
         return [[value, counts[value]] for value in ranked[: self._limit]]
@@ -157,8 +175,7 @@ class Newest:
         """Take [ms after the tile's start, event_id, value, ...] each."""
         tiles = self._tiles
         for start, partial in zip(starts_ms, partials, strict=True):
-            parts = iter(partial)
-            tiles.setdefault(start, []).extend(zip(parts, parts, parts, strict=True))
+            tiles.setdefault(start, []).extend(_entries(partial))
 
     def drop(self, partials: Sequence[Sequence[Any]], starts_ms: Sequence[int]) -> None:
         """Take the tiles away."""
@@ -177,6 +194,17 @@ class Newest:
                 found.append(value)
         return found
 
+    def alone(self, partials: Sequence[Sequence[Any]], starts_ms: Sequence[int]) -> list[Any]:
+        """The values of these, newest first."""
+        # Rows of one entry each, none of which takes another back, as most of a user's: they are compared as they are.
+        if _AT_MOST_ONE.issuperset(map(len, partials)) and None not in [partial[2] for partial in partials if partial]:
+            newest_first = sorted(zip(starts_ms, partials, strict=True), reverse=True)
+            values = [partial[2] for _, partial in newest_first if partial]
+            return (values if self._repeats else list(dict.fromkeys(values)))[: self._limit]
+        newest = Newest(limit=self._limit, repeats=self._repeats)
+        newest.add(partials, starts_ms)
+        return newest.value()
+
     def _newest_first(self) -> Iterator[Any]:
         for start in sorted(self._tiles, reverse=True):
             entries = self._tiles[start]
@@ -184,6 +212,24 @@ class Newest:
                 yield entries[0][2]
             else:
                 yield from (value for _, _, value in sorted(_standing(entries), reverse=True))
+
+
+def _count(counts: dict[Any, int], partials: Sequence[Sequence[Any]]) -> dict[Any, int]:
+    """Add [value, n, value, n, ...] each."""
+    for partial in partials:
+        if len(partial) == 2:  # as in most tiles of a user
+            value, n = partial
+            counts[value] = counts.get(value, 0) + n
+        else:
+            pairs = iter(partial)
+            for value, n in zip(pairs, pairs, strict=True):
+                counts[value] = counts.get(value, 0) + n
+    return counts
+
+
+def _entries(partial: Sequence[Any]) -> Iterator[tuple[int, str, Any]]:
+    parts = iter(partial)
+    return zip(parts, parts, parts, strict=True)
 
 
 def _standing(entries: list[tuple[int, str, Any]]) -> list[tuple[int, str, Any]]:

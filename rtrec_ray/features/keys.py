@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from rtrec_ray.events import ProfileVersion
 
@@ -15,8 +16,8 @@ TOP_QUERIES_30M: Final = "top_queries_30m"
 SEGMENT_PAGE_TOP_ADS: Final = "segment_page_top_ads"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewKey:
+# A Struct, since a read makes, hashes and compares hundreds: that takes a third of a dataclass's time.
+class ViewKey(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One value of one feature view. `key` is text as on the command line: "42", "product", "all", "CN|f|7"."""
 
     view: str

@@ -46,6 +46,24 @@ class Merged:
         return {each.name: total.value() for each, total in parts}
 
 
+class Once:
+    """Values of a view that are read and not kept, each out of all rows of its key."""
+
+    __slots__ = ("_aggregates", "_names")
+
+    def __init__(self, view: FeatureView) -> None:
+        self._names = [each.name for each in view.aggregations]
+        self._aggregates = [aggregate(each) for each in view.aggregations]
+
+    def value(self, starts_ms: Sequence[int], states: str) -> Value | None:
+        """What `Merged` comes to after these rows alone; None when no event is behind them."""
+        events, *columns = zip(*_decode(f"[{states}]"), strict=True)
+        if sum(events) <= 0:
+            return None
+        parts = zip(self._names, self._aggregates, columns, strict=True)
+        return {name: each.alone(partials, starts_ms) for name, each, partials in parts}
+
+
 def merge(view: FeatureView, rows: Iterable[tuple[int, str]]) -> Value | None:
     """The value of one key out of its rows (tile_start_ms, state), in any order; None when no event is behind them.
 
@@ -57,10 +75,11 @@ def merge(view: FeatureView, rows: Iterable[tuple[int, str]]) -> Value | None:
     >>> merge(view, [(0, "[1,[7,1]]"), (0, "[-1,[7,-1]]")]) is None
     True
     """
-    merged = Merged(view)
+    starts_ms, states = [], []
     for tile_start_ms, state in rows:
-        merged.add((tile_start_ms,), state)
-    return merged.value()
+        starts_ms.append(tile_start_ms)
+        states.append(state)
+    return Once(view).value(starts_ms, ",".join(states)) if states else None
 
 
 def aggregate(each: Aggregation) -> Aggregate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from psycopg2 import errors
 
@@ -10,21 +10,23 @@ from rtrec_ray.postgres.connection import Cursor
 
 
 class Prepared:
-    """A statement with $1, $2, ... of these types, for connections in autocommit. It keeps one plan for all values."""
+    """Statements with $1, $2, ... of these types, for connections in autocommit. They keep one plan for all values."""
 
-    def __init__(self, name: str, text: str, *, types: Sequence[str]) -> None:
-        self._prepare = f"PREPARE {name} ({', '.join(types)}) AS {text}"
-        self._execute = f"EXECUTE {name} ({', '.join('%s' for _ in types)})"
+    def __init__(self, statements: Mapping[str, str], *, types: Sequence[str]) -> None:
+        heads = {name: f"PREPARE {name} ({', '.join(types)}) AS {text}" for name, text in statements.items()}
+        self._prepare = ";".join(heads.values())
+        self._values = ", ".join("%s" for _ in types)
 
-    def execute(self, cursor: Cursor, values: Sequence[object]) -> None:
-        """Run it; on a connection that does not know it yet, prepare it first."""
+    def execute(self, cursor: Cursor, name: str, values: Sequence[object]) -> None:
+        """Run one; on a connection that does not know them yet, prepare all of them first."""
+        execute = f"EXECUTE {name} ({self._values})"
         try:
-            cursor.execute(self._execute, values)
+            cursor.execute(execute, values)
         except errors.InvalidSqlStatementName:
             # Left to itself the server plans anew each time, as long as it hopes for a better plan.
             cursor.execute("SET plan_cache_mode = force_generic_plan")
             cursor.execute(self._prepare)
-            cursor.execute(self._execute, values)
+            cursor.execute(execute, values)
 
 
 def numbers(values: Iterable[int]) -> str:

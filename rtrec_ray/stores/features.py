@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final, Protocol
 
+import msgspec
 import polars as pl
 
 from rtrec_ray.errors import BeyondRetention
@@ -91,8 +92,7 @@ class ListRound:
     whole: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """One value to read: of which view, under which key, out of which tiles."""
 
     view: FeatureView
@@ -140,8 +140,8 @@ class FeatureReader(Protocol):
     def read(self, asks: Sequence[ViewKey], *, now_ms: int, cached: bool) -> Reading:
         """The values of now, the open tile included, with what is behind them: all of one moment, in one round trip.
 
-        `cached`: lists of the `cached` views as of their last rebuild, for serving. Raises UnknownView,
-        StoreUnavailable.
+        `cached`: lists of the `cached` views as of their last rebuild, for serving. Such a list is handed to all who
+        read it until it changes, so nobody may alter it. Raises UnknownView, StoreUnavailable.
         """
         ...
 

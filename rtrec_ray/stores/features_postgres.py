@@ -38,7 +38,7 @@ from rtrec_ray.stores.features import (
 )
 from rtrec_ray.stores.features_live import LiveViews, apply_live, begin_views, drop_live, read_live
 from rtrec_ray.stores.features_sizes import ViewSize, add_sizes, forget_hour, read_sizes
-from rtrec_ray.stores.features_values import Found, read_values
+from rtrec_ray.stores.features_values import Found, KeptLists, ViewAsks, read_values, stored_text
 
 _NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
 _HOUR_TABLE: Final = re.compile(r"tiles_(m?)(\d+)")
@@ -55,6 +55,7 @@ class PostgresFeatureStore:
         self._live: LiveViews | None = None
         self._past = past
         self._pool = pool
+        self._lists = KeptLists()
         self._sql = load("rtrec_ray.stores.queries", "features.sql")
 
     @property
@@ -122,14 +123,12 @@ class PostgresFeatureStore:
             [ask for ask in planned if cached and ask.view.cached],
             now_ms=now_ms,
         )
-        if not found.stale:
-            return Reading(values={ask.key: found.value(ask.key) for ask in planned}, points=found.points)
-        # The rebuilder was away: the tiles know as well.
-        late = [ask for ask, _ in found.stale]
-        again = self._read(late, (), now_ms=now_ms)
-        instead = {ask.key: again.value(ask.key) for ask in late}
-        values = {ask.key: instead[ask.key] if ask.key in instead else found.value(ask.key) for ask in planned}
-        return Reading(values=values, points={**found.points, **again.points})
+        values, points = found.values, found.points
+        if found.stale:
+            # The rebuilder was away: the tiles know as well.
+            again = self._read(found.stale, (), now_ms=now_ms)
+            values, points = {**values, **again.values}, {**points, **again.points}
+        return Reading(values={ask.key: values[ask.key] for ask in planned}, points=points)
 
     def get(
         self, asks: Sequence[ViewKey], *, as_of_ms: int | None, now_ms: int, cached: bool = False
@@ -137,10 +136,10 @@ class PostgresFeatureStore:
         if as_of_ms is None:
             return dict(self.read(asks, now_ms=now_ms, cached=cached).values)
         planned = plan(self.definitions, asks, as_of_ms=as_of_ms, now_ms=now_ms)
-        found = self._read(planned, (), now_ms=now_ms)
+        found = self._read(planned, (), now_ms=now_ms, retention=True)
         gone = beyond_retention(planned, self.definitions, watermark_ms=found.kept_upto_ms)
         of_past = self._from_past(gone)
-        return {ask.key: of_past[ask.key] if ask.key in of_past else found.value(ask.key) for ask in planned}
+        return {ask.key: of_past[ask.key] if ask.key in of_past else found.values[ask.key] for ask in planned}
 
     def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> dict[int, ProfileVersion]:
         with self._pool.transaction() as cursor:
@@ -211,13 +210,33 @@ class PostgresFeatureStore:
         add_sizes(cursor, rows, partition=output.partition)
         return copy_frame(cursor, "features.tiles", rows)
 
-    def _read(self, tiled: Sequence[Ask], listed: Sequence[Ask], *, now_ms: int) -> Found:
+    def _read(self, tiled: Sequence[Ask], listed: Sequence[Ask], *, now_ms: int, retention: bool = False) -> Found:
         with self._pool.statement() as cursor:
-            numbered = [[(ask, self._view_id(cursor, ask.view)) for ask in asks] for asks in (tiled, listed)]
-            found = read_values(cursor, *numbered, now_ms=now_ms)
+            found = read_values(
+                cursor,
+                self._by_view(cursor, tiled),
+                self._by_view(cursor, listed),
+                now_ms=now_ms,
+                kept_lists=self._lists,
+                retention=retention,
+            )
             if self._live is not None and found.change not in (None, self._live.change):
                 self._live = read_live(cursor)  # this answer is of what was live; the next one is not
         return found
+
+    def _by_view(self, cursor: Cursor, asks: Sequence[Ask]) -> list[ViewAsks]:
+        by_name: defaultdict[str, list[Ask]] = defaultdict(list)
+        for ask in asks:
+            by_name[ask.key.view].append(ask)
+        return [
+            ViewAsks(
+                view=of_view[0].view,
+                view_id=self._view_id(cursor, of_view[0].view),
+                asks=of_view,
+                texts=[stored_text(ask.key.key) for ask in of_view],
+            )
+            for of_view in by_name.values()
+        ]
 
     def _from_past(self, asks: Sequence[Ask]) -> dict[ViewKey, Value | None]:
         """Values recomputed from the history, a view at a time. Raises BeyondRetention when there is none."""

@@ -21,6 +21,7 @@ from rtrec_ray.features.merge import merge
 from rtrec_ray.features.profiles import ProfileVersions, attribute
 from rtrec_ray.features.seen import MINUTE_MS, Seen, hash_ids
 from rtrec_ray.features.stream import FeatureStream
+from rtrec_ray.stores.features_values import KeptLists
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "configs" / "features.yaml").read_text()
@@ -262,3 +263,22 @@ def test_a_key_too_long_for_an_index_is_left_out_and_a_sum_beyond_64_bits_is_rig
     value = merge(DEFINITIONS.view("user_browse_5m"), [row[1:]])
     assert value is not None
     assert value["dwell_ms"] == 2**64 - 2
+
+
+def test_a_list_is_decoded_again_when_it_changed_and_only_then():
+    kept = KeptLists(most=2)
+    (first,) = kept.values([((1, "a"), '{"top":[[7,1]]}')])
+    (again,) = kept.values([((1, "a"), '{"top":[[7,1]]}')])
+    (other_view,) = kept.values([((2, "a"), '{"top":[]}')])
+    (changed,) = kept.values([((1, "a"), '{"top":[[7,2]]}')])
+    assert again is first
+    assert [first, other_view, changed] == [{"top": [[7, 1]]}, {"top": []}, {"top": [[7, 2]]}]
+
+
+def test_of_the_lists_that_are_kept_the_one_not_read_for_longest_goes_first():
+    kept, text = KeptLists(most=2), '{"top":[]}'
+    a, b = kept.values([((1, "a"), text), ((1, "b"), text)])
+    kept.values([((1, "a"), text), ((1, "c"), text)])
+    assert len(kept) == 2
+    assert kept.values([((1, "a"), text)])[0] is a
+    assert kept.values([((1, "b"), text)])[0] is not b

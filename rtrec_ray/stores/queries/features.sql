@@ -1,27 +1,29 @@
 -- name: read_change
 SELECT change FROM features.settings;
 
--- name: get_values (tiles and lists in one round trip, of one moment, with what is live, from when on tiles are kept, which offsets
--- are behind them, and which lists are fresh. $1 to $5: asks of tiles, their views, keys, spans from, to; $6 to $8: asks of lists,
--- their views, keys; $9: ms for which lists are fresh; $10, $11: the widest span)
-SELECT 'live' AS part, NULL::int AS ask, change::text AS starts, NULL AS states FROM features.settings
-UNION ALL
-SELECT 'kept', NULL, features.kept_upto()::text,
-       (SELECT json_object_agg(partition, next_offset)::text FROM features.partitions)
-UNION ALL
-SELECT 'round', r.view_id, r.as_of_ms::text, r.offsets::text FROM features.top_list_rounds r
-WHERE r.view_id = ANY ($7) AND r.rebuilt_at > clock_timestamp() - $9 * interval '1 ms'
-UNION ALL
-SELECT 'list', a.ask, NULL, l.value
-FROM unnest($6, $7, $8) AS a (ask, view_id, key)
-JOIN features.top_lists l ON l.view_id = a.view_id AND l.key = a.key
-UNION ALL
-SELECT 'tiles', a.ask, t.starts, t.states
-FROM unnest($1, $2, $3, $4, $5) AS a (ask, view_id, key, from_ms, to_ms)
+-- name: part_behind (the first part of a read of values: what is live, from when on tiles are kept if $1, which offsets are behind
+-- the tiles. The parts of a read are put together as one statement, so all is of one moment. $2 to $5: asks of tiles, their views,
+-- keys, spans from, to; $6, $7: the widest span; $8, $9: asks of lists, their views, keys; $10: ms for which lists are fresh)
+SELECT 'behind' AS part, 0 AS view_id, (SELECT change::text FROM features.settings) AS key,
+       CASE WHEN $1 THEN features.kept_upto()::text END AS starts,
+       (SELECT json_object_agg(partition, next_offset)::text FROM features.partitions) AS states;
+
+-- name: part_rounds (which lists are fresh)
+SELECT 'round', r.view_id, NULL, r.as_of_ms::text, r.offsets::text FROM features.top_list_rounds r
+WHERE r.view_id = ANY ($8) AND r.rebuilt_at > clock_timestamp() - $10 * interval '1 ms';
+
+-- name: part_lists
+SELECT 'list', l.view_id, l.key, NULL, l.value
+FROM unnest($8, $9) AS a (view_id, key)
+JOIN features.top_lists l ON l.view_id = a.view_id AND l.key = a.key;
+
+-- name: part_tiles (the widest span rules out partitions before anything is opened)
+SELECT 'tiles', a.view_id, a.key, t.starts, t.states
+FROM unnest($2, $3, $4, $5) AS a (view_id, key, from_ms, to_ms)
 CROSS JOIN LATERAL (
     SELECT string_agg(t.tile_start_ms::text, ',') AS starts, string_agg(t.state, ',') AS states FROM features.tiles t
     WHERE t.view_id = a.view_id AND t.key = a.key AND t.tile_start_ms >= a.from_ms AND t.tile_start_ms < a.to_ms
-          AND t.tile_start_ms >= $10 AND t.tile_start_ms < $11
+          AND t.tile_start_ms >= $6 AND t.tile_start_ms < $7
 ) t
 WHERE t.states IS NOT NULL;
 
