@@ -11,14 +11,16 @@ for a category (`category_top_items_10m`). Both sides must answer the same value
 
 Each read asks for other keys, drawn at random:
 
-    1 user                  merged from tiles
-    1 user + 9 categories   as serving reads: the user from tiles, the lists from the cache that is kept each second
-    10 users, 100 users     merged from tiles
-    100 categories          from the cache
+    1, 10, 100 users        merged from tiles
+    1 user + 10 categories  as serving reads: the user from tiles, the lists from the cache that is kept each second
+    1, 10, 100 categories   from that cache; a list that did not change since its last reading is not decoded again
+    ..., all changed        each list has changed since its last reading
 
 Ours is `PostgresFeatureStore.get` through its pool, in dicts, with values as of now. Feast's is one
 `get_online_features(...).to_dict()` for the same keys, with values as of when they were written: it slides no windows.
 Both run in this process, each on a connection that stays open, ten reads in turn; who begins changes each round.
+`SELECT 1` is timed beside them: no read can be faster. Half of it and more is the waking of the other core, which comes
+and goes with what else runs; `taskset -c 1` before the command puts reader and server on one core and leaves that out.
 Prints one JSON line, and a table to stderr.
 """
 
@@ -49,6 +51,7 @@ from rtrec_ray.features.keys import CATEGORY_TOP_ITEMS_10M, USER_BROWSE_5M, View
 from rtrec_ray.features.merge import Value
 from rtrec_ray.features.seen import Seen
 from rtrec_ray.features.stream import FeatureStream
+from rtrec_ray.garbage import collect_rarely
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
 from rtrec_ray.postgres.migrate import migrate
 from rtrec_ray.stores.features import HOUR_MS, TaskOutput, TopLists
@@ -70,24 +73,34 @@ Get = Callable[[], Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """How many keys a read asks for."""
+    """How many keys a read asks for. `changed`: the lists are others than when they were last read."""
 
     users: int = 0
     categories: int = 0
+    changed: bool = False
 
     @property
     def name(self) -> str:
         """In words."""
         parts = ((self.users, "user", "users"), (self.categories, "category", "categories"))
-        return " + ".join(f"{n} {one if n == 1 else many}" for n, one, many in parts if n)
+        words = " + ".join(f"{n} {one if n == 1 else many}" for n, one, many in parts if n)
+        return f"{words}, all changed" if self.changed else words
 
 
 WORKLOADS: Final = (
     Workload(users=1),
-    Workload(users=1, categories=9),
     Workload(users=10),
     Workload(users=100),
+    Workload(users=1, categories=10),
+    Workload(users=1, categories=10, changed=True),
+    Workload(categories=1),
+    Workload(categories=10),
     Workload(categories=100),
+    Workload(categories=100, changed=True),
+)
+# The same value in another text.
+CHANGE: Final = (
+    "UPDATE features.top_lists SET value = CASE value WHEN rtrim(value) THEN value || ' ' ELSE rtrim(value) END"
 )
 
 
@@ -96,6 +109,7 @@ class Sides:
     """Both stores, filled. `users`: those of whom Feast has values."""
 
     ours: PostgresFeatureStore
+    pool: Pool
     feast: FeastReads
     users: Sequence[int]
     now_ms: int
@@ -109,6 +123,17 @@ class Sides:
             lambda: self.ours.get(asks, as_of_ms=None, now_ms=self.now_ms, cached=True),
             lambda: self.feast.get(request),
         )
+
+    def change(self) -> None:
+        """Let every list be another text."""
+        with self.pool.statement() as cursor:
+            cursor.execute(CHANGE)
+
+    def select_1(self) -> None:
+        """The shortest round trip there is."""
+        with self.pool.statement() as cursor:
+            cursor.execute("SELECT 1")
+            cursor.fetchall()
 
 
 def keys(users: Iterable[int], categories: Iterable[int]) -> list[ViewKey]:
@@ -168,7 +193,7 @@ def values(store: PostgresFeatureStore, asks: Sequence[ViewKey], *, now_ms: int)
     return {int(ask.key): value for ask, value in found.items() if value is not None}
 
 
-def both(ours: PostgresFeatureStore, feast: FeastReads, *, now_ms: int) -> Sides:
+def both(ours: PostgresFeatureStore, pool: Pool, feast: FeastReads, *, now_ms: int) -> Sides:
     """Write our values to Feast and see that it answers them."""
     drawn = np.random.default_rng(5).choice(USERS, USERS_READ, replace=False).tolist()
     users = values(ours, keys(drawn, ()), now_ms=now_ms)
@@ -176,32 +201,50 @@ def both(ours: PostgresFeatureStore, feast: FeastReads, *, now_ms: int) -> Sides
     feast.put(users, categories)
     if not feast.has(users, categories):
         raise SystemExit("Feast answers other values: comparing times would mean nothing")
-    return Sides(ours=ours, feast=feast, users=list(users), now_ms=now_ms)
+    return Sides(ours=ours, pool=pool, feast=feast, users=list(users), now_ms=now_ms)
 
 
-def timed_ms(get: Get) -> float:
+def timed_ms(get: Get, *, before: Get | None = None) -> float:
+    """How long it takes, without what is to be done before."""
+    if before is not None:
+        before()
     start = time.perf_counter()
     get()
     return 1_000 * (time.perf_counter() - start)
 
 
-def measure(sides: Sides, rebuild: Get, *, rounds: int) -> dict[Workload, list[list[float]]]:
-    """Times of reads, ms, ours and Feast's, by workload. The first round warms up and is left out."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """How long reads took, ms: ours and Feast's by workload, and the shortest round trip."""
+
+    reads: dict[Workload, tuple[list[float], list[float]]]
+    select_1: list[float]
+
+
+def measure(sides: Sides, rebuild: Get, *, rounds: int) -> Times:
+    """Time reads. The first round warms up and is left out."""
     random = np.random.default_rng(11)
-    times: dict[Workload, list[list[float]]] = {workload: [[], []] for workload in WORKLOADS}
+    times = Times(reads={workload: ([], []) for workload in WORKLOADS}, select_1=[])
     for number in range(rounds + 1):
         rebuild()  # or a reader would find the lists too old
         for workload in WORKLOADS:
             reads = [sides.reads(workload, random) for _ in range(BLOCK)]
             for side in (0, 1) if number % 2 else (1, 0):
-                block = [timed_ms(read[side]) for read in reads]
-                times[workload][side] += block if number else []
+                change = sides.change if workload.changed and side == 0 else None
+                block = [timed_ms(read[side], before=change) for read in reads]
+                times.reads[workload][side].extend(block if number else [])
+        times.select_1.extend([timed_ms(sides.select_1) for _ in range(BLOCK)] if number else [])
     return times
+
+
+def percentiles(times: Sequence[float]) -> dict[str, float]:
+    """Median and 99th percentile, ms."""
+    return {f"p{q}": round(float(np.percentile(times, q)), 3) for q in (50, 99)}
 
 
 def figures(workload: Workload, times: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Of one workload, for the JSON line."""
-    ours, feast = ({f"p{q}": round(float(np.percentile(each, q)), 3) for q in (50, 99)} for each in times)
+    ours, feast = (percentiles(each) for each in times)
     return {
         "keys": workload.users + workload.categories,
         "read": workload.name,
@@ -213,13 +256,15 @@ def figures(workload: Workload, times: Sequence[Sequence[float]]) -> dict[str, A
 
 def table(answer: dict[str, Any]) -> str:
     """For people."""
-    lines = [f"{'':20}{'ours p50':>10}{'p99':>8}{'Feast p50':>11}{'p99':>8}{'times faster':>14}"]
+    lines = [f"{'':36}{'ours p50':>10}{'p99':>8}{'Feast p50':>11}{'p99':>8}{'times faster':>14}"]
     for row in answer["reads"]:
         ours, feast = row["ours_ms"], row["feast_ms"]
         lines.append(
-            f"{row['read']:20}{ours['p50']:10.2f}{ours['p99']:8.2f}{feast['p50']:11.2f}{feast['p99']:8.2f}"
+            f"{row['read']:36}{ours['p50']:10.2f}{ours['p99']:8.2f}{feast['p50']:11.2f}{feast['p99']:8.2f}"
             f"{row['times_faster_p50']:14.1f}"
         )
+    shortest = answer["select_1_ms"]
+    lines.append(f"{'SELECT 1':36}{shortest['p50']:10.2f}{shortest['p99']:8.2f}")
     return "\n".join(lines)
 
 
@@ -267,13 +312,15 @@ def run(server: PostgresServer, directory: Path, *, rounds: int) -> dict[str, An
         lists = TopLists(store)
         lists.rebuild(now_ms=now_ms)
         with closing(FeastReads(directory, address=address(server))) as feast:
-            sides = both(store, feast, now_ms=now_ms)
+            sides = both(store, pool, feast, now_ms=now_ms)
             settle(pool)
             gc.collect()
-            gc.freeze()  # what both sides left behind while they were filled
+            collect_rarely()  # as a serving replica does, for both sides
             times = measure(sides, lambda: lists.rebuild(now_ms=now_ms), rounds=rounds)
-        reads = [figures(workload, each) for workload, each in times.items()]
-        return {"feast": FEAST_VERSION, "tile_rows_a_user": tile_rows(pool, now_ms=now_ms), "reads": reads}
+        reads = [figures(workload, each) for workload, each in times.reads.items()]
+        shortest = percentiles(times.select_1)
+        rows = tile_rows(pool, now_ms=now_ms)
+        return {"feast": FEAST_VERSION, "tile_rows_a_user": rows, "select_1_ms": shortest, "reads": reads}
 
 
 def main() -> None:
