@@ -7,6 +7,7 @@ from pathlib import Path
 RUNS = (
     ("bench_codec.py",),
     ("bench_features_local.py", "--events", "1000000"),
+    ("bench_events.py",),
     ("bench_freshness.py",),
     ("bench_recovery.py",),
     ("bench_reads.py",),

@@ -117,6 +117,18 @@ class History:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Events:
+    """How long the event log is kept: `keep_days` by the system's clock, the newest `keep_events`; none keeps all.
+
+    What a durable cursor has not acknowledged stays, unless it has said nothing for `cursor_alive_days` of wall time.
+    """
+
+    keep_days: float | None = 30.0
+    keep_events: int | None = None
+    cursor_alive_days: float = 7.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Daily:
     """The static features, of 1 and 7 days. `scheduled`: the pipeline brings them up to date by itself, once a day of
     event time, `grace_ms` of event time after midnight UTC; it looks each `look_every_s` of wall time. Otherwise only
@@ -169,6 +181,7 @@ class Settings(BaseSettings):
     pipeline: Pipeline = Pipeline()
     history: History = History()
     daily: Daily = Daily()
+    events: Events = Events()
     definitions: Definitions = Definitions()
     training: Training = Training()
     serving: ServingOptions = ServingOptions()

@@ -17,6 +17,9 @@
     ├── ReplayRefused                the log would arrive behind the system's watermark
     ├── VerifyImpossible             there is nothing to compare
     ├── FeaturesDiffer               features were served that the events do not give
+    ├── MetadataUnknown              there is no such kind or entry
+    ├── MetadataInvalid              an entity breaks the schema of its kind
+    ├── MetadataConflict             somebody else changed the entry meanwhile
     ├── ModelRejected                a model may not go online
     ├── TrainingImpossible           there is nothing to learn from
     ├── TrainingFailed               a training run ended by an error
@@ -126,6 +129,18 @@ class VerifyImpossible(RtrecError):
 
 class FeaturesDiffer(RtrecError):
     """Features were served that the events do not give."""
+
+
+class MetadataUnknown(RtrecError):
+    """There is no such kind, or no entry of this name."""
+
+
+class MetadataInvalid(RtrecError):
+    """An entity breaks the schema of its kind, or a schema is none; the message names the place."""
+
+
+class MetadataConflict(RtrecError):
+    """The entry has another version than the one that the change was made to: read it again."""
 
 
 class ModelRejected(RtrecError):

@@ -12,10 +12,12 @@ from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.features.definition import Definitions
 from rtrec_ray.kafka.base import KafkaOptions
 from rtrec_ray.kafka.connect import connect_producer
+from rtrec_ray.metadata.postgres import PostgresMetadataStore
 from rtrec_ray.notification import PostgresNotificationStore
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
 from rtrec_ray.postgres.statements import load as load_statements
 from rtrec_ray.registry.base import ModelCenter
+from rtrec_ray.registry.changes_postgres import PostgresChangeBook
 from rtrec_ray.registry.mlflow import MlflowModelCenter, RegistryOptions
 from rtrec_ray.stores.features_past import past_of
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
@@ -61,6 +63,8 @@ def connect(options: ReplicaOptions) -> Backends:
     )
     pool = Pool(postgres, size=options.serving.store_threads + _SHARED_CONNECTIONS, application="rtrec-serving")
     registry = Registry(partial(MlflowModelCenter, options.registry))
+    metadata = PostgresMetadataStore(postgres)
+    book = PostgresChangeBook(postgres, clock=options.clock)
     past = None if options.history_uri is None else past_of(options.history_uri, postgres)
     return Backends(
         store=PostgresFeatureStore(options.definitions, pool=pool, past=past),
@@ -70,9 +74,16 @@ def connect(options: ReplicaOptions) -> Backends:
         base=registry.base,
         load=registry.load,
         events=PostgresNotificationStore(postgres, clock=options.clock),
+        metadata=metadata,
+        deployed=book.deployed,
         pipeline=lambda now_ms: read_pipeline(pool, now_ms=now_ms),
-        close=pool.close,
+        close=partial(_close, pool, metadata, book),
     )
+
+
+def _close(*connected: Pool | PostgresMetadataStore | PostgresChangeBook) -> None:
+    for each in connected:
+        each.close()
 
 
 class Registry:

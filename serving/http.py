@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -14,7 +14,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from rtrec_ray.clock import Clock, monotonic_s
-from rtrec_ray.errors import BeyondRetention, RecordInvalid, RtrecError, ServerUnavailable, UnknownView
+from rtrec_ray.errors import BeyondRetention, MetadataUnknown, RecordInvalid, RtrecError, ServerUnavailable, UnknownView
+from rtrec_ray.metadata.catalogue import Catalogue
+from rtrec_ray.notification import NotificationStore, Step
 from rtrec_ray.stores.features import FeatureReader, read_view
 from serving import openapi
 from serving.auth import RequireToken
@@ -23,6 +25,7 @@ from serving.collect import EventIntake, Judged
 from serving.feedback import InferenceLog
 from serving.lists import ListsReader
 from serving.metrics import ServingMetrics
+from serving.notifications import Ask, AskInvalid, Growth, parse_ask, parse_events, plain, read_log
 from serving.options import ModelRole, ServingOptions
 from serving.recommend import Recommender
 from serving.reload import ModelHolder
@@ -58,6 +61,10 @@ class Service:
     pipeline: Callable[[int], PipelineState]
     read_calls: BoundedCalls
     event_calls: BoundedCalls
+    log_calls: BoundedCalls
+    notifications: NotificationStore
+    growth: Growth
+    catalogue: Catalogue
     token: str | None = None
 
 
@@ -76,6 +83,10 @@ def create_app(service: Service) -> FastAPI:
     _add(app, service, "POST", "/v1/recommend", recommend, **openapi.recommend())
     _add(app, service, "POST", "/v1/events", post_events, **openapi.events())
     _add(app, service, "GET", "/v1/features/{view}", get_features, **openapi.features())
+    _add(app, service, "GET", "/v1/notifications", list_notifications, **openapi.list_notifications())
+    _add(app, service, "POST", "/v1/notifications", send_notifications, **openapi.send_notifications())
+    _add(app, service, "GET", "/v1/meta/{kind}", list_metadata, **openapi.metadata("kind"))
+    _add(app, service, "GET", "/v1/meta/{kind}/{name:path}", show_metadata, **openapi.metadata("kind", "name"))
     _add(app, service, "GET", "/healthz", healthz)
     _add(app, service, "GET", "/readyz", readyz)
     _add(app, service, "GET", "/metrics", metrics)
@@ -128,6 +139,70 @@ async def get_features(service: Service, request: Request) -> Response:
     except (ServerUnavailable, CallTimedOut) as error:
         return _away(error)
     return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)
+
+
+async def list_notifications(service: Service, request: Request) -> Response:
+    """Events of the log: the newest, or those after `after_offset`, waiting up to `wait_s` for the first."""
+    try:
+        ask = parse_ask(request.query_params)
+        step = await _read_log(service, ask)
+    except AskInvalid as error:
+        return _refused([error.fault])
+    except (ServerUnavailable, CallTimedOut) as error:
+        return _away(error)
+    return Response(orjson.dumps(plain(step)), media_type=JSON)
+
+
+async def _read_log(service: Service, ask: Ask) -> Step:
+    """What is there, looked at again each time the log grows until something wanted is or the time is over."""
+    until_s = monotonic_s() + ask.wait_s
+    while True:
+        # Taken before the look: what comes during it is not missed.
+        grown = service.growth.begin() if ask.wait_s else None
+        try:
+            step = await service.log_calls.run(partial(read_log, service.notifications, ask))
+            left_s = until_s - monotonic_s()
+            if grown is None or step.events or left_s <= 0.0:
+                return step
+            await service.growth.wait(grown, left_s)
+        finally:
+            if grown is not None:
+                service.growth.forget(grown)
+        ask = replace(ask, after_offset=step.position)
+
+
+async def send_notifications(service: Service, request: Request) -> Response:
+    """Append events to the log, in one transaction; answers them with their offsets and versions."""
+    body = await read_body(request, limit=service.options.request_limit_bytes)
+    try:
+        events = parse_events(body)
+        sent = await service.log_calls.run(partial(service.notifications.send_many, events))
+    except RecordInvalid as error:
+        return _refused([FieldFault(field="body", reason=error.message)])
+    except (ServerUnavailable, CallTimedOut) as error:
+        return _away(error)
+    return Response(orjson.dumps({"events": sent}), 201, media_type=JSON)
+
+
+async def list_metadata(service: Service, request: Request) -> Response:
+    """Every entry of a kind: datasets, projects, workflows, snapshots, jobs, runs, models, kinds, or your own."""
+    return await _metadata(service, partial(service.catalogue.list, request.path_params["kind"]))
+
+
+async def show_metadata(service: Service, request: Request) -> Response:
+    """One entry of a kind."""
+    kind, name = request.path_params["kind"], request.path_params["name"]
+    return await _metadata(service, partial(service.catalogue.show, kind, name))
+
+
+async def _metadata(service: Service, ask: Callable[[], Any]) -> Response:
+    try:
+        found = await service.read_calls.run(ask)
+    except MetadataUnknown as error:
+        return _json(404, Problem(detail=error.message, mend=error.mend))
+    except (ServerUnavailable, CallTimedOut) as error:
+        return _away(error)
+    return Response(orjson.dumps(found), media_type=JSON)
 
 
 async def healthz(service: Service, request: Request) -> Response:

@@ -20,7 +20,9 @@ from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value
 from rtrec_ray.features.vector import Columns, ModelInput
 from rtrec_ray.kafka.memory import MemoryBroker
+from rtrec_ray.metadata.memory import MemoryMetadataStore
 from rtrec_ray.notification import MemoryNotificationStore
+from rtrec_ray.registry.changes import MemoryChangeBook
 from rtrec_ray.stores.features import Reading, ReadPoint, TaskOutput
 from rtrec_ray.stores.features_memory import MemoryFeatureStore, MemoryFeatureTables
 from serving.rank import Scorer
@@ -102,6 +104,8 @@ class MemoryServers:
         self.store = SwitchableFeatureStore(definitions, tables=self.tables)
         self.broker = MemoryBroker(now_ms=clock.now_ms)
         self.events = MemoryNotificationStore(clock=clock)
+        self.metadata = MemoryMetadataStore()
+        self.changes = MemoryChangeBook(self.events, self.metadata, clock=clock)
         self.models: dict[str, Scorer] = {}
         self.champion: str | None = None
         self.roots: dict[str, str] = {}
@@ -119,6 +123,8 @@ class MemoryServers:
             base=self._base,
             load=self._load,
             events=self.events,
+            metadata=self.metadata,
+            deployed=self.changes.deployed,
             pipeline=lambda now_ms: PipelineState(now_ms=now_ms),
         )
 

@@ -8,7 +8,16 @@ import msgspec
 from pydantic import BaseModel
 
 from rtrec_ray.events import BehaviorEvent
-from serving.schema import EventsAnswer, Faults, FeaturesAnswer, Problem, RecommendAnswer, RecommendRequest
+from rtrec_ray.notification import NewEvent
+from serving.schema import (
+    EventsAnswer,
+    Faults,
+    FeaturesAnswer,
+    NotificationsAnswer,
+    Problem,
+    RecommendAnswer,
+    RecommendRequest,
+)
 
 _REFUSALS: dict[int, type[BaseModel]] = {404: Problem, 413: Problem, 422: Faults, 503: Problem}
 
@@ -41,6 +50,29 @@ def features() -> dict[str, Any]:
         {"name": "as_of_ms", "in": "query", "schema": {"type": "integer"}},
     ]
     return _responses(200, FeaturesAnswer, 404, 422, 503) | {"openapi_extra": {"parameters": parameters}}
+
+
+def list_notifications() -> dict[str, Any]:
+    """GET /v1/notifications."""
+    texts, numbers = ("key", "type", "namespace", "sender"), ("version", "after_version", "from_ms", "to_ms")
+    asked = dict.fromkeys(texts, "string") | dict.fromkeys((*numbers, "after_offset", "limit", "wait_s"), "integer")
+    parameters = [{"name": name, "in": "query", "schema": {"type": kind}} for name, kind in asked.items()]
+    return _responses(200, NotificationsAnswer, 422, 503) | {"openapi_extra": {"parameters": parameters}}
+
+
+def send_notifications() -> dict[str, Any]:
+    """POST /v1/notifications."""
+    event = msgspec.json.schema(NewEvent)["$defs"]["NewEvent"]
+    return _responses(201, NotificationsAnswer, 413, 422, 503) | _body(
+        {"anyOf": [{"type": "array", "items": event}, event]}
+    )
+
+
+def metadata(*names: str) -> dict[str, Any]:
+    """GET /v1/meta/..."""
+    parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    documented = {code: {"model": _REFUSALS[code]} for code in (404, 503)}
+    return {"responses": documented, "openapi_extra": {"parameters": parameters}}
 
 
 def _responses(status: int, gives: type[BaseModel], *refusals: int) -> dict[str, Any]:

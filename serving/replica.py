@@ -14,7 +14,10 @@ from fastapi import FastAPI
 from rtrec_ray.clock import Clock
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.kafka.base import Producer
-from rtrec_ray.notification import MODEL, NOW, EventFilter, Listener, NotificationStore
+from rtrec_ray.metadata.base import MetadataStore
+from rtrec_ray.metadata.catalogue import Catalogue
+from rtrec_ray.notification import MODEL, MODEL_DEPLOYED, NOW, EventFilter, Listener, NewEvent, NotificationStore
+from rtrec_ray.registry.changes import NewChange
 from rtrec_ray.stores.features import FeatureReader
 from serving.calls import BoundedCalls
 from serving.collect import EventIntake
@@ -22,6 +25,7 @@ from serving.feedback import InferenceLog
 from serving.http import Service, create_app
 from serving.lists import ListsReader
 from serving.metrics import ServingMetrics
+from serving.notifications import Growth
 from serving.options import ModelRole, ServingOptions
 from serving.rank import Scorer
 from serving.recommend import Recommender
@@ -40,6 +44,8 @@ _EVENT_THREADS: Final = 4
 class Backends:
     """What a replica talks to. The functions are called in threads and may raise that their server is away.
 
+    `deployed`: tell that a version serves, once for all replicas.
+
     `newest_event_ms`: event time up to which features are computed, ms UTC. `champion`: the version that should serve;
     `base`: the one at the root of its chain; `load` brings a version into memory; `pipeline` says how the stages are
     at a time, ms UTC.
@@ -52,6 +58,8 @@ class Backends:
     base: Callable[[], str | None]
     load: Callable[[str], Scorer]
     events: NotificationStore
+    metadata: MetadataStore
+    deployed: Callable[[NewChange], bool]
     pipeline: Callable[[int], PipelineState]
     close: Callable[[], None] = lambda: None
 
@@ -96,6 +104,7 @@ class Replica:
         self.reloaders = {role: self._reloader(role) for role in self.holders}
         self.reloading = ReloadLoop(list(self.reloaders.values()))
         self._watch(clock)
+        self.growth = Growth(backends.events)
         self.service = self._service(clock, token)
         self.app: FastAPI = create_app(self.service)
 
@@ -122,11 +131,13 @@ class Replica:
             recommender.model_calls,
             self.service.read_calls,
             self.service.event_calls,
+            self.service.log_calls,
         ):
             calls.close()
         # A thread that is still in a call would open a connection behind the pool's back.
         if self._listening.is_alive():
             self._listening.join(2 * _POLL_S)
+        self.growth.close()
         self._backends.events.close()
         self._backends.close()
 
@@ -136,10 +147,20 @@ class Replica:
             self.holders[role],
             wanted=wanted[role],
             load=self._load,
-            send=self._backends.events.send,
+            send=self._announce,
             metrics=self.metrics,
             sender=self._name,
         )
+
+    def _announce(self, event: NewEvent) -> None:
+        if event.type == MODEL_DEPLOYED:
+            # A change of the model's life, and part of the history of what served: told by the first replica alone.
+            context = dict(event.context)
+            self._backends.deployed(
+                NewChange(change="deployed", version=event.value, sender=event.sender, context=context)
+            )
+        else:
+            self._backends.events.send(event)
 
     def _load(self, version: str) -> Scorer:
         # Before its first increment the champion is its own base: one copy in memory serves both.
@@ -193,6 +214,10 @@ class Replica:
             read_calls=BoundedCalls(name="reads", threads=2, deadline_s=options.read_deadline_s),
             # The producer's own deadline comes first, with the better reason.
             event_calls=BoundedCalls(name="events", threads=_EVENT_THREADS, deadline_s=options.events_deadline_s + 2.0),
+            log_calls=BoundedCalls(name="log", threads=2, deadline_s=options.read_deadline_s),
+            notifications=self._backends.events,
+            growth=self.growth,
+            catalogue=Catalogue(self._backends.metadata),
             token=token,
         )
 

@@ -128,6 +128,13 @@ class EventsAnswer(BaseModel):
     errors: list[EventFault] = []
 
 
+class NotificationsAnswer(BaseModel):
+    """Events, ascending. `position`: the `after_offset` of the next question; a sender gets none."""
+
+    events: list[dict[str, Any]]
+    position: int | None = None
+
+
 class FeaturesAnswer(BaseModel):
     """A view's values by key; null where a key has no data."""
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import msgspec
 
 from rtrec_ray.clock import Clock, ManualClock
+from rtrec_ray.metadata.memory import MemoryMetadataStore
 from rtrec_ray.notification.memory import MemoryNotificationStore
 from rtrec_ray.registry.base import Draft, ModelVersion
+from rtrec_ray.registry.changes import MemoryChangeBook
 from rtrec_ray.registry.memory import MemoryModelCenter
 from rtrec_ray.stores.samples import MemorySampleStore
 from rtrec_ray.stores.training import MemoryTrainingBook
@@ -38,6 +40,7 @@ class MemoryConnections:
     """A Connections whose servers are this process's memory; each call answers the same one."""
 
     root: Path
+    snapshot: str | None = "5n4p5h07"
     clock: Clock = field(default_factory=lambda: ManualClock(now_ms=START_MS))
 
     def __post_init__(self) -> None:
@@ -45,6 +48,8 @@ class MemoryConnections:
         self._center = MemoryModelCenter(self.root)
         self._events = MemoryNotificationStore(clock=self.clock)
         self._book = MemoryTrainingBook()
+        self._metadata = MemoryMetadataStore()
+        self._changes = MemoryChangeBook(self._events, self._metadata, clock=self.clock)
 
     def samples(self) -> MemorySampleStore:
         return self._samples
@@ -60,6 +65,12 @@ class MemoryConnections:
 
     def book(self) -> MemoryTrainingBook:
         return self._book
+
+    def changes(self) -> MemoryChangeBook:
+        return self._changes
+
+    def metadata(self) -> MemoryMetadataStore:
+        return self._metadata
 
 
 def put_base(
@@ -83,5 +94,5 @@ def put_base(
     )
     exporter = Exporter(definition, base_rate=learner.base_rate)
     version = publish(connections.center(), exporter, learner.state(), draft)
-    announce(connections.events(), version)
+    announce(connections, version)
     return connections.center().set_champion(version.version) if champion else version

@@ -12,6 +12,8 @@ from typing import Any
 from ray.data import Dataset
 
 from rtrec_ray.errors import LeaseLost, StoreUnavailable, TrainingImpossible
+from rtrec_ray.metadata.base import JobRun
+from rtrec_ray.metadata.recording import recorded
 from rtrec_ray.registry.base import ModelVersion
 from rtrec_ray.stores.training import Beat
 from training.options import BaseOptions, Connections
@@ -31,6 +33,21 @@ def train_base(options: BaseOptions, connections: Connections) -> ModelVersion:
     RegistryUnavailable.
     """
     job = options.job or f"base-{uuid.uuid4().hex[:12]}"
+    run = JobRun(
+        run_id=job,
+        job="train-base",
+        kind="batch",
+        started_ms=connections.clock.now_ms(),
+        context={"definitions": options.definition.named(options.definitions)},
+        snapshot=connections.snapshot,
+    )
+    with recorded(connections.metadata, run, clock=connections.clock) as outcome:
+        version = _train(options, connections, job=job)
+        outcome["version"] = version.version
+    return version
+
+
+def _train(options: BaseOptions, connections: Connections, *, job: str) -> ModelVersion:
     book = connections.book()
     epoch = book.open(options.run)
     try:

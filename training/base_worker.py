@@ -80,11 +80,7 @@ def _publish(plan: BasePlan, learner: Learner, losses: list[float]) -> None:
             metrics=_metrics(plan, learner, losses),
         )
         version = publish(center, Exporter(definition, base_rate=plan.base_rate), learner.state(), draft)
-    events = plan.connections.events()
-    try:
-        announce(events, version)
-    finally:
-        events.close()
+    announce(plan.connections, version)
     log.info("base_published", extra={"version": version.version, "job": plan.job})
 
 

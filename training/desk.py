@@ -25,6 +25,7 @@ class Desk:
     events: NotificationStore
     book: TrainingBook
     clock: Clock
+    connections: Connections
 
     def close(self) -> None:
         """Close what holds connections."""
@@ -42,4 +43,5 @@ def sit_down(connections: Connections) -> Desk:
         events=connections.events(),
         book=connections.book(),
         clock=connections.clock,
+        connections=connections,
     )

@@ -16,21 +16,16 @@ import numpy as np
 import polars as pl
 
 from rtrec_ray.errors import ModelRejected, ServerUnavailable
-from rtrec_ray.notification.base import (
-    MODEL,
-    MODEL_GENERATED,
-    MODEL_REJECTED,
-    MODEL_VALIDATED,
-    EventFilter,
-    NewEvent,
-    NotificationStore,
-)
+from rtrec_ray.notification.base import MODEL, MODEL_GENERATED, EventFilter, NotificationStore
 from rtrec_ray.notification.listener import Listener
 from rtrec_ray.registry.base import ModelCenter, ModelVersion, fallen
+from rtrec_ray.registry.changes import ChangeBook
+from rtrec_ray.registry.lifecycle import LifeCycle
 from training.dataset import encode
 from training.heldout import HeldOutRows
 from training.options import Connections, GateOptions
 from training.patience import patiently
+from training.publish import announce
 from training.served import ServedModel, load_served
 from training.validate import Exam, Verdict, judge
 
@@ -50,6 +45,7 @@ class ValidationGate:
         self._stopped = threading.Event()
         self._events: NotificationStore = connections.events()
         self._center: ModelCenter | None = None
+        self._changes: ChangeBook | None = None
         self._held_out: HeldOutRows | None = None
         self._served: dict[str, ServedModel] = {}  # the champion, so that it is not loaded for each rival
 
@@ -76,6 +72,8 @@ class ValidationGate:
     def close(self) -> None:
         """Give back connections; `run` does so at its end."""
         self._events.close()
+        if self._changes is not None:
+            self._changes.close()
 
     def stop(self) -> None:
         """End `run` after the version it is at."""
@@ -86,15 +84,15 @@ class ValidationGate:
 
         Raises StoreUnavailable, RegistryUnavailable.
         """
+        life = self._life_cycle()
+        life.notice()  # what a crash cut off is finished first, so that the registry's word is the last one
         version = self._reach_center().get(number)
         if version is None:
             log.warning("version_unknown", extra={"version": number})
             return None
         if version.status != "generated":
-            self._repeat_outcome(version)
             return version
-        verdict = self._examine(version)
-        return self._decide(version, verdict)
+        return self._decide(life, version, self._examine(version))
 
     def _examine(self, version: ModelVersion) -> Verdict:
         center = self._reach_center()
@@ -128,39 +126,27 @@ class ValidationGate:
             log.warning("champion_unusable", extra={"version": champion.version, "cause": error.message})
             return None
 
-    def _decide(self, version: ModelVersion, verdict: Verdict) -> ModelVersion:
-        center = self._reach_center()
-        center.log_metrics(version.run_id, verdict.metrics, step=version.draft.to_seq)
+    def _decide(self, life: LifeCycle, version: ModelVersion, verdict: Verdict) -> ModelVersion:
+        self._reach_center().log_metrics(version.run_id, verdict.metrics, step=version.draft.to_seq)
+        context, sender = {"metrics": verdict.metrics}, self._options.cursor
         if verdict.accepted:
-            decided = center.set_champion(version.version)
+            decided = life.choose(version.version, sender=sender, context=context)
         else:
-            decided = center.reject(version.version, reason="; ".join(verdict.reasons))
-        self._announce(decided, verdict.metrics)
+            decided = life.reject(version.version, sender=sender, reason="; ".join(verdict.reasons), context=context)
         log.info("version_judged", extra={"version": version.version, "reasons": list(verdict.reasons)})
         return decided
-
-    def _announce(self, version: ModelVersion, metrics: dict[str, float]) -> None:
-        kind = MODEL_VALIDATED if version.status == "validated" else MODEL_REJECTED
-        context = {"kind": version.draft.kind, "base": version.root, "reason": version.reason, "metrics": metrics}
-        self._events.send(
-            NewEvent(key=MODEL, value=version.version, type=kind, sender=self._options.cursor, context=context)
-        )
-
-    def _repeat_outcome(self, version: ModelVersion) -> None:
-        """Send the outcome that a crash kept back after the registry had it."""
-        told = [
-            event.value
-            for kind in (MODEL_VALIDATED, MODEL_REJECTED)
-            for event in self._events.list(EventFilter(key=MODEL, type=kind))
-        ]
-        if version.version not in told:
-            self._announce(version, {})
 
     def _judge_unannounced(self) -> None:
         announced = {event.value for event in self._events.list(EventFilter(key=MODEL, type=MODEL_GENERATED))}
         for version in reversed(self._reach_center().list()):
             if version.status == "generated" and version.version not in announced:
+                announce(self._connections, version)
                 self.judge(version.version)
+
+    def _life_cycle(self) -> LifeCycle:
+        if self._changes is None:
+            self._changes = self._connections.changes()
+        return LifeCycle(self._reach_center(), self._changes)
 
     def _rows(self) -> pl.DataFrame:
         store = self._connections.samples()

@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rtrec_ray.clock import REAL, Clock
+from rtrec_ray.metadata.base import MetadataStore
+from rtrec_ray.metadata.postgres import PostgresMetadataStore
 from rtrec_ray.notification.base import NotificationStore
 from rtrec_ray.notification.postgres import PostgresNotificationStore
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.registry.base import ModelCenter
+from rtrec_ray.registry.changes import ChangeBook
+from rtrec_ray.registry.changes_postgres import PostgresChangeBook
 from rtrec_ray.registry.options import RegistryOptions
 from rtrec_ray.stores.samples import SampleStore
 from rtrec_ray.stores.samples_postgres import PostgresSampleStore
@@ -48,14 +52,28 @@ class Connections(Protocol):
         """The book of training runs."""
         ...
 
+    def changes(self) -> ChangeBook:
+        """The book of model changes."""
+        ...
+
+    def metadata(self) -> MetadataStore:
+        """Where runs are written down."""
+        ...
+
+    @property
+    def snapshot(self) -> str | None:
+        """What the workflow consists of now."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConnections:
-    """Connections to PostgreSQL and MLflow."""
+    """Connections to PostgreSQL and MLflow. `snapshot`: id of the workflow snapshot that the system runs on."""
 
     postgres: PostgresOptions
     registry: RegistryOptions
     clock: Clock = REAL
+    snapshot: str | None = None
 
     def samples(self) -> SampleStore:
         """See Connections."""
@@ -79,6 +97,14 @@ class ServerConnections:
     def book(self) -> TrainingBook:
         """See Connections."""
         return PostgresTrainingBook(self.postgres)
+
+    def changes(self) -> ChangeBook:
+        """See Connections."""
+        return PostgresChangeBook(self.postgres, clock=self.clock)
+
+    def metadata(self) -> MetadataStore:
+        """See Connections."""
+        return PostgresMetadataStore(self.postgres)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from rtrec_ray.errors import ModelRejected
-from rtrec_ray.notification.base import MODEL, MODEL_GENERATED, NewEvent, NotificationStore
 from rtrec_ray.registry.artifact import SAVED_MODEL, WEIGHTS, ModelCard, read_card, write_card
 from rtrec_ray.registry.base import Draft, ModelCenter, ModelVersion
+from rtrec_ray.registry.changes import ChangeBook
+from rtrec_ray.registry.lifecycle import generated, lineage_of
 from training.definition import ModelDefinition, definition_from_json
 from training.loop import State
 from training.model import build_model, raw_specs
@@ -67,20 +69,23 @@ def publish(center: ModelCenter, exporter: Exporter, state: State, draft: Draft)
         return center.log_version(Path(folder), draft)
 
 
-def announce(events: NotificationStore, version: ModelVersion) -> None:
-    """Tell that a version was made. Raises StoreUnavailable."""
-    draft = version.draft
-    lineage = {"kind": draft.kind, "model": draft.model, "base": version.root, "parent": draft.parent}
-    samples = {"from_seq": draft.from_seq, "to_seq": draft.to_seq, "trained_to_ms": draft.trained_to_ms}
-    events.send(
-        NewEvent(
-            key=MODEL,
-            value=version.version,
-            type=MODEL_GENERATED,
-            sender=draft.job,
-            context={**lineage, **samples, "metrics": dict(draft.metrics)},
-        )
-    )
+def announce(connections: Announcing, version: ModelVersion) -> None:
+    """Tell that a version was made, and write down what made it: once, however often. Raises StoreUnavailable."""
+    with closing(connections.changes()) as book:
+        book.generated(generated(version), lineage_of(version, snapshot=connections.snapshot))
+
+
+class Announcing(Protocol):
+    """The part of Connections that is needed here."""
+
+    @property
+    def snapshot(self) -> str | None:
+        """See Connections."""
+        ...
+
+    def changes(self) -> ChangeBook:
+        """See Connections."""
+        ...
 
 
 def fetch(center: ModelCenter, version: str) -> tuple[ModelDefinition, ModelCard, State]:

@@ -84,7 +84,7 @@ class Publisher:
         except (ServerUnavailable, ModelRejected) as error:
             log.warning("publish_failed", extra={"cause": error.message, "to_seq": draft.to_seq})
             return None
-        patiently(lambda: announce(self._desk.events, version))
+        patiently(lambda: announce(self._desk.connections, version))
         log.info("increment_published", extra={"version": version.version, "to_seq": draft.to_seq})
         return version
 

@@ -5,10 +5,15 @@ Import this only when Ray's variables are set (`join_environment`): Ray reads so
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 
 from actors.jobs.backfill import BackfillOptions, BackfillSummary, backfill
+from rtrec_ray.app.snapshot import keep_snapshot
 from rtrec_ray.app.system import System
+from rtrec_ray.metadata.base import JobRun
+from rtrec_ray.metadata.postgres import PostgresMetadataStore
+from rtrec_ray.metadata.recording import recorded
 
 
 def backfill_view(
@@ -26,4 +31,15 @@ def backfill_view(
         postgres=system.postgres,
         history_uri=system.history_uri,
     )
-    return backfill(options, on_slice=on_slice)
+    run = JobRun(
+        run_id=f"backfill-{uuid.uuid4().hex[:12]}",
+        job="backfill",
+        kind="batch",
+        started_ms=system.clock.now_ms(),
+        context={"view": view, "from_ms": from_ms, "to_ms": to_ms},
+        snapshot=keep_snapshot(system),
+    )
+    with recorded(lambda: PostgresMetadataStore(system.postgres), run, clock=system.clock) as outcome:
+        summary = backfill(options, on_slice=on_slice)
+        outcome |= {"slices": summary.slices, "rows": summary.rows}
+    return summary

@@ -14,9 +14,13 @@ from typing import Final
 import ray
 
 from actors.jobs.static_schedule import DailyRuns
+from rtrec_ray.app.snapshot import keep_snapshot
 from rtrec_ray.app.system import System
 from rtrec_ray.errors import LeaseHeld
 from rtrec_ray.features.daily import complete_day
+from rtrec_ray.metadata.base import JobRun
+from rtrec_ray.metadata.postgres import PostgresMetadataStore
+from rtrec_ray.metadata.recording import recorded
 from rtrec_ray.postgres.connection import connect, transaction
 from rtrec_ray.stores.progress import read_stages
 from rtrec_ray.stores.static_features_postgres import PostgresStaticFeatures
@@ -47,8 +51,18 @@ def correct_static(
         tasks=daily.tasks,
         rows_per_task=daily.rows_per_task,
     )
+    run = JobRun(
+        run_id=order.owner,
+        job="static-features",
+        kind="batch",
+        started_ms=system.clock.now_ms(),
+        snapshot=keep_snapshot(system),
+    )
     try:
-        return correct_static_features(options, order, progress or (lambda done, total: None))
+        with recorded(lambda: PostgresMetadataStore(system.postgres), run, clock=system.clock) as outcome:
+            report = correct_static_features(options, order, progress or (lambda done, total: None))
+            outcome |= {"days": [str(day) for day in report.days], "events": report.events}
+        return report
     except LeaseHeld as error:
         raise LeaseHeld(
             f"another run goes on: {error.message}", mend="wait for its end; it takes up what came so far"

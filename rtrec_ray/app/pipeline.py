@@ -18,6 +18,8 @@ from rtrec_ray.app.cluster import start_actor
 from rtrec_ray.app.daily import daily_runs
 from rtrec_ray.app.system import System
 from rtrec_ray.kafka.connect import connect_consumer, connect_producer
+from rtrec_ray.notification import PostgresNotificationStore, Retention
+from rtrec_ray.notification.trimmer import LogTrimmer
 from rtrec_ray.postgres.connection import Pool, connect
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
@@ -25,6 +27,7 @@ from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
 from rtrec_ray.stores.samples_postgres import PostgresSampleLedger
 
 HISTORY, FEATURES, SAMPLES = "history", "features", "samples"
+_DAY_MS = 86_400_000
 STAGES = (HISTORY, FEATURES, SAMPLES)
 
 
@@ -70,7 +73,7 @@ def start_pipeline(system: System) -> list[Any]:
 
 def make_work(system: System, share: Share) -> list[Work]:
     """The loop of a share, and what one process does for all partitions; called in the share's actor."""
-    chores: dict[str, list[Callable[[System], Work]]] = {FEATURES: [_keeper], HISTORY: [_tidier]}
+    chores: dict[str, list[Callable[[System], Work]]] = {FEATURES: [_keeper], HISTORY: [_tidier, _trimmer]}
     if system.settings.daily.scheduled:
         chores[HISTORY].append(daily_runs)
     wanted = chores.get(share.stage, []) if share.index == 0 else []
@@ -86,6 +89,16 @@ def _keeper(system: System) -> FeatureKeeper:
 def _tidier(system: System) -> HistoryTidier:
     files = ArrowHistoryFiles(HistoryFilesOptions(uri=system.history_uri))
     return HistoryTidier(files, PostgresHistoryManifest(system.postgres), every_s=system.settings.history.tidy_every_s)
+
+
+def _trimmer(system: System) -> LogTrimmer:
+    kept = system.settings.events
+    retention = Retention(
+        keep_ms=None if kept.keep_days is None else round(kept.keep_days * _DAY_MS),
+        keep_events=kept.keep_events,
+        cursor_alive_ms=round(kept.cursor_alive_days * _DAY_MS),
+    )
+    return LogTrimmer(lambda: PostgresNotificationStore(system.postgres, clock=system.clock), retention)
 
 
 def _loop(system: System, share: Share) -> TaskLoop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 
+from rtrec_ray.app.snapshot import register, workflow_snapshot
 from rtrec_ray.app.system import System
 from rtrec_ray.clock import ScaledClock, wall_ms
 from rtrec_ray.kafka.connect import connect_admin
@@ -29,6 +30,7 @@ def prepare(system: System) -> System:
         migrate(system.postgres)
         _enter_definitions(system)
         system = replace(system, clock=_fix_clock(system))
+        _register_workflow(system)
     if system.addresses.kafka is not None:
         with connect_admin(system.kafka) as admin:
             system = replace(system, partitions=ensure_topics(admin, partitions=system.settings.pipeline.partitions))
@@ -58,6 +60,11 @@ def _fix_clock(system: System) -> ScaledClock:
     line = ScaledClock(origin_event_ms=origin_ms, origin_wall_ms=now_ms, speed=asked.speed)
     with closing(connect(system.postgres)) as connection, transaction(connection) as cursor:
         return put_clock(cursor, line)
+
+
+def _register_workflow(system: System) -> None:
+    with closing(PostgresMetadataStore(system.postgres)) as store:
+        register(store, workflow_snapshot(system))
 
 
 def _register_datasets(system: System) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -12,11 +14,16 @@ import msgspec
 from actors.stage import Work
 from rtrec_ray.app.cluster import start_actor
 from rtrec_ray.app.find import definition_file
+from rtrec_ray.app.snapshot import keep_snapshot, workflow_snapshot
 from rtrec_ray.app.system import System
+from rtrec_ray.metadata.base import JobRun
+from rtrec_ray.metadata.recording import recorded
 from rtrec_ray.registry.base import ModelVersion
+from rtrec_ray.registry.lifecycle import AliasWatch
 from rtrec_ray.registry.mlflow import RegistryOptions
 from training.definition import ModelDefinition, load_definition
 from training.options import BaseOptions, GateOptions, IncrementalOptions, RayOptions, ServerConnections
+from training.patience import patiently
 
 GATE, INCREMENTAL = "gate", "incremental"
 
@@ -24,7 +31,10 @@ GATE, INCREMENTAL = "gate", "incremental"
 def connections(system: System) -> ServerConnections:
     """Where training finds samples, versions and events."""
     return ServerConnections(
-        postgres=system.postgres, registry=RegistryOptions(url=system.mlflow_url), clock=system.clock
+        postgres=system.postgres,
+        registry=RegistryOptions(url=system.mlflow_url),
+        clock=system.clock,
+        snapshot=workflow_snapshot(system).snapshot,
     )
 
 
@@ -41,6 +51,7 @@ def train_base(system: System, *, family: str | None = None, job: str = "") -> M
     """
     from training.base import train_base as train  # TensorFlow: only the processes that train import it
 
+    keep_snapshot(system)  # the definitions may have been edited since `up`
     settings = system.settings.training
     options = BaseOptions(
         definition=model_definition(system, family=family),
@@ -56,6 +67,7 @@ def run_incremental(system: System) -> None:
     """Follow the ledger until the run is asked to stop. Needs a Ray connection. Raises TrainingFailed, NotRunning."""
     from training.incremental import train_incremental  # TensorFlow, as above
 
+    keep_snapshot(system)
     settings = system.settings.training
     options = IncrementalOptions(
         ray=RayOptions(storage=system.training_storage, workers=settings.workers, max_failures=-1),
@@ -81,8 +93,25 @@ def _gate(system: System) -> list[Work]:
 
     settings = system.settings.training
     options = GateOptions(held_out_percent=settings.held_out_percent, max_rows=settings.exam_rows)
-    gate = ValidationGate(options, connections(system))
-    return [Endless(gate.run, end=gate.stop)]
+    servers = connections(system)
+    gate = ValidationGate(options, servers)
+    return [
+        Endless(partial(_run_gate, servers, gate.run), end=gate.stop),
+        AliasWatch(lambda: (servers.center(), servers.changes())),
+    ]
+
+
+def _run_gate(servers: ServerConnections, run: Callable[[], None]) -> None:
+    made = JobRun(
+        run_id=f"validate-{uuid.uuid4().hex[:12]}",
+        job="validate",
+        kind="endless",
+        started_ms=servers.clock.now_ms(),
+        snapshot=servers.snapshot,
+    )
+    with ExitStack() as stack:
+        patiently(lambda: stack.enter_context(recorded(servers.metadata, made, clock=servers.clock, alone=True)))
+        run()
 
 
 def _incremental(system: System) -> list[Work]:

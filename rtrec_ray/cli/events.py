@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import click
 import orjson
@@ -16,6 +17,8 @@ from rtrec_ray.cli.options import Where, command
 from rtrec_ray.errors import ConfigInvalid
 from rtrec_ray.notification.base import Event, EventFilter, NewEvent
 from rtrec_ray.notification.postgres import PostgresNotificationStore
+
+_TIMES: Final = ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S")
 
 
 @click.group()
@@ -39,36 +42,54 @@ def send(where: Where, kind: str, context: str, **fields: str) -> None:
     where.answer(asdict(sent), lambda: _print([sent]))
 
 
+def _wanted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which events; the command gets them as one EventFilter, `wanted`."""
+
+    @functools.wraps(function)
+    def call(*given: Any, kind: str | None, since: datetime | None, until: datetime | None, **rest: Any) -> Any:
+        names = ("key", "namespace", "sender", "version", "after_version")
+        fields = {name: rest.pop(name) for name in names}
+        wanted = EventFilter(type=kind, from_ms=_ms(since), to_ms=_ms(until), **fields)
+        return function(*given, wanted=wanted, **rest)
+
+    for option in (
+        click.option("--until", type=click.DateTime(_TIMES), help="Only events before this time, UTC."),
+        click.option("--since", type=click.DateTime(_TIMES), help="Only events from this time on, UTC."),
+        click.option("--after-version", type=int, help="Only later versions of their key."),
+        click.option("--version", type=int, help="Only this version of its key."),
+        click.option("--sender", help="Only events of this sender."),
+        click.option("--namespace", help="Only events of this namespace."),
+        click.option("--type", "kind", help="Only events of this type."),
+        click.option("--key", help="Only events of this key."),
+    ):
+        call = option(call)
+    return call
+
+
 @events.command(name="list")
-@click.option("--key", help="Only events of this key.")
-@click.option("--type", "kind", help="Only events of this type.")
-@click.option("--namespace", help="Only events of this namespace.")
+@_wanted
 @click.option("--after", "after_offset", type=int, help="Only events after this offset; without it, the newest.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
 @command
-def list_events(where: Where, kind: str | None, after_offset: int | None, limit: int, **wanted: str | None) -> None:
+def list_events(where: Where, wanted: EventFilter, after_offset: int | None, limit: int) -> None:
     """List events, oldest first."""
     with _log(where) as store:
-        found = store.list(EventFilter(type=kind, **wanted), after_offset=after_offset, limit=limit)
+        found = store.list(wanted, after_offset=after_offset, limit=limit)
     where.answer({"events": [asdict(event) for event in found]}, lambda: _print(found))
 
 
 @events.command()
-@click.option("--key", help="Only events of this key.")
-@click.option("--type", "kind", help="Only events of this type.")
-@click.option("--namespace", help="Only events of this namespace.")
+@_wanted
 @click.option("--after", "after_offset", type=int, help="Begin after this offset; without it, from now on.")
 @click.option("--count", type=click.IntRange(1), help="End after this many events.")
 @command
-def tail(where: Where, kind: str | None, after_offset: int | None, count: int | None, **wanted: str | None) -> None:
+def tail(where: Where, wanted: EventFilter, after_offset: int | None, count: int | None) -> None:
     """Follow the log until Ctrl-C; with --json, one object a line."""
     with _log(where) as store:
         position = store.end_offset() if after_offset is None else after_offset
         left = count
         while left is None or left > 0:
-            step = store.step(
-                EventFilter(type=kind, **wanted), after_offset=position, timeout_s=1.0, limit=left or 1000
-            )
+            step = store.step(wanted, after_offset=position, timeout_s=1.0, limit=left or 1000)
             position = step.position
             _follow(where, step.events)
             left = None if left is None else left - len(step.events)
@@ -108,3 +129,7 @@ def _print(found: Iterable[Event]) -> None:
         context = orjson.dumps(event.context).decode() if event.context else ""
         what = f"{event.namespace}/{event.key} v{event.version}  {event.type or '-'}  {event.value}  {context}"
         click.echo(f"{event.offset:>6}  {time}  {what}".rstrip())
+
+
+def _ms(time: datetime | None) -> int | None:
+    return None if time is None else round(time.replace(tzinfo=UTC).timestamp() * 1000)

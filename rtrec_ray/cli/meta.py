@@ -19,17 +19,17 @@ def meta() -> None:
 
 
 @meta.command(name="list")
-@click.argument("kind", type=click.Choice(list(KINDS)), default=KINDS[0])
+@click.argument("kind", default=KINDS[0])
 @command
 def list_meta(where: Where, kind: str) -> None:
-    """List the entries of KIND."""
+    """List KIND: datasets, projects, workflows, snapshots, jobs, runs, models, kinds, or a kind of your own."""
     with _store(where) as store:
         found = list_entries(store, kind)
     where.answer({kind: found}, lambda: _print(found))
 
 
 @meta.command()
-@click.argument("kind", type=click.Choice(list(KINDS)))
+@click.argument("kind")
 @click.argument("name")
 @command
 def show(where: Where, kind: str, name: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -14,12 +15,15 @@ from rtrec_ray.app.system import System
 from rtrec_ray.cli.cluster import on_cluster
 from rtrec_ray.cli.options import Where, command
 from rtrec_ray.errors import AlreadyRunning, ModelRejected
-from rtrec_ray.notification.base import MODEL, MODEL_VALIDATED, NewEvent
-from rtrec_ray.notification.postgres import PostgresNotificationStore
+from rtrec_ray.metadata.postgres import PostgresMetadataStore
 from rtrec_ray.registry.base import ModelCenter, ModelVersion
-from rtrec_ray.registry.base import rollback as go_back
+from rtrec_ray.registry.changes import Change, ChangeBook, Served
+from rtrec_ray.registry.changes_postgres import PostgresChangeBook
+from rtrec_ray.registry.lifecycle import LifeCycle
 from rtrec_ray.registry.mlflow import MlflowModelCenter, RegistryOptions
 from rtrec_ray.stores.training import PostgresTrainingBook
+
+_SENDER: Final = "rtrec models"
 
 
 @click.group()
@@ -79,12 +83,16 @@ def show(where: Where, version: str) -> None:
 @click.argument("version")
 @command
 def lineage(where: Where, version: str) -> None:
-    """Show the versions that VERSION was trained on, back to its base."""
-    center = _center(open_system(where.config, where.data_dir))
+    """Show the versions that VERSION was trained on, back to its base, and which run made each of what."""
+    system = open_system(where.config, where.data_dir)
+    center = _center(system)
     chain = [_known(center, version)]
     while (parent := chain[-1].draft.parent) is not None:
         chain.append(_known(center, parent))
-    where.answer({"lineage": [_plain(each) for each in chain]}, lambda: _print(chain))
+    with closing(PostgresMetadataStore(system.postgres)) as store:
+        made = {one.version: asdict(one) for one in store.ancestry(version)}
+    entries = [{**_plain(each), "made_by": made.get(each.version)} for each in chain]
+    where.answer({"lineage": entries}, lambda: _print_lineage(chain, made))
 
 
 @models.command()
@@ -92,10 +100,8 @@ def lineage(where: Where, version: str) -> None:
 @command
 def promote(where: Where, version: str) -> None:
     """Let VERSION serve, on your own word: the gate is not asked."""
-    system = open_system(where.config, where.data_dir)
-    center = _center(system)
-    chosen = center.set_champion(_known(center, version).version)
-    _announce(system, chosen, "promoted by hand")
+    with _life_cycle(where) as (life, _):
+        chosen = life.choose(version, sender=_SENDER, reason="promoted by hand")
     where.answer(_plain(chosen), lambda: click.echo(f"version {chosen.version} is champion"))
 
 
@@ -104,12 +110,31 @@ def promote(where: Where, version: str) -> None:
 @command
 def rollback(where: Where, reason: str) -> None:
     """Reject the champion and go back to the one before it."""
-    system = open_system(where.config, where.data_dir)
-    earlier = go_back(_center(system), reason=reason)
+    with _life_cycle(where) as (life, _):
+        earlier = life.rollback(sender=_SENDER, reason=reason)
     if earlier is None:
         raise ModelRejected("no version served before this one", mend="`rtrec models list` shows what there is")
-    _announce(system, earlier, reason)
     where.answer(_plain(earlier), lambda: click.echo(f"version {earlier.version} is champion again"))
+
+
+@models.command()
+@click.option("--version", help="Only changes of this version.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@command
+def history(where: Where, version: str | None, limit: int) -> None:
+    """Show what served when, and every change of a version: by whom, and why."""
+    with closing(PostgresChangeBook(open_system(where.config, where.data_dir).postgres)) as book:
+        served = [each for each in book.served(limit=limit) if version in (None, each.version)]
+        changes = book.changes(version=version, limit=limit)
+    answer = {"served": [asdict(each) for each in served], "changes": [asdict(each) for each in changes]}
+    where.answer(answer, lambda: _print_history(served, changes))
+
+
+@contextmanager
+def _life_cycle(where: Where) -> Iterator[tuple[LifeCycle, ChangeBook]]:
+    system = open_system(where.config, where.data_dir)
+    with closing(PostgresChangeBook(system.postgres, clock=system.clock)) as book:
+        yield LifeCycle(_center(system), book), book
 
 
 def _refuse_second_run(system: System) -> None:
@@ -130,17 +155,15 @@ def _known(center: ModelCenter, version: str) -> ModelVersion:
     return found
 
 
-def _announce(system: System, version: ModelVersion, reason: str) -> None:
-    with closing(PostgresNotificationStore(system.postgres, clock=system.clock)) as events:
-        context = {"kind": version.draft.kind, "base": version.root, "reason": reason}
-        events.send(
-            NewEvent(key=MODEL, value=version.version, type=MODEL_VALIDATED, sender="rtrec models", context=context)
-        )
-
-
 def _plain(version: ModelVersion) -> dict[str, Any]:
     draft = asdict(version.draft)
-    return {"version": version.version, "status": version.status, "run_id": version.run_id, **draft} | {
+    return {
+        "version": version.version,
+        "status": version.status,
+        "stage": version.stage,
+        "run_id": version.run_id,
+        **draft,
+    } | {
         "reason": version.reason,
         "champion_ms": version.champion_ms,
     }
@@ -152,7 +175,7 @@ def _print(found: list[ModelVersion], champion: str | None = None) -> None:
         made = datetime.fromtimestamp(draft.created_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
         mark = "*" if version.version == champion else " "
         what = f"{draft.kind:<9} {draft.model:<8} on {draft.parent or '-':>4}  samples {draft.from_seq}-{draft.to_seq}"
-        click.echo(f"{mark}{version.version:>5}  {version.status:<9}  {made}  {what}  {version.reason}".rstrip())
+        click.echo(f"{mark}{version.version:>5}  {version.stage:<10}  {made}  {what}  {version.reason}".rstrip())
 
 
 def _print_one(version: ModelVersion) -> None:
@@ -161,3 +184,27 @@ def _print_one(version: ModelVersion) -> None:
         click.echo(f"{title}:")
         for name, value in sorted(pairs.items()):
             click.echo(f"  {name:<28} {value}")
+
+
+def _print_lineage(chain: list[ModelVersion], made: dict[str, dict[str, Any]]) -> None:
+    for version in chain:
+        _print([version])
+        if (by := made.get(version.version)) is not None:
+            definitions = f"features {by['feature_version']}  labels {by['label_version']}"
+            click.echo(
+                f"        {by['job']} run {by['run_id']}  snapshot {(by['snapshot'] or '-')[:12]}  {definitions}"
+            )
+
+
+def _print_history(served: Sequence[Served], changes: Sequence[Change]) -> None:
+    for stretch in served:
+        until = "now" if stretch.to_ms is None else _time(stretch.to_ms)
+        click.echo(f"served {stretch.version:>5}  {_time(stretch.from_ms)} to {until}")
+    for change in changes:
+        mark = "" if change.done else "  not done yet"
+        what = f"{change.version:>5}  {change.change:<9}  {change.sender}  {change.reason}{mark}"
+        click.echo(f"{_time(change.made_ms)}  {what}".rstrip())
+
+
+def _time(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")

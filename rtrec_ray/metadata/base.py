@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from hashlib import sha256
+from typing import Any, Final, Literal, Protocol
+
+import orjson
 
 RunKind = Literal["batch", "endless"]
 RunState = Literal["running", "succeeded", "failed", "stopped"]
+
+KILLED: Final = "its process ended without a word"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +32,10 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRun:
-    """One execution of a job. Times in ms UTC by the system's clock; `context`: parameters, a failure's reason."""
+    """One execution of a job. Times in ms UTC by the system's clock; `context`: parameters, a failure's reason.
+
+    `snapshot`: id of the workflow snapshot it ran on.
+    """
 
     run_id: str
     job: str
@@ -36,11 +44,16 @@ class JobRun:
     state: RunState = "running"
     ended_ms: int | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
+    snapshot: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLineage:
-    """What made a model version: its own samples have commit_seq in [from_seq, to_seq). `created_ms` UTC."""
+    """What made a model version: its own samples have commit_seq in [from_seq, to_seq). `created_ms` UTC.
+
+    `run_id`: the run of `job` that made it; `snapshot`: what the workflow consisted of then; `lsn`: place in the change
+    log up to which samples were taken, None where they were read by commit_seq.
+    """
 
     version: str
     kind: str
@@ -51,13 +64,65 @@ class ModelLineage:
     feature_version: str
     label_version: str
     created_ms: int
+    job: str = ""
+    snapshot: str | None = None
+    lsn: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What a workflow of a project consisted of: `files` has name → content. `snapshot` is the hash of all that.
+
+    >>> one = take_snapshot("shop", "main", {"a.yaml": "x: 1"}, created_ms=5)
+    >>> one.snapshot == take_snapshot("shop", "main", {"a.yaml": "x: 1"}, created_ms=6).snapshot
+    True
+    >>> one.snapshot == take_snapshot("shop", "main", {"a.yaml": "x: 2"}, created_ms=5).snapshot
+    False
+    """
+
+    snapshot: str
+    project: str
+    workflow: str
+    files: Mapping[str, str]
+    created_ms: int
+
+
+def take_snapshot(project: str, workflow: str, files: Mapping[str, str], *, created_ms: int) -> Snapshot:
+    """A snapshot with its hash."""
+    content = orjson.dumps([project, workflow, dict(files)], option=orjson.OPT_SORT_KEYS)
+    return Snapshot(
+        snapshot=sha256(content).hexdigest(), project=project, workflow=workflow, files=files, created_ms=created_ms
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntityKind:
+    """A kind of entities; `schema` is a JSON Schema of their bodies. `version` is the store's to give."""
+
+    name: str
+    schema: Mapping[str, Any]
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entity:
+    """Something with a name in its kind and a body by the schema of that. `version` is the store's to give."""
+
+    kind: str
+    name: str
+    body: Mapping[str, Any]
+    version: int = 0
 
 
 class MetadataStore(Protocol):
-    """Datasets, runs and lineage. Every method raises StoreUnavailable while the store is away."""
+    """Datasets, snapshots, entities, runs and lineage. Every method raises StoreUnavailable while the store is away.
 
-    def put_dataset(self, dataset: Dataset, /) -> Dataset:
-        """Register or change a dataset; answers it with its version, which stays when nothing changed."""
+    What can be changed has a version. A `put` with `expected` changes only what still has that version (0: what is not
+    there yet) and otherwise raises MetadataConflict; without it the last one wins. One that changes nothing leaves it.
+    """
+
+    def put_dataset(self, dataset: Dataset, /, *, expected: int | None = None) -> Dataset:
+        """Register or change a dataset; answers it with its version. Raises MetadataConflict."""
         ...
 
     def dataset(self, name: str, /) -> Dataset | None:
@@ -68,8 +133,35 @@ class MetadataStore(Protocol):
         """All datasets by name."""
         ...
 
-    def start_run(self, run: JobRun, /) -> None:
-        """Write down a run that begins. A run_id that is there already stays as it is."""
+    def put_snapshot(self, snapshot: Snapshot, /) -> None:
+        """Keep a snapshot; one with this hash that is there already stays as it is."""
+        ...
+
+    def snapshots(self, *, snapshot: str | None = None, limit: int = 100) -> tuple[Snapshot, ...]:
+        """The newest snapshots, newest first; or the one with this hash."""
+        ...
+
+    def put_kind(self, kind: EntityKind, /, *, expected: int | None = None) -> EntityKind:
+        """Define or change a kind of entities. Raises MetadataInvalid for a schema that is none, MetadataConflict."""
+        ...
+
+    def kinds(self) -> tuple[EntityKind, ...]:
+        """All kinds by name: those of the system and the users' own."""
+        ...
+
+    def put_entity(self, entity: Entity, /, *, expected: int | None = None) -> Entity:
+        """Make or change an entity. Raises MetadataUnknown for its kind, MetadataInvalid, MetadataConflict."""
+        ...
+
+    def entities(self, kind: str, /, *, name: str | None = None) -> tuple[Entity, ...]:
+        """The entities of a kind by name; or the one of this name."""
+        ...
+
+    def start_run(self, run: JobRun, /, *, alone: bool = False) -> None:
+        """Write down a run that begins. A run_id that is there already stays as it is.
+
+        `alone`: the job never runs twice at a time, so whatever else of it seems to run was killed, and failed.
+        """
         ...
 
     def end_run(

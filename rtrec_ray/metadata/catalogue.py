@@ -3,47 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import polars as pl
 
-from rtrec_ray.errors import RtrecError
+from rtrec_ray.errors import MetadataUnknown
 from rtrec_ray.events import SCHEMAS
-from rtrec_ray.metadata.base import Dataset, JobRun, MetadataStore, ModelLineage
+from rtrec_ray.metadata.base import Dataset, Entity, EntityKind, JobRun, MetadataStore, ModelLineage, Snapshot
 from rtrec_ray.stores import history
 
-Entry = Dataset | JobRun | ModelLineage
+Entry = Dataset | Entity | EntityKind | JobRun | ModelLineage | Snapshot
 
 _LIST: Final[dict[str, Callable[[MetadataStore], Sequence[Entry]]]] = {
     "datasets": lambda store: store.datasets(),
+    "snapshots": lambda store: store.snapshots(),
     "runs": lambda store: store.runs(),
     "models": lambda store: store.lineages(),
+    "kinds": lambda store: store.kinds(),
 }
 _SHOW: Final[dict[str, Callable[[MetadataStore, str], Entry | None]]] = {
     "datasets": lambda store, name: store.dataset(name),
+    "snapshots": lambda store, name: next(iter(store.snapshots(snapshot=name)), None),
     "runs": lambda store, name: store.run(name),
     "models": lambda store, name: store.lineage(name),
+    "kinds": lambda store, name: next((kind for kind in store.kinds() if kind.name == name), None),
 }
 
-KINDS: Final = tuple(_LIST)
-"""What `meta list` and `meta show` know."""
+KINDS: Final = ("datasets", "projects", "workflows", "snapshots", "jobs", "runs", "models", "kinds")
+"""What `meta list` and `meta show` know in every system; users' own kinds beside them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The metadata as plain values, by kind and name."""
+
+    store: MetadataStore
+
+    def list(self, kind: str) -> dict[str, Any]:
+        """`{kind: [entry, ...]}`. Raises MetadataUnknown, StoreUnavailable."""
+        return {kind: list_entries(self.store, kind)}
+
+    def show(self, kind: str, name: str) -> dict[str, Any]:
+        """One entry. Raises MetadataUnknown, StoreUnavailable."""
+        return show_entry(self.store, kind, name)
 
 
 def list_entries(store: MetadataStore, kind: str) -> list[dict[str, Any]]:
-    """Every entry of a kind as plain values. Raises RtrecError for an unknown kind."""
-    return [asdict(entry) for entry in _of(_LIST, kind)(store)]
+    """Every entry of a kind as plain values. Raises MetadataUnknown for an unknown kind."""
+    if kind in _LIST:
+        return [asdict(entry) for entry in _LIST[kind](store)]
+    _check(store, kind)
+    return [asdict(entity) for entity in store.entities(kind)]
 
 
 def show_entry(store: MetadataStore, kind: str, name: str) -> dict[str, Any]:
-    """One entry as plain values; a model version with its ancestors. Raises RtrecError when there is none."""
-    entry = _of(_SHOW, kind)(store, name)
+    """One entry as plain values; a model version with its ancestors and its run. Raises MetadataUnknown."""
+    if kind not in _SHOW:
+        _check(store, kind)
+    entry = _SHOW[kind](store, name) if kind in _SHOW else next(iter(store.entities(kind, name=name)), None)
     if entry is None:
-        raise RtrecError(f"there is no {name!r} among the {kind}", mend=f"`rtrec meta list {kind}` shows what there is")
+        raise MetadataUnknown(
+            f"there is no {name!r} among the {kind}", mend=f"`rtrec meta list {kind}` shows what there is"
+        )
     shown = asdict(entry)
-    if kind == "models":
+    if isinstance(entry, ModelLineage):
+        run = store.run(entry.run_id)
+        shown["run"] = None if run is None else asdict(run)
         shown["ancestors"] = [asdict(one) for one in store.ancestry(name)[1:]]
     return shown
+
+
+def _check(store: MetadataStore, kind: str) -> None:
+    known = [one.name for one in store.kinds()]
+    if kind not in known:
+        raise MetadataUnknown(
+            f"there is no metadata of kind {kind!r}", mend=f"one of {', '.join(dict.fromkeys([*KINDS, *known]))}"
+        )
 
 
 def system_datasets(*, history_uri: str, topics: str) -> tuple[Dataset, ...]:
@@ -99,9 +135,3 @@ _SAMPLE_COLUMNS: Final = {
 
 def _types(schema: pl.Schema) -> dict[str, str]:
     return {name: str(kind) for name, kind in schema.items()}
-
-
-def _of(table: dict[str, Any], kind: str) -> Any:
-    if kind not in table:
-        raise RtrecError(f"there is no metadata of kind {kind!r}", mend=f"one of {', '.join(KINDS)}")
-    return table[kind]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-from rtrec_ray.metadata.base import Dataset, JobRun, ModelLineage, RunState
+from rtrec_ray.metadata.base import KILLED, Dataset, Entity, EntityKind, JobRun, ModelLineage, RunState, Snapshot
+from rtrec_ray.metadata.kinds import SYSTEM_KINDS, check_entity, check_kind, conflict
+
+Versioned = TypeVar("Versioned", Dataset, EntityKind, Entity)
 
 
 class MemoryMetadataStore:
@@ -16,14 +19,14 @@ class MemoryMetadataStore:
         self._datasets: dict[str, Dataset] = {}
         self._runs: dict[str, JobRun] = {}
         self._lineages: dict[str, ModelLineage] = {}
+        self._snapshots: dict[str, Snapshot] = {}
+        self._kinds = {kind.name: kind for kind in SYSTEM_KINDS}
+        self._entities: dict[tuple[str, str], Entity] = {}
 
-    def put_dataset(self, dataset: Dataset, /) -> Dataset:
+    def put_dataset(self, dataset: Dataset, /, *, expected: int | None = None) -> Dataset:
         """Register or change a dataset; answers it with its version."""
-        old = self._datasets.get(dataset.name)
-        if old is not None and replace(dataset, version=old.version) == old:
-            return old
-        new = replace(dataset, columns=dict(dataset.columns), version=1 if old is None else old.version + 1)
-        self._datasets[dataset.name] = new
+        new = _next(dataset, self._datasets.get(dataset.name), expected)
+        self._datasets[dataset.name] = replace(new, columns=dict(new.columns))
         return new
 
     def dataset(self, name: str, /) -> Dataset | None:
@@ -34,8 +37,42 @@ class MemoryMetadataStore:
         """All datasets by name."""
         return tuple(sorted(self._datasets.values(), key=lambda dataset: dataset.name))
 
-    def start_run(self, run: JobRun, /) -> None:
+    def put_snapshot(self, snapshot: Snapshot, /) -> None:
+        """Keep a snapshot."""
+        self._snapshots.setdefault(snapshot.snapshot, snapshot)
+
+    def snapshots(self, *, snapshot: str | None = None, limit: int = 100) -> tuple[Snapshot, ...]:
+        """The newest snapshots, newest first; or the one with this hash."""
+        newest = sorted(self._snapshots.values(), key=lambda one: (-one.created_ms, one.snapshot))
+        return tuple(one for one in newest if snapshot in (None, one.snapshot))[:limit]
+
+    def put_kind(self, kind: EntityKind, /, *, expected: int | None = None) -> EntityKind:
+        """Define or change a kind of entities."""
+        check_kind(kind)
+        self._kinds[kind.name] = _next(kind, self._kinds.get(kind.name), expected)
+        return self._kinds[kind.name]
+
+    def kinds(self) -> tuple[EntityKind, ...]:
+        """All kinds by name."""
+        return tuple(sorted(self._kinds.values(), key=lambda kind: kind.name))
+
+    def put_entity(self, entity: Entity, /, *, expected: int | None = None) -> Entity:
+        """Make or change an entity."""
+        check_entity(entity, self._kinds.get(entity.kind))
+        key = (entity.kind, entity.name)
+        self._entities[key] = _next(entity, self._entities.get(key), expected)
+        return self._entities[key]
+
+    def entities(self, kind: str, /, *, name: str | None = None) -> tuple[Entity, ...]:
+        """The entities of a kind by name; or the one of this name."""
+        found = (one for one in self._entities.values() if one.kind == kind and name in (None, one.name))
+        return tuple(sorted(found, key=lambda one: one.name))
+
+    def start_run(self, run: JobRun, /, *, alone: bool = False) -> None:
         """Write down a run that begins."""
+        for other in [*self._runs.values()] if alone else []:
+            if other.job == run.job and other.run_id != run.run_id:
+                self.end_run(other.run_id, state="failed", ended_ms=run.started_ms, context={"reason": KILLED})
         self._runs.setdefault(run.run_id, run)
 
     def end_run(
@@ -78,3 +115,12 @@ class MemoryMetadataStore:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+def _next(new: Versioned, old: Versioned | None, expected: int | None) -> Versioned:
+    known = 0 if old is None else old.version
+    if expected not in (None, known):
+        raise conflict(new.name, expected, known)
+    if old is not None and replace(new, version=known) == old:
+        return old
+    return replace(new, version=known + 1)

@@ -3,6 +3,7 @@
 from rtrec_ray.notification.base import (
     MODEL,
     MODEL_DEPLOYED,
+    MODEL_DEPRECATED,
     MODEL_GENERATED,
     MODEL_REJECTED,
     MODEL_VALIDATED,
@@ -10,15 +11,18 @@ from rtrec_ray.notification.base import (
     EventFilter,
     NewEvent,
     NotificationStore,
+    Retention,
     Step,
 )
-from rtrec_ray.notification.listener import NOW, Listener, Subscription
+from rtrec_ray.notification.listener import NOW, Listener
 from rtrec_ray.notification.memory import MemoryNotificationStore
 from rtrec_ray.notification.postgres import PostgresNotificationStore
+from rtrec_ray.notification.switchboard import Subscription, Switchboard
 
 __all__ = [
     "MODEL",
     "MODEL_DEPLOYED",
+    "MODEL_DEPRECATED",
     "MODEL_GENERATED",
     "MODEL_REJECTED",
     "MODEL_VALIDATED",
@@ -30,6 +34,8 @@ __all__ = [
     "NewEvent",
     "NotificationStore",
     "PostgresNotificationStore",
+    "Retention",
     "Step",
     "Subscription",
+    "Switchboard",
 ]

@@ -7,7 +7,8 @@ before n. Its `version` rises by one for each event of the same (namespace, key)
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -20,6 +21,7 @@ MODEL_GENERATED: Final = "MODEL_GENERATED"
 MODEL_VALIDATED: Final = "MODEL_VALIDATED"
 MODEL_REJECTED: Final = "MODEL_REJECTED"
 MODEL_DEPLOYED: Final = "MODEL_DEPLOYED"
+MODEL_DEPRECATED: Final = "MODEL_DEPRECATED"
 
 DEFAULT_NAMESPACE: Final = "default"
 
@@ -72,7 +74,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventFilter:
-    """Which events are wanted; None is any.
+    """Which events are wanted; None is any. `after_version`: versions above it; times in [from_ms, to_ms), ms UTC.
 
     >>> EventFilter(key="model") == EventFilter(key="model", type=None)
     True
@@ -82,6 +84,10 @@ class EventFilter:
     type: str | None = None
     namespace: str | None = None
     sender: str | None = None
+    version: int | None = None
+    after_version: int | None = None
+    from_ms: int | None = None
+    to_ms: int | None = None
 
     def matches(self, event: Event) -> bool:
         """Whether the event is wanted."""
@@ -90,7 +96,29 @@ class EventFilter:
             and self.type in (None, event.type)
             and self.namespace in (None, event.namespace)
             and self.sender in (None, event.sender)
+            and self._is_within(event)
         )
+
+    def _is_within(self, event: Event) -> bool:
+        return (
+            self.version in (None, event.version)
+            and (self.after_version is None or event.version > self.after_version)
+            and (self.from_ms is None or event.time_ms >= self.from_ms)
+            and (self.to_ms is None or event.time_ms < self.to_ms)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """Which events may go: older than `keep_ms` by the system's clock, or before the newest `keep_events`.
+
+    None keeps all. What a durable cursor has not acknowledged stays as long as that cursor is alive: it acknowledged
+    something, or was looked after, within `cursor_alive_ms` of wall time.
+    """
+
+    keep_ms: int | None = 30 * 86_400_000
+    keep_events: int | None = None
+    cursor_alive_ms: int = 7 * 86_400_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,11 +136,26 @@ class NotificationStore(Protocol):
         """Append an event in a transaction of its own."""
         ...
 
+    def send_many(self, events: Sequence[NewEvent], /) -> tuple[Event, ...]:
+        """Append events in this order, in one transaction: all or none."""
+        ...
+
+    def send_soon(self, event: NewEvent, /) -> Future[Event]:
+        """Append an event without waiting for it: those of one thread keep their order, and many share a transaction.
+
+        The future raises StoreUnavailable.
+        """
+        ...
+
     def send_in(self, cur: Any, event: NewEvent, /) -> Event:
         """Append an event in the caller's transaction `cur`: seen if, and only if, that commits.
 
         Other senders wait from here to that transaction's end, so send last.
         """
+        ...
+
+    def send_many_in(self, cur: Any, events: Sequence[NewEvent], /) -> tuple[Event, ...]:
+        """The same for several, in this order."""
         ...
 
     def list(
@@ -122,7 +165,11 @@ class NotificationStore(Protocol):
         ...
 
     def end_offset(self) -> int:
-        """The offset of the last event, 0 when there is none."""
+        """The offset of the last event sent, 0 before the first; it stands when that event is trimmed."""
+        ...
+
+    def trim(self, retention: Retention, /) -> int:
+        """Remove events that need not be kept; answers how many. Versions of keys and offsets go on as they were."""
         ...
 
     def step(self, wanted: EventFilter, /, *, after_offset: int, timeout_s: float, limit: int = 1_000) -> Step:

@@ -1,4 +1,4 @@
-"""Listeners: readers of the event log that are called, or ask, in order and miss nothing.
+"""Listeners: readers of the event log that ask, in order, and miss nothing. `switchboard.py` has those that are called.
 
 A listener starts after an offset, now, or where a durable cursor stands; a new cursor stands before the first event.
 Delivery is at least once: what was handed out but not acknowledged comes again after a restart.
@@ -6,17 +6,14 @@ Delivery is at least once: what was handed out but not acknowledged comes again 
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.notification.backoff import Backoff
 from rtrec_ray.notification.base import Event, EventFilter, NotificationStore
-
-log = logging.getLogger(__name__)
 
 NOW: Final = "now"
 
@@ -92,51 +89,3 @@ class Listener:
             assert self._cursor is not None
             self._position = self._store.cursor(self._cursor)
         return self._position
-
-
-class Subscription:
-    """A thread that calls `callback` with each wanted event in order, and acknowledges it when the call returns.
-
-    A callback that raises is called again with the same event, after a back-off, until it returns or the subscription
-    is closed: later events wait, since skipping one would lose it. `failure`: the last error of a stuck event.
-    """
-
-    def __init__(self, listener: Listener, callback: Callable[[Event], object], *, name: str = "events") -> None:
-        self._listener = listener
-        self._callback = callback
-        self._closed = threading.Event()
-        self._backoff = Backoff()
-        self.failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name=f"{name}-listener", daemon=True)
-        self._thread.start()
-
-    def close(self, *, timeout_s: float = 5.0) -> None:
-        """Stop calling back; waits up to `timeout_s` for a callback that runs."""
-        self._closed.set()
-        self._listener.close()
-        self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            for event in self._listener.poll(timeout_s=0.5):
-                self._until_done(event, self._callback)
-                self._until_done(event, self._acknowledge)
-                if self._closed.is_set():
-                    return
-
-    def _acknowledge(self, event: Event) -> None:
-        self._listener.ack(event.offset)
-
-    def _until_done(self, event: Event, action: Callable[[Event], object]) -> None:
-        failures = 0
-        while not self._closed.is_set():
-            try:
-                action(event)
-            except Exception as error:
-                failures += 1
-                self.failure = error
-                log.exception("event_callback_failed", extra={"offset": event.offset, "key": event.key})
-                self._closed.wait(self._backoff.wait_s(failures))
-            else:
-                self.failure = None
-                return

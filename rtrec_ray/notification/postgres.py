@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from rtrec_ray.clock import REAL, Clock
-from rtrec_ray.notification.base import Event, EventFilter, NewEvent, Step
+from rtrec_ray.notification.base import Event, EventFilter, NewEvent, Retention, Step
+from rtrec_ray.notification.sender import GroupSender
 from rtrec_ray.notification.tail import Tail, TailOptions
 from rtrec_ray.postgres import counter
 from rtrec_ray.postgres.connection import Connection, Cursor, Pool, PostgresOptions
 from rtrec_ray.postgres.statements import load
 
-_COUNTER = "events"
+_COUNTER: Final = "events"
+_TEXTS: Final = ("namespace", "key", "value", "type", "sender")
+_TRIMMED_AT_ONCE: Final = 10_000
+_CONNECTIONS: Final = 4  # one sends, the others read and acknowledge; opened when they are needed
 
 
 class PostgresNotificationStore:
@@ -26,32 +32,47 @@ class PostgresNotificationStore:
     def __init__(self, options: PostgresOptions, *, clock: Clock = REAL, tail: TailOptions | None = None) -> None:
         self._clock = clock
         self._sql = load(__package__, "notification.sql")
-        self._pool = Pool(options, size=2, application="rtrec-events")
+        self._pool = Pool(options, size=_CONNECTIONS, application="rtrec-events")
+        self._sender = GroupSender(self.send_many)
         self._tail = Tail(options, read=self._read_with, end=self._end_with, options=tail or TailOptions())
 
     def send(self, event: NewEvent, /) -> Event:
-        """Append an event in a transaction of its own. Raises StoreUnavailable."""
+        """Append an event in a transaction that those sent meanwhile share. Raises StoreUnavailable."""
+        return self.send_soon(event).result()
+
+    def send_many(self, events: Sequence[NewEvent], /) -> tuple[Event, ...]:
+        """Append events in this order, in one transaction. Raises StoreUnavailable."""
         with self._pool.transaction() as cur:
-            return self.send_in(cur, event)
+            return self.send_many_in(cur, events)
+
+    def send_soon(self, event: NewEvent, /) -> Future[Event]:
+        """Append an event without waiting for it."""
+        event.context_json()  # refused here, and not among those that share its transaction
+        return self._sender.submit(event)
 
     def send_in(self, cur: Cursor, event: NewEvent, /) -> Event:
         """Append an event in the caller's transaction: seen if, and only if, that commits."""
-        context = event.context_json().decode()
-        offset = counter.take(cur, _COUNTER)
+        return self.send_many_in(cur, [event])[0]
+
+    def send_many_in(self, cur: Cursor, events: Sequence[NewEvent], /) -> tuple[Event, ...]:
+        """Append events in the caller's transaction."""
+        if not events:
+            return ()
+        contexts = [event.context_json().decode() for event in events]
+        first = counter.take(cur, _COUNTER, len(events))
         time_ms = self._clock.now_ms()
-        row = {
-            "offset": offset,
-            "namespace": event.namespace,
-            "key": event.key,
-            "value": event.value,
-            "type": event.type,
-            "sender": event.sender,
-            "time_ms": time_ms,
-            "context": context,
-        }
-        cur.execute(self._sql["send"], row)
-        version, _ = cur.fetchone() or (0, None)
-        return Event(**{**row, "version": int(version), "context": orjson.loads(context)})
+        columns = {name: [getattr(event, name) for event in events] for name in _TEXTS}
+        cur.execute(self._sql["send"], {**columns, "context": contexts, "first": first, "time_ms": time_ms})
+        return tuple(
+            Event(
+                offset=offset,
+                version=version,
+                time_ms=time_ms,
+                context=orjson.loads(context),
+                **{name: getattr(event, name) for name in _TEXTS},
+            )
+            for (offset, version), event, context in zip(cur.fetchall(), events, contexts, strict=True)
+        )
 
     def list(
         self, wanted: EventFilter | None = None, /, *, after_offset: int | None = None, limit: int = 1_000
@@ -69,6 +90,26 @@ class PostgresNotificationStore:
         """The offset of the last event, 0 when there is none."""
         with self._pool.transaction() as cur:
             return self._end(cur)
+
+    def trim(self, retention: Retention, /) -> int:
+        """Remove events that need not be kept, some at a time; answers how many."""
+        keep_ms, end = retention.keep_ms, self.end_offset()
+        values = {
+            "before_ms": None if keep_ms is None else self._clock.now_ms() - keep_ms,
+            "keep_events": retention.keep_events,
+            "cursor_alive_ms": retention.cursor_alive_ms,
+            "end": end,
+        }
+        removed, part = 0, _TRIMMED_AT_ONCE
+        while part == _TRIMMED_AT_ONCE:
+            with self._pool.transaction() as cur:
+                # Looked up each time: a cursor may have been made meanwhile.
+                cur.execute(self._sql["trim_limit"], values)
+                (limit,) = cur.fetchone() or (0,)
+                cur.execute(self._sql["trim"], {"limit": limit, "part": _TRIMMED_AT_ONCE})
+                part = cur.rowcount
+            removed += part
+        return removed
 
     def step(self, wanted: EventFilter, /, *, after_offset: int, timeout_s: float, limit: int = 1_000) -> Step:
         """Read on after `after_offset`, waiting up to `timeout_s` while nothing new is there."""
@@ -98,6 +139,7 @@ class PostgresNotificationStore:
 
     def close(self) -> None:
         """Close the connections and end the thread that follows the log."""
+        self._sender.close()
         self._tail.close()
         self._pool.close()
 

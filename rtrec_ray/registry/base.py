@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-__all__ = ["Draft", "Kind", "ModelCenter", "ModelVersion", "Status", "rollback"]
+__all__ = ["Draft", "Kind", "ModelCenter", "ModelVersion", "Stage", "Status", "earlier_champion", "rollback"]
 
 Kind = Literal["base", "increment"]
 Status = Literal["generated", "validated", "rejected"]
+Stage = Literal["generated", "validated", "deployed", "deprecated", "rejected"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,8 @@ class Draft:
 class ModelVersion:
     """A numbered version. `version` is decimal text; `run_id` its run in MLflow; `reason` why it was rejected.
 
-    `champion_ms`: when it last became champion, wall ms, None when it never was.
+    `champion_ms`: when it last became champion, wall ms, None when it never was. `status` is the gate's word; `stage`
+    how far it has come in its life: a validated version is deployed when it serves, and deprecated after that.
     """
 
     version: str
@@ -52,6 +54,7 @@ class ModelVersion:
     draft: Draft
     reason: str = ""
     champion_ms: int | None = None
+    stage: Stage = "generated"
 
     @property
     def rolled_back(self) -> bool:
@@ -91,6 +94,10 @@ class ModelCenter(Protocol):
         """Mark as rejected, for good. Raises ModelRejected for an unknown number."""
         ...
 
+    def mark(self, version: str, stage: Stage) -> None:
+        """Note how far it has come. Raises ModelRejected for an unknown number."""
+        ...
+
     def download(self, version: str, to: Path) -> Path:
         """Copy the artifact below `to`; answers the folder that holds model.json. Raises ModelRejected if unknown."""
         ...
@@ -120,8 +127,8 @@ def fallen(center: ModelCenter, version: str | None) -> ModelVersion | None:
     return None
 
 
-def rollback(center: ModelCenter, *, reason: str) -> ModelVersion | None:
-    """Reject the champion and go back to the version that served before it; None when there is none."""
+def earlier_champion(center: ModelCenter) -> ModelVersion | None:
+    """The version that served before the champion and may serve again; None when there is none."""
     champion = center.champion()
     earlier = [
         version
@@ -130,10 +137,17 @@ def rollback(center: ModelCenter, *, reason: str) -> ModelVersion | None:
         and version.champion_ms is not None
         and (champion is None or version.version != champion.version)
     ]
-    if not earlier:
+    return max(earlier, key=lambda version: (version.champion_ms or 0, int(version.version)), default=None)
+
+
+def rollback(center: ModelCenter, *, reason: str) -> ModelVersion | None:
+    """Reject the champion and go back to the version that served before it; None when there is none.
+
+    In the registry alone: `lifecycle.LifeCycle.rollback` tells it too.
+    """
+    earlier, champion = earlier_champion(center), center.champion()
+    if earlier is None:
         return None
     if champion is not None:
         center.reject(champion.version, reason=reason)
-    return center.set_champion(
-        max(earlier, key=lambda version: (version.champion_ms or 0, int(version.version))).version
-    )
+    return center.set_champion(earlier.version)

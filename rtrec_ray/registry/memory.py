@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rtrec_ray.clock import wall_ms
 from rtrec_ray.errors import ModelRejected
-from rtrec_ray.registry.base import Draft, ModelVersion
+from rtrec_ray.registry.base import Draft, ModelVersion, Stage
 
 
 class MemoryModelCenter:
@@ -47,14 +47,23 @@ class MemoryModelCenter:
         known = self._known(version)
         before = max((v.champion_ms or 0 for v in self._versions.values()), default=0)
         now_ms = max(wall_ms(), before + 1)
-        self._versions[version] = replace(known, status="validated", champion_ms=now_ms)
+        self._versions[version] = replace(known, status="validated", stage="validated", champion_ms=now_ms, reason="")
         self._champion = version
         return self._versions[version]
 
     def reject(self, version: str, *, reason: str) -> ModelVersion:
         """As the port says."""
-        self._versions[version] = replace(self._known(version), status="rejected", reason=reason)
-        return self._versions[version]
+        rejected = replace(self._known(version), status="rejected", stage="rejected", reason=reason)
+        self._versions[version] = rejected
+        return rejected
+
+    def mark(self, version: str, stage: Stage) -> None:
+        """As the port says."""
+        self._versions[version] = replace(self._known(version), stage=stage)
+
+    def set_alias(self, version: str | None) -> None:
+        """What a person does in MLflow's pages: the alias alone."""
+        self._champion = version
 
     def download(self, version: str, to: Path) -> Path:
         """As the port says."""

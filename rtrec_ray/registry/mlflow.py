@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from rtrec_ray.clock import wall_ms
 from rtrec_ray.errors import ModelRejected, RegistryUnavailable
-from rtrec_ray.registry.base import Draft, ModelVersion, Status
+from rtrec_ray.registry.base import Draft, ModelVersion, Stage, Status
 from rtrec_ray.registry.options import RegistryOptions
 
 __all__ = ["MlflowModelCenter", "RegistryOptions"]
@@ -105,7 +105,7 @@ class MlflowModelCenter:
         """As the port says."""
         self._known(version)
         # Status first: a crash between the two leaves a validated version without the alias, never the reverse.
-        self._tag(version, {"status": "validated", "champion_ms": str(wall_ms()), "reason": ""})
+        self._tag(version, {"status": "validated", "stage": "validated", "champion_ms": str(wall_ms()), "reason": ""})
         with _translated(self._options.url):
             self._client.set_registered_model_alias(self._name, "champion", version)
         return self._known(version)
@@ -113,8 +113,13 @@ class MlflowModelCenter:
     def reject(self, version: str, *, reason: str) -> ModelVersion:
         """As the port says."""
         self._known(version)
-        self._tag(version, {"status": "rejected", "reason": reason[:4000]})
+        self._tag(version, {"status": "rejected", "stage": "rejected", "reason": reason[:4000]})
         return self._known(version)
+
+    def mark(self, version: str, stage: Stage) -> None:
+        """As the port says."""
+        self._known(version)
+        self._tag(version, {"stage": stage})
 
     def download(self, version: str, to: Path) -> Path:
         """As the port says."""
@@ -213,5 +218,6 @@ def _version(entry: _Tagged) -> ModelVersion | None:
         status=cast(Status, tags.get("status", "generated")),
         draft=draft,
         reason=tags.get("reason", ""),
+        stage=cast(Stage, tags.get("stage", tags.get("status", "generated"))),
         champion_ms=int(tags["champion_ms"]) if "champion_ms" in tags else None,
     )

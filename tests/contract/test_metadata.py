@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from rtrec_ray.errors import RtrecError
+from rtrec_ray.errors import ConfigInvalid, MetadataConflict, MetadataInvalid, MetadataUnknown, RtrecError
 from rtrec_ray.metadata import (
     Dataset,
+    Entity,
+    EntityKind,
     JobRun,
     MemoryMetadataStore,
     MetadataStore,
@@ -18,7 +21,9 @@ from rtrec_ray.metadata import (
     list_entries,
     show_entry,
     system_datasets,
+    take_snapshot,
 )
+from rtrec_ray.metadata.readers import Places, open_dataset
 from rtrec_ray.postgres.connection import PostgresOptions
 
 SAMPLES = Dataset(name="samples", address="samples.current", format="postgresql", columns={"label": "smallint"})
@@ -108,3 +113,83 @@ def test_what_is_shown_is_plain_and_what_is_unknown_is_named(store: MetadataStor
         show_entry(store, "datasets", "x")
     with pytest.raises(RtrecError, match="'things'"):
         list_entries(store, "things")
+
+
+SHOP = EntityKind(
+    name="shops", schema={"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+)
+
+
+def test_a_change_made_to_an_older_version_is_refused(store: MetadataStore) -> None:
+    first = store.put_dataset(SAMPLES, expected=0)
+    second = store.put_dataset(replace(SAMPLES, address="a"), expected=first.version)
+    assert second.version == 2
+    for expected in (0, 1, 3):
+        with pytest.raises(MetadataConflict, match=f"'samples' is at version 2, not {expected}"):
+            store.put_dataset(replace(SAMPLES, address="b"), expected=expected)
+    assert store.dataset("samples") == second
+    with pytest.raises(MetadataConflict, match="version 0, not 4"):
+        store.put_dataset(replace(SAMPLES, name="other"), expected=4)
+    assert store.dataset("other") is None
+
+
+def test_entities_of_own_kinds_follow_their_schema(store: MetadataStore) -> None:
+    with pytest.raises(MetadataUnknown, match="'shops'"):
+        store.put_entity(Entity(kind="shops", name="s", body={"city": "Bern"}))
+    assert store.put_kind(SHOP).version == 1
+    made = store.put_entity(Entity(kind="shops", name="s", body={"city": "Bern"}))
+    assert store.entities("shops") == (made,) == store.entities("shops", name="s")
+    with pytest.raises(MetadataInvalid, match="shops 's': city: 7 is not of type 'string'"):
+        store.put_entity(Entity(kind="shops", name="s", body={"city": 7}))
+    moved = store.put_entity(replace(made, body={"city": "Basel"}), expected=made.version)
+    assert moved.version == 2
+    with pytest.raises(MetadataConflict):
+        store.put_entity(replace(made, body={"city": "Chur"}), expected=made.version)
+    assert list_entries(store, "shops") == [{"kind": "shops", "name": "s", "body": {"city": "Basel"}, "version": 2}]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [EntityKind(name="runs", schema={}), EntityKind(name="x", schema={"required": 1})],
+    ids=["reserved", "schema"],
+)
+def test_a_kind_that_cannot_be_is_refused(store: MetadataStore, kind: EntityKind) -> None:
+    with pytest.raises(MetadataInvalid):
+        store.put_kind(kind)
+
+
+def test_a_schema_makes_nobody_fetch_an_address(store: MetadataStore, tmp_path: Path) -> None:
+    (tmp_path / "any.json").write_text("{}")
+    store.put_kind(EntityKind(name="far", schema={"$ref": (tmp_path / "any.json").as_uri()}))
+    with pytest.raises(MetadataInvalid, match="refers to what is not in it"):
+        store.put_entity(Entity(kind="far", name="f", body={}))
+
+
+def test_a_snapshot_is_kept_once_by_its_content(store: MetadataStore) -> None:
+    first = take_snapshot("shop", "main", {"features.yaml": "views: []"}, created_ms=1)
+    again = take_snapshot("shop", "main", {"features.yaml": "views: []"}, created_ms=9)
+    other = take_snapshot("shop", "main", {"features.yaml": "views: [x]"}, created_ms=5)
+    for snapshot in (first, again, other):
+        store.put_snapshot(snapshot)
+    assert store.snapshots() == (other, first)
+    assert store.snapshots(snapshot=first.snapshot) == (first,)
+    assert show_entry(store, "snapshots", other.snapshot)["files"] == {"features.yaml": "views: [x]"}
+
+
+def test_a_run_alone_ends_those_before_it(store: MetadataStore) -> None:
+    store.start_run(RUN)
+    store.start_run(replace(RUN, run_id="r0", job="other"))
+    store.start_run(replace(RUN, run_id="r2", started_ms=5_000), alone=True)
+    states = {run.run_id: (run.state, run.ended_ms) for run in store.runs()}
+    assert states == {"r1": ("failed", 5_000), "r0": ("running", None), "r2": ("running", None)}
+
+
+def test_a_dataset_that_nothing_reads_is_named(store: MetadataStore) -> None:
+    store.put_dataset(replace(SAMPLES, format="csv"))
+    with pytest.raises(ConfigInvalid, match="'csv'"):
+        open_dataset(store, "samples", Places())
+    store.put_dataset(SAMPLES)
+    with pytest.raises(ConfigInvalid, match="address was not given"):
+        open_dataset(store, "samples", Places())
+    with pytest.raises(MetadataUnknown, match="'x'"):
+        open_dataset(store, "x", Places())

@@ -18,16 +18,21 @@ from rtrec_ray.notification import (
     NewEvent,
     NotificationStore,
     PostgresNotificationStore,
-    Subscription,
+    Retention,
+    Switchboard,
 )
 from rtrec_ray.postgres.connection import PostgresOptions
 
 WAIT_S = 10.0
 
 
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(now_ms=1_700_000_000_000)
+
+
 @pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.server)])
-def store(request: pytest.FixtureRequest) -> Iterator[NotificationStore]:
-    clock = ManualClock(now_ms=1_700_000_000_000)
+def store(request: pytest.FixtureRequest, clock: ManualClock) -> Iterator[NotificationStore]:
     made: NotificationStore
     if request.param == "memory":
         made = MemoryNotificationStore(clock=clock)
@@ -142,8 +147,15 @@ def test_a_cursor_never_moves_back(store: NotificationStore) -> None:
     assert store.cursor("unknown") == 0
 
 
+@pytest.fixture
+def board(store: NotificationStore) -> Iterator[Switchboard]:
+    made = Switchboard(store, threads=2, tidy_s=0.2)
+    yield made
+    made.close()
+
+
 def test_a_subscription_calls_back_in_order_and_repeats_what_failed(
-    store: NotificationStore, eventually: Callable[..., None]
+    store: NotificationStore, board: Switchboard, eventually: Callable[..., None]
 ) -> None:
     seen: list[str] = []
 
@@ -152,12 +164,134 @@ def test_a_subscription_calls_back_in_order_and_repeats_what_failed(
         if seen.count("2") == 1 and event.value == "2":
             raise ValueError("not yet")
 
-    subscription = Subscription(Listener(store, start="cb"), callback)
+    subscription = board.listen(callback, start="cb")
     _send(store, "1", "2", "3")
     eventually(lambda: store.cursor("cb") == 3)
-    subscription.close()
     assert seen == ["1", "2", "2", "3"]
-    assert subscription.failure is None
+    eventually(lambda: subscription.failure is None)
+
+
+def test_a_subscription_that_is_stuck_holds_up_nobody_else(
+    store: NotificationStore, board: Switchboard, eventually: Callable[..., None]
+) -> None:
+    def refuse(event: Event) -> None:
+        raise ValueError(event.value)
+
+    heard: list[str] = []
+    stuck = [board.listen(refuse, start=f"stuck-{number}") for number in range(5)]
+    board.listen(lambda event: heard.append(event.value), start=0)
+    _send(store, "1", "2")
+    eventually(lambda: heard == ["1", "2"])
+    assert all(str(each.failure) == "1" for each in eventually(lambda: all(s.failure for s in stuck) and stuck))
+    assert [store.cursor(f"stuck-{number}") for number in range(5)] == [0] * 5
+
+
+def test_subscriptions_hear_what_they_want_from_where_they_begin(
+    store: NotificationStore, board: Switchboard, eventually: Callable[..., None]
+) -> None:
+    _send(store, "1", "2", key="a")
+    heard: dict[str, list[str]] = {name: [] for name in ("all", "later", "b", "now")}
+    begin: dict[str, int | str] = {"all": 0, "later": 1, "b": "cursor", "now": NOW}
+    for name, start in begin.items():
+        wanted = EventFilter(key="b") if name == "b" else None
+        board.listen(lambda event, name=name: heard[name].append(event.value), start=start, wanted=wanted)
+    _send(store, "3", key="b")
+    _send(store, "4", key="a")
+    whole = {"all": ["1", "2", "3", "4"], "later": ["2", "3", "4"], "b": ["3"], "now": ["3", "4"]}
+    eventually(lambda: heard == whole)
+
+
+def test_a_cursor_moves_on_past_what_is_not_wanted(
+    store: NotificationStore, board: Switchboard, eventually: Callable[..., None]
+) -> None:
+    board.listen(lambda event: None, start="patient", wanted=EventFilter(key="never"))
+    _send(store, "1", "2")
+    eventually(lambda: store.cursor("patient") == 2)
+
+
+def test_a_subscription_that_comes_back_hears_what_was_sent_meanwhile(
+    store: NotificationStore, board: Switchboard, eventually: Callable[..., None]
+) -> None:
+    heard: list[str] = []
+    first = board.listen(lambda event: heard.append(event.value), start="durable")
+    _send(store, "1")
+    eventually(lambda: store.cursor("durable") == 1)
+    board.forget(first)
+    _send(store, "2", "3")
+    board.listen(lambda event: heard.append(event.value), start="durable")
+    eventually(lambda: store.cursor("durable") == 3)
+    assert heard == ["1", "2", "3"]
+
+
+def test_events_sent_together_are_numbered_in_their_order(store: NotificationStore) -> None:
+    _send(store, "0", key="a")
+    sent = store.send_many([NewEvent(key=key, value=str(n)) for n, key in enumerate("abaab", start=1)])
+    assert store.list(after_offset=1) == sent
+    assert [(event.offset, event.key, event.version) for event in sent] == [
+        (2, "a", 2),
+        (3, "b", 1),
+        (4, "a", 3),
+        (5, "a", 4),
+        (6, "b", 2),
+    ]
+    assert store.send_many([]) == ()
+
+
+def test_events_sent_soon_keep_the_order_of_their_thread(store: NotificationStore) -> None:
+    futures = [store.send_soon(NewEvent(key="k", value=str(number))) for number in range(300)]
+    offsets = [future.result(timeout=WAIT_S).offset for future in futures]
+    assert offsets == list(range(1, 301))
+    assert [event.value for event in store.list(limit=300)] == [str(number) for number in range(300)]
+
+
+def test_list_by_version_and_time(store: NotificationStore, clock: ManualClock) -> None:
+    for value in ("1", "2", "3"):
+        _send(store, value)
+        clock.advance(10)
+    begin_ms = 1_700_000_000_000
+    wanted = {
+        EventFilter(key="model", version=2): ["2"],
+        EventFilter(key="model", after_version=1): ["2", "3"],
+        EventFilter(from_ms=begin_ms + 10): ["2", "3"],
+        EventFilter(from_ms=begin_ms, to_ms=begin_ms + 20): ["1", "2"],
+        EventFilter(to_ms=begin_ms): [],
+    }
+    for one, values in wanted.items():
+        assert [event.value for event in store.list(one)] == values
+        assert [event.value for event in store.step(one, after_offset=0, timeout_s=0.0).events] in ([], values)
+
+
+def test_old_events_are_trimmed_and_numbers_go_on(store: NotificationStore, clock: ManualClock) -> None:
+    _send(store, "1", "2")
+    clock.advance(1_000)
+    _send(store, "3")
+    clock.advance(500)
+    assert store.trim(Retention(keep_ms=1_500)) == 0
+    assert store.trim(Retention(keep_ms=1_499)) == 2
+    assert [event.value for event in store.list(after_offset=0)] == ["3"]
+    clock.advance(10_000)
+    assert store.trim(Retention(keep_ms=1_500)) == 1
+    assert (store.list(), store.end_offset()) == ((), 3)
+    sent = store.send(NewEvent(key="model", value="4"))
+    assert (sent.offset, sent.version) == (4, 4)
+    assert [event.value for event in _take(Listener(store, start=0), 1)] == ["4"]
+
+
+def test_only_the_newest_events_are_kept_where_a_number_is_given(store: NotificationStore) -> None:
+    _send(store, *map(str, range(10)))
+    assert store.trim(Retention(keep_ms=None, keep_events=3)) == 7
+    assert [event.value for event in store.list()] == ["7", "8", "9"]
+    assert store.trim(Retention(keep_ms=None, keep_events=None)) == 0
+
+
+def test_nothing_is_trimmed_that_a_living_cursor_has_not_acknowledged(store: NotificationStore) -> None:
+    _send(store, *map(str, range(10)))
+    store.ack("slow", 4)
+    store.ack("fast", 9)
+    rule = Retention(keep_ms=None, keep_events=0)
+    assert store.trim(rule) == 4
+    assert [event.value for event in _take(Listener(store, start="slow"), 6)] == list("456789")
+    assert store.trim(Retention(keep_ms=None, keep_events=0, cursor_alive_ms=-60_000)) == 6  # both are dead
 
 
 @pytest.mark.parametrize(

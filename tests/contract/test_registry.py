@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from rtrec_ray.errors import ModelRejected, RegistryUnavailable
+from rtrec_ray.metadata import MemoryMetadataStore
+from rtrec_ray.notification import MemoryNotificationStore
 from rtrec_ray.registry.base import Draft, ModelCenter, rollback
+from rtrec_ray.registry.changes import MemoryChangeBook
+from rtrec_ray.registry.lifecycle import LifeCycle
 from rtrec_ray.registry.memory import MemoryModelCenter
 from rtrec_ray.registry.mlflow import MlflowModelCenter
 from rtrec_ray.registry.options import RegistryOptions
@@ -120,6 +124,37 @@ def test_an_unknown_version_is_absent_and_cannot_serve(center: ModelCenter, tmp_
         center.set_champion("999")
     with pytest.raises(ModelRejected, match="no model version 999"):
         center.download("999", tmp_path)
+
+
+def test_a_versions_stage_follows_its_life_and_its_status_is_the_gates_word(
+    center: ModelCenter, artifact: Path
+) -> None:
+    version = center.log_version(artifact, DRAFT)
+    assert version.stage == "generated"
+    assert center.set_champion(version.version).stage == "validated"
+    center.mark(version.version, "deployed")
+    found = center.get(version.version)
+    assert found is not None
+    assert (found.stage, found.status) == ("deployed", "validated")
+    assert center.reject(version.version, reason="bad").stage == "rejected"
+
+
+def test_an_alias_set_by_hand_is_noticed_and_told_once(center: ModelCenter, artifact: Path) -> None:
+    events = MemoryNotificationStore()
+    life = LifeCycle(center, MemoryChangeBook(events, MemoryMetadataStore()))
+    first, second = (center.log_version(artifact, DRAFT).version for _ in range(2))
+    life.choose(first, sender="gate")
+    if isinstance(center, MlflowModelCenter):
+        center._client.set_registered_model_alias(center._name, "champion", second)
+    else:
+        assert isinstance(center, MemoryModelCenter)
+        center.set_alias(second)
+    assert [life.notice() for _ in range(2)] == [True, False]
+    assert [(event.type, event.value, event.sender) for event in events.list()] == [
+        ("MODEL_VALIDATED", first, "gate"),
+        ("MODEL_VALIDATED", second, "mlflow"),
+        ("MODEL_DEPRECATED", first, "mlflow"),
+    ]
 
 
 def test_a_run_takes_points_over_time(center: ModelCenter) -> None:

@@ -7,6 +7,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import pairwise
 
 import numpy as np
@@ -98,6 +99,15 @@ def test_a_base_names_its_samples_and_passes_the_gate(base: ModelVersion, connec
     events = connections.events()
     assert [event.value for event in events.list(EventFilter(key=MODEL, type=MODEL_GENERATED))] == [base.version]
     events.close()
+
+
+def test_a_base_has_its_run_and_its_lineage_in_the_metadata(base: ModelVersion, connections: ServerConnections) -> None:
+    with closing(connections.metadata()) as metadata:
+        lineage, runs = metadata.lineage(base.version), metadata.runs()
+    assert lineage is not None
+    assert (lineage.from_seq, lineage.to_seq, lineage.run_id) == (1, ROWS + 1, base.draft.job)
+    made = [run for run in runs if run.run_id == lineage.run_id]
+    assert [(run.job, run.state, run.context["version"]) for run in made] == [("train-base", "succeeded", base.version)]
 
 
 def train_worker() -> psutil.Process | None:

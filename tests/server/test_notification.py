@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 
+import psycopg2
 import pytest
 
 from rtrec_ray.embedded.postgres import PostgresServer
 from rtrec_ray.errors import StoreUnavailable
-from rtrec_ray.notification import NOW, Event, EventFilter, Listener, NewEvent, PostgresNotificationStore, Subscription
+from rtrec_ray.notification import NOW, Event, EventFilter, Listener, NewEvent, PostgresNotificationStore, Switchboard
 from rtrec_ray.notification.tail import TailOptions
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 
@@ -109,7 +110,8 @@ def test_a_listener_whose_connection_is_ended_misses_nothing(
     options: PostgresOptions, store: PostgresNotificationStore, eventually: Callable[..., None]
 ) -> None:
     heard: list[str] = []
-    subscription = Subscription(Listener(store, start="away"), lambda event: heard.append(event.value))
+    board = Switchboard(store, threads=2)
+    board.listen(lambda event: heard.append(event.value), start="away")
     store.send(NewEvent(key="k", value="before"))
     eventually(lambda: heard == ["before"])
     with closing(connect(options, application="hangman")) as other:
@@ -123,7 +125,7 @@ def test_a_listener_whose_connection_is_ended_misses_nothing(
             wanted = ["before", *map(str, range(round_ + 1))]
             eventually(lambda wanted=wanted: heard == wanted and store_answers(store), what=str(wanted))
     eventually(lambda: store.cursor("away") == 4)
-    subscription.close()
+    board.close()
     assert heard == ["before", "0", "1", "2"]
 
 
@@ -141,7 +143,8 @@ def test_listeners_outlive_a_restart_of_the_server(
 ) -> None:
     heard: list[str] = []
     now = Listener(store, start=NOW)
-    subscription = Subscription(Listener(store, start="durable"), lambda event: heard.append(event.value))
+    board = Switchboard(store, threads=2)
+    board.listen(lambda event: heard.append(event.value), start="durable")
     store.send(NewEvent(key="k", value="1"))
     assert [event.value for event in now.poll(timeout_s=10.0)] == ["1"]
     eventually(lambda: store.cursor("durable") == 1)
@@ -158,7 +161,7 @@ def test_listeners_outlive_a_restart_of_the_server(
     eventually(lambda: heard == ["1", "2"], timeout_s=15.0)
     assert [event.value for event in now.poll(timeout_s=10.0)] == ["2"]
     eventually(lambda: store_answers(store) and store.cursor("durable") == 2)
-    subscription.close()
+    board.close()
 
 
 def test_a_thousand_listeners_share_one_waiting_connection(
@@ -192,3 +195,56 @@ def test_a_listener_behind_what_is_kept_in_memory_reads_the_table(options: Postg
         while len(heard) < 21 and (new := [event.value for event in early.poll(timeout_s=10.0)]):
             heard += new
         assert heard == [str(number) for number in range(21)]
+
+
+def test_a_thousand_subscriptions_hear_through_a_handful_of_threads(
+    store: PostgresNotificationStore, eventually: Callable[..., None]
+) -> None:
+    before = threading.active_count()
+    board = Switchboard(store, threads=4)
+    heard: dict[int, list[str]] = {number: [] for number in range(1_000)}
+    for number in heard:
+        wanted = EventFilter(key=f"k{number % 10}")
+        board.listen(lambda event, number=number: heard[number].append(event.value), start=0, wanted=wanted)
+    for number in range(50):
+        store.send(NewEvent(key=f"k{number % 10}", value=str(number)))
+    assert threading.active_count() - before <= 7  # the board's five, the log's tail and the sender
+    wanted_values = {n: [str(number) for number in range(50) if number % 10 == n % 10] for n in heard}
+    eventually(lambda: heard == wanted_values, timeout_s=20.0)
+    board.close()
+
+
+def test_senders_that_wait_share_a_transaction(options: PostgresOptions, store: PostgresNotificationStore) -> None:
+    with closing(connect(options)) as holder:
+        with transaction(holder) as cur:
+            store.send_in(cur, NewEvent(key="k", value="first"))  # holds the counter, so that the others wait
+            futures = [store.send_soon(NewEvent(key="k", value=str(number))) for number in range(100)]
+        offsets = [future.result(timeout=10.0).offset for future in futures]
+        with transaction(holder) as cur:
+            cur.execute("SELECT count(DISTINCT xmin::text) FROM meta.events")
+            ((transactions,),) = cur.fetchall()
+    assert offsets == list(range(2, 102))
+    assert transactions <= 3  # the first; what the sender had gathered by then; all the rest
+
+
+def test_an_event_that_the_table_refuses_takes_no_other_along(
+    options: PostgresOptions, store: PostgresNotificationStore
+) -> None:
+    unfit = NewEvent(key="".join(random.Random(0).choices("abcdefghij", k=100_000)), value="too long for an index")
+    with closing(connect(options)) as holder, transaction(holder) as cur:
+        store.send_in(cur, NewEvent(key="k", value="1"))
+        futures = [
+            store.send_soon(event) for event in (NewEvent(key="k", value="2"), unfit, NewEvent(key="k", value="3"))
+        ]
+    assert [futures[index].result(timeout=10.0).offset for index in (0, 2)] == [2, 3]
+    with pytest.raises(psycopg2.OperationalError):
+        futures[1].result(timeout=10.0)
+
+
+def test_a_closed_log_sends_what_waits_and_takes_nothing_more(options: PostgresOptions) -> None:
+    store = PostgresNotificationStore(options)
+    futures = [store.send_soon(NewEvent(key="k", value=str(number))) for number in range(20)]
+    store.close()
+    assert [future.result(timeout=0.0).offset for future in futures] == list(range(1, 21))
+    with pytest.raises(StoreUnavailable):
+        store.send(NewEvent(key="k", value="late"))

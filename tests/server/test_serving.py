@@ -128,7 +128,7 @@ def test_a_request_reads_postgresql_and_is_logged_to_kafka(filled, kafka, make_r
     assert record["request_id"] == answer["request_id"]
     assert (record["features"]["country"], record["features"]["city"]) == ("CN", "Shanghai")
     assert partition == partition_of(b"1", partitions=4)
-    deployed = replica.reloaders["champion"]._send.__self__.list()
+    deployed = replica._backends.events.list()
     assert [(event.type, event.value) for event in deployed] == [("MODEL_DEPLOYED", "7")]
 
 

@@ -45,6 +45,7 @@ def follow(connections: MemoryConnections, *, publish_every_s: float = NEVER_S, 
         "events": connections.events(),
         "book": connections.book(),
         "clock": connections.clock,
+        "connections": connections,
     }
     options = IncrementalOptions(publish_every_s=publish_every_s, **EAGER)
     return Follower(options, Desk(**{**desk, **servers}), epoch=connections.book().open(options.run))
@@ -135,6 +136,12 @@ def test_a_stopped_run_leaves_a_version_with_every_sample_learnt_once(connection
     assert connections.book().runs()["incremental"].beat.state == "stopped"
     announced = connections.events().list(EventFilter(key=MODEL, type=MODEL_GENERATED))
     assert [event.value for event in announced] == [base.version, last.version]
+    lineage = connections.metadata().ancestry(last.version)
+    assert [(one.version, one.job, one.snapshot) for one in lineage] == [
+        (last.version, "train-incremental", connections.snapshot),
+        (base.version, "train-base", connections.snapshot),
+    ]
+    assert (lineage[0].run_id, lineage[0].from_seq, lineage[0].to_seq) == ("incremental-1", 1, ROWS + 1)
 
 
 def test_a_run_that_dies_and_starts_again_ends_like_one_that_never_did(connections):

@@ -15,6 +15,8 @@ from rtrec_ray.clock import ManualClock, monotonic_s
 from rtrec_ray.errors import ConfigInvalid
 from rtrec_ray.events import BehaviorEvent, CatalogItem, InferenceRecord
 from rtrec_ray.features.file import load_definitions
+from rtrec_ray.metadata import Dataset
+from rtrec_ray.notification import NewEvent
 from serving.auth import check_bind
 from serving.calls import BoundedCalls, CallTimedOut
 from serving.explore import arrange, propensity
@@ -373,3 +375,79 @@ def test_options_refuse_what_makes_no_sense():
         ServingOptions(exploration=np.nan)
     with pytest.raises(ConfigInvalid, match="store_threads"):
         ServingOptions(store_threads=0)
+
+
+def notes(replica, **query):
+    return call(replica, "GET", "/v1/notifications", params=query)
+
+
+def test_events_sent_over_http_are_listed_by_what_is_asked(replica):
+    sent = call(replica, "POST", "/v1/notifications", json=[{"key": "a", "value": "1"}, {"key": "b", "value": "2"}])
+    assert (sent.status_code, [event["offset"] for event in sent.json()["events"]]) == (201, [1, 2])
+    one = call(replica, "POST", "/v1/notifications", json={"key": "a", "value": "3", "type": "T", "context": {"x": 1}})
+    assert (one.json()["events"][0]["version"], one.json()["events"][0]["context"]) == (2, {"x": 1})
+    assert [event["value"] for event in notes(replica, key="a").json()["events"]] == ["1", "3"]
+    answer = notes(replica, after_offset=1, limit=1).json()
+    assert ([event["value"] for event in answer["events"]], answer["position"]) == (["2"], 2)
+    assert notes(replica, type="none", after_offset=0).json() == {"events": [], "position": 3}
+
+
+@pytest.mark.parametrize(
+    "query", [{"limit": "0"}, {"after_offset": "-1"}, {"wait_s": "31"}, {"from_ms": "x"}, {"colour": "red"}], ids=str
+)
+def test_a_bad_question_about_events_names_its_field(replica, query):
+    answer = notes(replica, **query)
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, next(iter(query)))
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"key": ""}', b'{"key": "k", "value": "a\\u0000b"}', b"\xff"], ids=str)
+def test_events_that_cannot_be_sent_are_refused_whole(replica, body):
+    assert call(replica, "POST", "/v1/notifications", content=body).status_code == 422
+    assert notes(replica).json() == {"events": [], "position": 0}
+
+
+def test_a_body_of_events_over_the_limit_is_not_read(replica):
+    body = b" " * (replica.service.options.request_limit_bytes + 1)
+    assert call(replica, "POST", "/v1/notifications", content=body).status_code == 413
+
+
+@pytest.fixture
+def patient_replica(servers):
+    """One that does not give up on a busy machine."""
+    replica = Replica(
+        servers.backends(), options=ServingOptions(read_deadline_s=20.0), clock=ManualClock(now_ms=NOW_MS)
+    )
+    yield replica
+    replica.close()
+
+
+def test_who_waits_for_events_is_answered_when_one_comes(patient_replica, servers):
+    replica = patient_replica
+
+    async def wait_for_one():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=replica.app), base_url="http://r") as client:
+            asked = [
+                asyncio.create_task(client.get(f"/v1/notifications?after_offset=0&wait_s=20&key={key}"))
+                for key in ["a"] * 20 + ["b"]
+            ]
+            async with asyncio.timeout(20):
+                while len(replica.growth._waiting) < len(asked):  # noqa: ASYNC110 - the list tells nobody that it grew
+                    await asyncio.sleep(0)
+            servers.events.send(NewEvent(key="a", value="1"))
+            first = await asyncio.gather(*asked[:20])
+            assert not asked[20].done()
+            servers.events.send(NewEvent(key="b", value="2"))
+            return first, await asked[20]
+
+    first, last = asyncio.run(wait_for_one())
+    assert all([event["value"] for event in answer.json()["events"]] == ["1"] for answer in first)
+    assert [event["value"] for event in last.json()["events"]] == ["2"]
+
+
+def test_metadata_are_read_over_http(replica, servers):
+    servers.metadata.put_dataset(Dataset(name="samples", address="samples.current", format="postgresql", columns={}))
+    listed = call(replica, "GET", "/v1/meta/datasets").json()["datasets"]
+    assert [entry["name"] for entry in listed] == ["samples"]
+    assert call(replica, "GET", "/v1/meta/datasets/samples").json()["address"] == "samples.current"
+    assert call(replica, "GET", "/v1/meta/datasets/none").status_code == 404
+    assert call(replica, "GET", "/v1/meta/things").status_code == 404

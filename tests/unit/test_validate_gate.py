@@ -56,7 +56,7 @@ def put_increment(connections: MemoryConnections, learner: Learner, *, base: str
     )
     exporter = Exporter(learner.definition, base_rate=learner.base_rate)
     version = publish(connections.center(), exporter, learner.state(), draft)
-    announce(connections.events(), version)
+    announce(connections, version)
     return version
 
 
@@ -100,7 +100,7 @@ def test_a_version_that_learnt_the_reverse_is_rejected_and_the_champion_stays(co
     champion = connections.center().champion()
     assert champion is not None
     assert champion.version == better.version
-    assert outcomes(connections) == [(MODEL_VALIDATED, "2"), (MODEL_REJECTED, "3")]
+    assert outcomes(connections) == [(MODEL_VALIDATED, "1"), (MODEL_VALIDATED, "2"), (MODEL_REJECTED, "3")]
 
 
 def test_an_increment_on_a_base_that_no_longer_serves_is_rejected(connections):

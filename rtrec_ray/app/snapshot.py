@@ -1,0 +1,68 @@
+"""What the system's workflow consists of, kept by its hash, so that a run can be reproduced."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+from rtrec_ray.app.find import definition_file
+from rtrec_ray.app.system import System
+from rtrec_ray.metadata.base import Entity, MetadataStore, Snapshot, take_snapshot
+from rtrec_ray.metadata.postgres import PostgresMetadataStore
+
+PROJECT: Final = "rtrec"
+WORKFLOW: Final = "main"
+_LIBRARIES: Final = ("rtrec-ray", "ray", "tensorflow", "mlflow", "polars", "numpy")
+_JOBS: Final = {
+    "train-base": ("batch", ["samples"]),
+    "train-incremental": ("endless", ["samples"]),
+    "validate": ("endless", ["samples"]),
+    "backfill": ("batch", ["behavior-history"]),
+    "static-features": ("batch", ["behavior-history"]),
+}
+
+
+def workflow_snapshot(system: System) -> Snapshot:
+    """The definitions' text, the settings of training, and the versions of the program and its libraries."""
+    chosen = system.settings.definitions
+    files = {
+        f"{name}.yaml": _text(definition_file(name, path))
+        for name, path in (("features", chosen.features), ("samples", chosen.samples), ("model", chosen.model))
+    }
+    # Where Ray Train keeps its state is no part of what is learnt, and an address may hold a secret.
+    training = replace(system.settings.training, storage=None)
+    files |= {"training": repr(training), **{name: _version(name) for name in _LIBRARIES}}
+    return take_snapshot(PROJECT, WORKFLOW, files, created_ms=system.clock.now_ms())
+
+
+def keep_snapshot(system: System) -> str:
+    """Keep what the workflow consists of now; answers its hash. Raises StoreUnavailable."""
+    snapshot = workflow_snapshot(system)
+    with closing(PostgresMetadataStore(system.postgres)) as store:
+        store.put_snapshot(snapshot)
+    return snapshot.snapshot
+
+
+def register(store: MetadataStore, snapshot: Snapshot) -> None:
+    """Enter project, workflow and jobs. Raises StoreUnavailable."""
+    store.put_snapshot(snapshot)
+    store.put_entity(Entity(kind="projects", name=PROJECT, body={"description": "The recommendation system itself."}))
+    workflow = {"project": PROJECT, "snapshot": snapshot.snapshot}
+    store.put_entity(Entity(kind="workflows", name=WORKFLOW, body=workflow))
+    for name, (kind, inputs) in _JOBS.items():
+        body = {"workflow": WORKFLOW, "kind": kind, "inputs": inputs}
+        store.put_entity(Entity(kind="jobs", name=name, body=body))
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
