@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import numpy as np
 import orjson
 import polars as pl
 
-from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
-from rtrec_ray.samples.columns import REQUEST_SCHEMA, REVISION_SCHEMA
+from rtrec_ray.postgres.connection import Cursor, PostgresOptions, connect, transaction
+from rtrec_ray.samples.columns import OUTCOME_SCHEMA, REQUEST_SCHEMA, REVISION_SCHEMA
 from rtrec_ray.samples.settlement import Settled
 from rtrec_ray.stores.samples_postgres import PostgresSampleLedger
 
@@ -72,10 +73,21 @@ def put_samples(dsn: str, rows: pl.DataFrame) -> None:
         samples=whole.select(pl.col(name).cast(dtype) for name, dtype in REVISION_SCHEMA.items()),
         counts=Counter(),
     )
-    ledger = PostgresSampleLedger(partition=0)
+    _write(dsn, lambda ledger, cursor: ledger.write(cursor, settled))
+
+
+def correct_samples(dsn: str, rows: pl.DataFrame) -> None:
+    """Commit a revision with a click to each of these samples of a real store."""
+    day = datetime.fromtimestamp(START_MS / 1000, tz=UTC).date()
+    known = rows.with_columns(event_day=pl.lit(day))
+    outcomes = known.select(pl.col(name).cast(dtype) for name, dtype in OUTCOME_SCHEMA.items())
+    _write(dsn, lambda ledger, cursor: ledger.correct(cursor, outcomes))
+
+
+def _write(dsn: str, write: Callable[[PostgresSampleLedger, Cursor], object]) -> None:
     connection = connect(PostgresOptions(dsn=dsn))
     try:
         with transaction(connection) as cursor:
-            ledger.write(cursor, settled)
+            write(PostgresSampleLedger(partition=0), cursor)
     finally:
         connection.close()

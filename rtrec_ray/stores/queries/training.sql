@@ -41,6 +41,3 @@ VALUES
 SELECT (extract(epoch FROM at) * 1000)::bigint, commit_seq, event_time_ms, rows, positives, log_loss, base_log_loss, auc,
        base_auc, calibration, base_calibration, lag_rows, base_version
 FROM meta.training_progress WHERE run = %(run)s ORDER BY at;
-
--- name: listen
-LISTEN rtrec_samples;
