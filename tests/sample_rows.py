@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import orjson
@@ -54,9 +54,15 @@ def sample_rows(
     )
 
 
-def put_samples(dsn: str, rows: pl.DataFrame) -> None:
+def put_samples(dsn: str, rows: pl.DataFrame, *, days_later: int = 0) -> None:
     """Commit first revisions and their requests to a real sample store, as the pipeline does."""
-    day = datetime.fromtimestamp(START_MS / 1000, tz=UTC).date()
+    settled = settled_rows(rows, days_later=days_later)
+    _write(dsn, lambda ledger, cursor: ledger.write(cursor, settled))
+
+
+def settled_rows(rows: pl.DataFrame, *, days_later: int = 0) -> Settled:
+    """First revisions and their requests, as a commit of the pipeline has them."""
+    day = (datetime.fromtimestamp(START_MS / 1000, tz=UTC) + timedelta(days=days_later)).date()
     whole = rows.with_columns(
         event_day=pl.lit(day),
         item_features=pl.col("features"),
@@ -68,12 +74,11 @@ def put_samples(dsn: str, rows: pl.DataFrame) -> None:
     requests = whole.unique("request_id", maintain_order=True).with_columns(
         features=pl.lit("{}"), items=pl.lit(None, dtype=pl.String), as_of=pl.lit(None, dtype=pl.String)
     )
-    settled = Settled(
+    return Settled(
         requests=requests.select(pl.col(name).cast(dtype) for name, dtype in REQUEST_SCHEMA.items()),
         samples=whole.select(pl.col(name).cast(dtype) for name, dtype in REVISION_SCHEMA.items()),
         counts=Counter(),
     )
-    _write(dsn, lambda ledger, cursor: ledger.write(cursor, settled))
 
 
 def correct_samples(dsn: str, rows: pl.DataFrame) -> None:

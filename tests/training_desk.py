@@ -11,11 +11,11 @@ from rtrec_ray.clock import Clock, ManualClock
 from rtrec_ray.notification.memory import MemoryNotificationStore
 from rtrec_ray.registry.base import Draft, ModelVersion
 from rtrec_ray.registry.memory import MemoryModelCenter
+from rtrec_ray.stores.changes import MemoryChangeLog, MemorySlots
 from rtrec_ray.stores.samples import MemorySampleStore
 from rtrec_ray.stores.training import MemoryTrainingBook
 from tests.sample_rows import START_MS
 from training.definition import DcnOptions, ModelDefinition, load_definition
-from training.ledger import TimerBell
 from training.loop import Learner
 from training.publish import Exporter, announce, publish
 
@@ -42,6 +42,7 @@ class MemoryConnections:
 
     def __post_init__(self) -> None:
         self._samples = MemorySampleStore()
+        self.slots = MemorySlots()
         self._center = MemoryModelCenter(self.root)
         self._events = MemoryNotificationStore(clock=self.clock)
         self._book = MemoryTrainingBook()
@@ -49,8 +50,8 @@ class MemoryConnections:
     def samples(self) -> MemorySampleStore:
         return self._samples
 
-    def bell(self) -> TimerBell:
-        return TimerBell()
+    def changes(self, run: str) -> MemoryChangeLog:
+        return MemoryChangeLog(self._samples, self.slots, name=run)
 
     def center(self) -> MemoryModelCenter:
         return self._center

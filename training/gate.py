@@ -31,6 +31,7 @@ from training.dataset import encode
 from training.heldout import HeldOutRows
 from training.options import Connections, GateOptions
 from training.patience import patiently
+from training.sampling import importance, negative_rates
 from training.served import ServedModel, load_served
 from training.validate import Exam, Verdict, judge
 
@@ -118,6 +119,7 @@ class ValidationGate:
             candidate=_scores(candidate, rows),
             champion=None if champion is None else self._champion_scores(champion, rows),
             base_rate=candidate.card.base_rate,
+            weight=importance(rows["label"].to_numpy(), negative_rates(rows)),
         )
 
     def _champion_scores(self, champion: ModelVersion, rows: pl.DataFrame) -> np.ndarray | None:

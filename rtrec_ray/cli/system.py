@@ -18,10 +18,11 @@ from configs.settings import load_settings
 from rtrec_ray.app.find import open_system
 from rtrec_ray.app.status import status as read_status
 from rtrec_ray.cli.options import Where, command
-from rtrec_ray.embedded.doctor import checks
+from rtrec_ray.embedded.doctor import Check, checks
 from rtrec_ray.embedded.state import claim, read_state
 from rtrec_ray.embedded.system import stop_other
-from rtrec_ray.errors import AlreadyRunning, EmbeddedFailure
+from rtrec_ray.errors import AlreadyRunning, EmbeddedFailure, StoreUnavailable
+from rtrec_ray.stores.slots import list_slots, why_no_stream
 
 _LOOK_S = 1.0
 
@@ -64,7 +65,7 @@ def status(where: Where) -> None:
 @command
 def doctor(where: Where) -> int:
     """Say what this machine lacks."""
-    found = checks(where.data_dir)
+    found = [*checks(where.data_dir), *_change_log(where)]
     answer = {"ok": all(check.ok for check in found), "checks": [_plain(check) for check in found]}
     where.answer(answer, lambda: _print_checks(found))
     return 0 if answer["ok"] else 1
@@ -182,6 +183,22 @@ def _duration(ms: int) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def _change_log(where: Where) -> list[Check]:
+    """Of the PostgreSQL that runs or is named in --config; none is no fault."""
+    system = open_system(where.config, where.data_dir)
+    if system.addresses.postgres is None:
+        return []
+    try:
+        reason, kept = why_no_stream(system.postgres), list_slots(system.postgres)
+    except StoreUnavailable as error:
+        return [Check(name="change log", ok=False, detail=error.message, mend=error.mend)]
+    behind = ", ".join(f"{slot.name} keeps {(slot.kept_bytes or 0) / 1e6:,.1f} MB" for slot in kept)
+    if reason:
+        # Not a fault: training goes on, by commit_seq.
+        return [Check(name="change log", ok=True, detail=f"followed by commit_seq: {reason}")]
+    return [Check(name="change log", ok=True, detail=f"logical replication; {behind or 'no slots'}")]
 
 
 def _plain(check: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ class LedgerBell:
         self._connection: Connection | None = None
 
     def wait(self, timeout_s: float) -> None:
-        """Return when samples may have been added, at the latest after `timeout_s` (wall time). Raises StoreUnavailable."""
+        """Return when samples may have been added, at the latest after `timeout_s`. Raises StoreUnavailable."""
         with translated():
             try:
                 self._wait(self._open(), timeout_s)

@@ -17,7 +17,7 @@ import polars as pl
 from rtrec_ray.samples.columns import SAMPLE_SCHEMA
 from rtrec_ray.stores.samples import MemorySampleStore
 
-__all__ = ["Changes", "ChangeLog", "LogHealth", "LogPlace", "MemoryChangeLog", "MemorySlots", "lsn_text"]
+__all__ = ["ChangeLog", "Changes", "LogHealth", "LogPlace", "MemoryChangeLog", "MemorySlots", "lsn_text"]
 
 Followed = Literal["stream", "scan"]
 

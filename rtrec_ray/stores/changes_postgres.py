@@ -1,4 +1,4 @@
-"""The change log over PostgreSQL: a slot's stream, scans by commit_seq where it has a gap, or scans alone without it."""
+"""The change log over PostgreSQL: a slot's stream, scans by commit_seq where it has a gap, or scans alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 import polars as pl
 
 from rtrec_ray.clock import monotonic_s
-from rtrec_ray.errors import UnknownSlot
+from rtrec_ray.errors import StoreUnavailable, UnknownSlot
 from rtrec_ray.postgres.connection import Connection, PostgresOptions, connect, transaction
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.samples.columns import SAMPLE_SCHEMA
@@ -88,8 +88,12 @@ class PostgresChangeLog:
 
     def acknowledge(self, place: LogPlace) -> None:
         """See ChangeLog."""
-        if self._stream is not None and place.lsn is not None:
+        if self._stream is None or place.lsn is None:
+            return
+        try:
             self._stream.acknowledge(place.lsn)
+        except StoreUnavailable:
+            self._disconnect()  # the next one says as much, and the slot only keeps more until then
 
     def close(self) -> None:
         """See ChangeLog."""

@@ -86,9 +86,9 @@ class Transaction:
 
 
 def parse(payload: bytes) -> Message | None:
-    """One message; None for one that tells nothing of rows. Raises ChangeRefused for what a ledger never does.
+    r"""One message; None for one that tells nothing of rows. Raises ChangeRefused for what a ledger never does.
 
-    >>> parse(b"B" + bytes(7) + b"\\x09" + bytes(8) + bytes(3) + b"\\x05")
+    >>> parse(b"B" + bytes(7) + b"\x09" + bytes(8) + bytes(3) + b"\x05")
     Begin(final_lsn=9, xid=5)
     """
     kind = payload[:1]

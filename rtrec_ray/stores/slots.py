@@ -13,7 +13,7 @@ from rtrec_ray.errors import RtrecError, StoreUnavailable, UnknownSlot
 from rtrec_ray.postgres.connection import Cursor, PostgresOptions, connect, transaction
 from rtrec_ray.postgres.statements import load
 
-__all__ = ["Refusal", "Slot", "drop_slot", "list_slots", "reach_slot", "slot_name"]
+__all__ = ["Reached", "Refusal", "Slot", "drop_slot", "list_slots", "reach_slot", "slot_name", "why_no_stream"]
 
 # What a server that cannot or may not stream answers; the first line of its words is the reason.
 _REFUSALS = (
@@ -100,6 +100,22 @@ def drop_slot(options: PostgresOptions, name: str) -> None:
     with closing(connect(options, application="rtrec-slot")) as connection, transaction(connection) as cursor:
         cursor.execute(_sql("end_holder"), {"slot": name})
         cursor.execute(_sql("drop_slot"), {"slot": name})
+
+
+def why_no_stream(options: PostgresOptions) -> str:
+    """What keeps a consumer of this server from streaming; empty when nothing does. Raises StoreUnavailable."""
+    with closing(connect(options, application="rtrec-slot")) as connection, transaction(connection) as cursor:
+        cursor.execute(_sql("read_means"))
+        wal_level, allowed, free, _ = _first(cursor)
+        cursor.execute(_sql("has_publication"))
+        published = _first(cursor)[0]
+    obstacles = {
+        f"wal_level is {wal_level}, not logical": wal_level != "logical",
+        "the user has no right to replicate (ALTER ROLE ... REPLICATION)": not allowed,
+        "the publication rtrec_samples is missing": not published,
+        "all replication slots are taken (max_replication_slots)": free < 1 and not list_slots(options),
+    }
+    return "; ".join(what for what, is_so in obstacles.items() if is_so)
 
 
 def _reach(cursor: Cursor, name: str) -> Reached:

@@ -130,8 +130,10 @@ def test_every_revision_comes_once_in_order_and_as_the_ledger_has_it(backend: Ba
     same = [name for name in SAMPLE_SCHEMA if name not in ("features", "labels")]
     assert streamed.select(same).equals(scanned.select(same))
     for name in ("features", "labels"):
-        assert streamed[name].str.json_decode(_shape(scanned[name])).equals(
-            scanned[name].str.json_decode(_shape(scanned[name]))
+        assert (
+            streamed[name]
+            .str.json_decode(_shape(scanned[name]))
+            .equals(scanned[name].str.json_decode(_shape(scanned[name])))
         )
 
 

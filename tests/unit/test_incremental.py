@@ -40,7 +40,7 @@ def follow(connections: MemoryConnections, *, publish_every_s: float = NEVER_S, 
     """A new start of the run."""
     desk = {
         "samples": connections.samples(),
-        "bell": connections.bell(),
+        "log": connections.changes("incremental"),
         "center": connections.center(),
         "events": connections.events(),
         "book": connections.book(),
@@ -297,11 +297,12 @@ class _Away:
 def test_samples_are_learnt_once_though_the_store_goes_away_in_between(connections):
     put_base(connections, small_definition())
     connections.samples().append(sample_rows(ROWS))
-    store = _Away(connections.samples(), times=3, error=StoreUnavailable("away"), names=("scan", "high_water"))
-    follower = follow(connections, samples=store)
+    log = _Away(connections.changes("incremental"), times=2, error=StoreUnavailable("away"), names=("poll",))
+    store = _Away(connections.samples(), times=1, error=StoreUnavailable("away"), names=("high_water",))
+    follower = follow(connections, samples=store, log=log)
     drive(follower, lambda: position(follower) == ROWS)
     stop(connections, follower)
-    assert store.left == 0
+    assert (store.left, log.left) == (0, 0)
     last = connections.center().list()[0].version
     assert same(weights(connections, last), learnt_directly(connections, ROWS))
 

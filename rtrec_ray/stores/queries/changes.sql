@@ -17,6 +17,12 @@ SELECT 'rtrec_' || oid || '_' || %(name)s FROM pg_database WHERE datname = curre
 -- name: has_publication
 SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = 'rtrec_samples');
 
+-- name: read_means (of streaming; slots held by others are not ours to count)
+SELECT current_setting('wal_level'),
+       (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user),
+       current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots),
+       current_setting('max_slot_wal_keep_size');
+
 -- name: create_slot (waits for every open transaction that writes)
 SELECT (lsn - '0/0'::pg_lsn)::bigint FROM pg_create_logical_replication_slot(%(slot)s, 'pgoutput');
 
