@@ -1,6 +1,6 @@
 """From a committed sample to a trainer that has it, and rows a second: by the change log, and by number with NOTIFY.
 
-python -m benchmarks.bench_change_log [--commits 200] [--rows 100] [--burst 200000]: one JSON line. Starts a PostgreSQL of its own.
+python -m benchmarks.bench_change_log [--commits 200] [--rows 100] [--burst 200000] prints one JSON line.
 """
 
 from __future__ import annotations

@@ -56,12 +56,15 @@ def sample_rows(
 
 def put_samples(dsn: str, rows: pl.DataFrame, *, days_later: int = 0) -> None:
     """Commit first revisions and their requests to a real sample store, as the pipeline does."""
-    settled = settled_rows(rows, days_later=days_later)
-    _write(dsn, lambda ledger, cursor: ledger.write(cursor, settled))
+    _write(dsn, lambda ledger, cursor: ledger.write(cursor, _settled(rows, days_later=days_later)))
 
 
-def settled_rows(rows: pl.DataFrame, *, days_later: int = 0) -> Settled:
-    """First revisions and their requests, as a commit of the pipeline has them."""
+def put_samples_in(cursor: Cursor, rows: pl.DataFrame) -> None:
+    """The same in the caller's transaction, by another task."""
+    PostgresSampleLedger(partition=1).write(cursor, _settled(rows))
+
+
+def _settled(rows: pl.DataFrame, *, days_later: int = 0) -> Settled:
     day = (datetime.fromtimestamp(START_MS / 1000, tz=UTC) + timedelta(days=days_later)).date()
     whole = rows.with_columns(
         event_day=pl.lit(day),
@@ -84,7 +87,7 @@ def settled_rows(rows: pl.DataFrame, *, days_later: int = 0) -> Settled:
 def correct_samples(dsn: str, rows: pl.DataFrame) -> None:
     """Commit a revision with a click to each of these samples of a real store."""
     day = datetime.fromtimestamp(START_MS / 1000, tz=UTC).date()
-    known = rows.with_columns(event_day=pl.lit(day))
+    known = rows.with_columns(event_day=pl.lit(day), label=1, labels=pl.lit('{"click": 1}'))
     outcomes = known.select(pl.col(name).cast(dtype) for name, dtype in OUTCOME_SCHEMA.items())
     _write(dsn, lambda ledger, cursor: ledger.correct(cursor, outcomes))
 

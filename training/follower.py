@@ -177,6 +177,9 @@ class Follower:
     def _tell(self, chain: Chain) -> None:
         """Points of progress and new versions, when their time has come; and what became of the log."""
         self._tell_fallbacks(chain)
+        if not chain.moved():
+            # All that was delivered is in a stored version; what passed since had nothing for this run.
+            self._desk.log.acknowledge(self._desk.log.place)
         if self._is_due("progress", self._options.progress_every_s):
             self._put_point(chain)
         self._take_arrived()
@@ -192,9 +195,6 @@ class Follower:
                 NewEvent(key=CHANGE_LOG, value=name, type=CHANGE_LOG_FELL_BACK, sender=name, context=context)
             )
             self._fallbacks_told = health.fallbacks
-        if not chain.moved():
-            # All that was delivered is in a stored version; what passed since had nothing for this run.
-            self._desk.log.acknowledge(self._desk.log.place)
 
     def _put_point(self, chain: Chain) -> None:
         if not self._window.fresh:
@@ -228,6 +228,7 @@ class Follower:
         chain = self._chain
         if chain is not None:
             patiently(lambda: self._put_point(chain))
+            patiently(lambda: self._tell_fallbacks(chain))
             if chain.moved():
                 self._publisher.send(chain)
                 self._take_arrived(patient=True)

@@ -20,7 +20,7 @@ from rtrec_ray.simulate.replay import replay as write_log
 from rtrec_ray.stores.changes import lsn_text
 from rtrec_ray.stores.progress import read_stages
 from rtrec_ray.stores.samples_postgres import PostgresSampleStore
-from rtrec_ray.stores.slots import drop_slot, list_slots, why_no_stream
+from rtrec_ray.stores.slots import drop_slot, list_slots, read_means
 
 
 @click.command()
@@ -86,7 +86,7 @@ def slots(where: Where, drop: str | None) -> None:
     options = open_system(where.config, where.data_dir).postgres
     if drop is not None:
         drop_slot(options, drop)
-    found = {"slots": [asdict(slot) for slot in list_slots(options)], "no_stream": why_no_stream(options)}
+    found = {"slots": [asdict(slot) for slot in list_slots(options)], **asdict(read_means(options))}
     where.answer(found, lambda: _print_slots(found))
 
 

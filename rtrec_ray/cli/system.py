@@ -22,7 +22,7 @@ from rtrec_ray.embedded.doctor import Check, checks
 from rtrec_ray.embedded.state import claim, read_state
 from rtrec_ray.embedded.system import stop_other
 from rtrec_ray.errors import AlreadyRunning, EmbeddedFailure, StoreUnavailable
-from rtrec_ray.stores.slots import list_slots, why_no_stream
+from rtrec_ray.stores.slots import list_slots, read_means
 
 _LOOK_S = 1.0
 
@@ -191,14 +191,16 @@ def _change_log(where: Where) -> list[Check]:
     if system.addresses.postgres is None:
         return []
     try:
-        reason, kept = why_no_stream(system.postgres), list_slots(system.postgres)
+        means, kept = read_means(system.postgres), list_slots(system.postgres)
     except StoreUnavailable as error:
         return [Check(name="change log", ok=False, detail=error.message, mend=error.mend)]
     behind = ", ".join(f"{slot.name} keeps {(slot.kept_bytes or 0) / 1e6:,.1f} MB" for slot in kept)
-    if reason:
+    if means.no_stream:
         # Not a fault: training goes on, by commit_seq.
-        return [Check(name="change log", ok=True, detail=f"followed by commit_seq: {reason}")]
-    return [Check(name="change log", ok=True, detail=f"logical replication; {behind or 'no slots'}")]
+        return [Check(name="change log", ok=True, detail=f"followed by commit_seq: {means.no_stream}")]
+    mend = "" if means.bound else "set max_slot_wal_keep_size, or a consumer that stays away fills the server's disk"
+    detail = f"logical replication, at most {means.bound or 'all'} kept for a consumer; {behind or 'no slots'}"
+    return [Check(name="change log", ok=means.bound is not None, detail=detail, mend=mend)]
 
 
 def _plain(check: Any) -> dict[str, Any]:

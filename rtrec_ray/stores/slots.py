@@ -13,7 +13,7 @@ from rtrec_ray.errors import RtrecError, StoreUnavailable, UnknownSlot
 from rtrec_ray.postgres.connection import Cursor, PostgresOptions, connect, transaction
 from rtrec_ray.postgres.statements import load
 
-__all__ = ["Reached", "Refusal", "Slot", "drop_slot", "list_slots", "reach_slot", "slot_name", "why_no_stream"]
+__all__ = ["Means", "Reached", "Refusal", "Slot", "drop_slot", "list_slots", "reach_slot", "read_means", "slot_name"]
 
 # What a server that cannot or may not stream answers; the first line of its words is the reason.
 _REFUSALS = (
@@ -61,6 +61,17 @@ class Reached:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What a server has for consumers. `no_stream`: what keeps them from streaming, empty when nothing does.
+
+    `bound`: log kept at most for a slot, None when an abandoned one may fill the disk.
+    """
+
+    no_stream: str
+    bound: str | None
+
+
 def slot_name(cursor: Cursor, consumer: str) -> str:
     """The slot of a consumer of this database. Raises RtrecError for a name that slots cannot have."""
     if not _NAME.fullmatch(consumer):
@@ -102,11 +113,11 @@ def drop_slot(options: PostgresOptions, name: str) -> None:
         cursor.execute(_sql("drop_slot"), {"slot": name})
 
 
-def why_no_stream(options: PostgresOptions) -> str:
-    """What keeps a consumer of this server from streaming; empty when nothing does. Raises StoreUnavailable."""
+def read_means(options: PostgresOptions) -> Means:
+    """What this server has for consumers. Raises StoreUnavailable."""
     with closing(connect(options, application="rtrec-slot")) as connection, transaction(connection) as cursor:
         cursor.execute(_sql("read_means"))
-        wal_level, allowed, free, _ = _first(cursor)
+        wal_level, allowed, free, bound = _first(cursor)
         cursor.execute(_sql("has_publication"))
         published = _first(cursor)[0]
     obstacles = {
@@ -115,7 +126,8 @@ def why_no_stream(options: PostgresOptions) -> str:
         "the publication rtrec_samples is missing": not published,
         "all replication slots are taken (max_replication_slots)": free < 1 and not list_slots(options),
     }
-    return "; ".join(what for what, is_so in obstacles.items() if is_so)
+    no_stream = "; ".join(what for what, is_so in obstacles.items() if is_so)
+    return Means(no_stream=no_stream, bound=None if bound == "-1" else bound)
 
 
 def _reach(cursor: Cursor, name: str) -> Reached:

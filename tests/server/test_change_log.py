@@ -22,10 +22,9 @@ from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.postgres.migrate import migrate
 from rtrec_ray.stores.changes import LogPlace
 from rtrec_ray.stores.changes_postgres import PostgresChangeLog
-from rtrec_ray.stores.samples_postgres import PostgresSampleLedger
-from rtrec_ray.stores.slots import drop_slot, list_slots, why_no_stream
+from rtrec_ray.stores.slots import drop_slot, list_slots, read_means
 from tests.conftest import Eventually
-from tests.sample_rows import put_samples, sample_rows, settled_rows
+from tests.sample_rows import put_samples, put_samples_in, sample_rows
 
 pytestmark = pytest.mark.server
 
@@ -144,7 +143,7 @@ def test_a_transaction_that_began_first_and_commits_last_comes_last(dropping: st
     cursor = early.cursor()
     cursor.execute("INSERT INTO meta.counters (name, value) VALUES ('other', 1)")  # has its number, is not committed
     put_samples(dropping, sample_rows(10))
-    PostgresSampleLedger(partition=1).write(cursor, settled_rows(sample_rows(10, seed=1, first=10)))
+    put_samples_in(cursor, sample_rows(10, seed=1, first=10))
     waiting = threading.Thread(target=put_samples, args=(dropping, sample_rows(10, seed=2, first=20)))
     waiting.start()  # behind the counter's lock
     assert take(log, upto=10) == list(range(1, 11))
@@ -321,7 +320,7 @@ def _follows_by_number(dsn: str, caplog: pytest.LogCaptureFixture, *, reason: st
     assert reason in log.health.reason
     said = [record for record in caplog.records if record.message == "change_log_not_streamed"]
     assert len(said) == 1
-    assert why_no_stream(PostgresOptions(dsn=dsn))
+    assert read_means(PostgresOptions(dsn=dsn)).no_stream
     log.close()
 
 
@@ -334,7 +333,7 @@ def test_the_commands_name_and_drop_what_keeps_the_log(dropping: str, tmp_path: 
         done = CliRunner().invoke(root, [*words, *where], catch_exceptions=False)
         return json.loads(done.stdout)
 
-    assert ask("samples", "slots") == {"slots": [], "no_stream": ""}
+    assert ask("samples", "slots") == {"slots": [], "no_stream": "", "bound": "4GB"}
     begun(dropping).close()
     (slot,) = ask("samples", "slots")["slots"]
     assert slot["name"].endswith("_c")
