@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
 from contextlib import suppress
 
 import psycopg2
@@ -50,6 +51,7 @@ class SlotStream:
             except BaseException:
                 self.close()
                 raise
+        self._feedback: Callable[..., None] = self._cursor.send_feedback
         self._passed = from_lsn
         self._acknowledged = 0
 
@@ -62,7 +64,7 @@ class SlotStream:
         """The next transaction with rows, None when none came. Raises StoreUnavailable, ChangeRefused."""
         deadline_s = monotonic_s() + timeout_s
         with translated():
-            self._cursor.send_feedback()  # sent when it is time
+            self._feedback()  # sent when it is time
             while True:
                 message = self._cursor.read_message()
                 if message is not None:
@@ -82,7 +84,7 @@ class SlotStream:
         """Tell the server that nothing before `lsn` is needed again. Raises StoreUnavailable."""
         if lsn > self._acknowledged:
             with translated():
-                self._cursor.send_feedback(flush_lsn=lsn, apply_lsn=lsn, write_lsn=lsn, force=True)
+                self._feedback(flush_lsn=lsn, apply_lsn=lsn, write_lsn=lsn, force=True)
             self._acknowledged = lsn
 
     def close(self) -> None:

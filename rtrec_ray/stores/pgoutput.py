@@ -156,7 +156,8 @@ def _refusal(kind: bytes) -> ChangeRefused:
 def _insert(payload: bytes) -> Insert:
     (oid,) = _OID.unpack_from(payload, 1)
     (count,) = _COUNT.unpack_from(payload, 6)  # after the byte N, "new row"
-    at, values = 8, []
+    values: list[bytes | None] = []
+    at = 8
     size_at = _SIZE.unpack_from
     for _ in range(count):
         kind = payload[at]

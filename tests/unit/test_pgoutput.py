@@ -12,9 +12,20 @@ from tests import pgoutput_bytes as write
 
 # CREATE TABLE recorded (id bigint PRIMARY KEY, label smallint, labels jsonb, known_at timestamptz); one INSERT of two
 # rows, (1, 0, '{"click": 0}', '2026-01-02 03:04:05.678+00') and (2, NULL, '{}', NULL), in the order they came.
-RECORDED = [bytes.fromhex(line) for line in """
-@@RECORDED@@
-""".split()]  # fmt: skip
+HEX = [
+    "420000000001af7950000303eabc3367f4000002f4",
+    (
+        "52000040017075626c6963007265636f72646564006400040169640000000014ffffffff006c6162656c0000000015ffffff"
+        "ff006c6162656c730000000edaffffffff006b6e6f776e5f617400000004a0ffffffff"
+    ),
+    (
+        "49000040014e0004740000000131740000000130740000000c7b22636c69636b223a20307d740000001a323032362d30312d"
+        "30322030333a30343a30352e3637382b3030"
+    ),
+    "49000040014e00047400000001326e74000000027b7d6e",
+    "43000000000001af79500000000001af7980000303eabc3367f4",
+]
+RECORDED = [bytes.fromhex(line) for line in HEX]
 
 
 def test_a_recorded_transaction_is_read():
