@@ -176,7 +176,7 @@ class PostgresChangeLog:
         held = sum(rows.height for rows, _ in self._taken)
         while held < max_rows:
             # Only the first is waited for: what is there is given at once.
-            came = stream.next(timeout_s=0.0 if self._taken else timeout_s)
+            came = stream.next(timeout_s=0.0 if self._taken else timeout_s, session=self._read())
             if came is None:
                 break
             rows = revisions(came, self._columns).filter(pl.col("commit_seq") > self._place.commit_seq)

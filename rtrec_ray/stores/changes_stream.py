@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import psycopg2
 from psycopg2.extras import LogicalReplicationConnection, ReplicationCursor
 
 from rtrec_ray.clock import monotonic_s
-from rtrec_ray.postgres.connection import PostgresOptions, translated
+from rtrec_ray.errors import StoreUnavailable
+from rtrec_ray.postgres.connection import Connection, PostgresOptions, translated
 from rtrec_ray.stores.pgoutput import Transaction, Transactions
 
 __all__ = ["SlotStream"]
@@ -19,6 +20,17 @@ PUBLICATION = "rtrec_samples"
 TABLE = "samples.revisions"
 
 _FEEDBACK_S = 5  # well within PostgreSQL's wal_sender_timeout of a minute
+
+
+@contextmanager
+def _ended() -> Iterator[None]:
+    """A stream that the server closed in order is to psycopg2 an error without a code."""
+    try:
+        yield
+    except psycopg2.DatabaseError as error:
+        if error.pgcode is not None:
+            raise
+        raise StoreUnavailable(f"PostgreSQL ended the change log's stream: {error}") from error
 
 
 class SlotStream:
@@ -60,10 +72,14 @@ class SlotStream:
         """All transactions that end before it were delivered."""
         return self._passed
 
-    def next(self, *, timeout_s: float) -> Transaction | None:
-        """The next transaction with rows, None when none came. Raises StoreUnavailable, ChangeRefused."""
+    def next(self, *, timeout_s: float, session: Connection) -> Transaction | None:
+        """The next transaction with rows, None when none came. Raises StoreUnavailable, ChangeRefused.
+
+        `session`: an idle one on the same server. A server that ends waits for its streams until all they sent is
+        acknowledged, which may be long; it ends sessions first, and so this one tells that the stream must go.
+        """
         deadline_s = monotonic_s() + timeout_s
-        with translated():
+        with _ended(), translated():
             self._feedback()  # sent when it is time
             while True:
                 message = self._cursor.read_message()
@@ -78,12 +94,13 @@ class SlotStream:
                 left_s = deadline_s - monotonic_s()
                 if left_s <= 0.0:
                     return None
-                select.select([self._cursor], [], [], left_s)
+                if session in select.select([self._cursor, session], [], [], left_s)[0]:
+                    raise StoreUnavailable("PostgreSQL ends its sessions")
 
     def acknowledge(self, lsn: int) -> None:
         """Tell the server that nothing before `lsn` is needed again. Raises StoreUnavailable."""
         if lsn > self._acknowledged:
-            with translated():
+            with _ended(), translated():
                 self._feedback(flush_lsn=lsn, apply_lsn=lsn, write_lsn=lsn, force=True)
             self._acknowledged = lsn
 

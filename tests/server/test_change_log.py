@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from rtrec_ray.cli.main import root
+from rtrec_ray.clock import monotonic_s
 from rtrec_ray.embedded.postgres import PostgresServer, PostgresServerOptions
 from rtrec_ray.errors import ChangeRefused, StoreUnavailable
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
@@ -247,11 +249,25 @@ def test_a_slot_that_fell_too_far_behind_is_replaced_and_nothing_is_missed(small
 def test_a_consumer_outlives_a_restart_of_the_server(small: str, small_server: PostgresServer) -> None:
     log = begun(small)
     put_samples(small, sample_rows(100))
-    found = take(log, upto=64)
-    small_server.stop()
-    with pytest.raises(StoreUnavailable):
-        log.poll(max_rows=64, timeout_s=1.0)
+    found = take(log, upto=100)  # none of it acknowledged, for which the server would wait
+    ended = threading.Event()
+
+    def poll_until_it_is_away() -> None:
+        with suppress(StoreUnavailable):
+            while log.poll(max_rows=64, timeout_s=0.5) is None:
+                pass
+            return  # rows, where none are expected
+        ended.set()
+
+    polling = threading.Thread(target=poll_until_it_is_away)
+    polling.start()
+    begun_s = monotonic_s()
+    small_server.stop(timeout_s=60.0)
+    took_s = monotonic_s() - begun_s
+    polling.join(60.0)
     small_server.start()
+    assert ended.is_set()
+    assert took_s < 10.0
     put_samples(small, sample_rows(10, seed=1, first=100))
     found += take(log, upto=110)
     assert found == list(range(1, 111))
