@@ -94,7 +94,8 @@ class SlotStream:
                 left_s = deadline_s - monotonic_s()
                 if left_s <= 0.0:
                     return None
-                if session in select.select([self._cursor, session], [], [], left_s)[0]:
+                sockets = [self._connection.fileno(), session.fileno()]
+                if sockets[1] in select.select(sockets, [], [], left_s)[0]:
                     raise StoreUnavailable("PostgreSQL ends its sessions")
 
     def acknowledge(self, lsn: int) -> None:
