@@ -10,6 +10,8 @@
     │   └── RayUnavailable
     ├── RecordInvalid                a record breaks its contract
     │   └── RecordTooLarge
+    ├── ChangeRefused                the change log tells of something that a ledger never does
+    ├── UnknownSlot                  no consumer of the change log has this slot
     ├── LeaseHeld                    another live owner has the partition
     ├── LeaseLost                    the commit was fenced off: reload and start again
     ├── UnknownView                  no such feature view
@@ -97,6 +99,14 @@ class RecordInvalid(RtrecError):
 
 class RecordTooLarge(RecordInvalid):
     """A record is larger than the topic takes."""
+
+
+class ChangeRefused(RtrecError):
+    """The change log tells of something else than new rows of the ledger; the message names it."""
+
+
+class UnknownSlot(RtrecError):
+    """No slot of the change log has this name."""
 
 
 class LeaseHeld(RtrecError):

@@ -120,7 +120,7 @@ def _sessions(server: PostgresServer, database: str) -> list[tuple[object, ...]]
     with server.connect("postgres") as connection, connection.cursor() as cursor:
         cursor.execute(
             "SELECT pid, application_name, state, query FROM pg_stat_activity"
-            " WHERE datname = %s AND backend_type = 'client backend'",
+            " WHERE datname = %s AND backend_type IN ('client backend', 'walsender')",
             (database,),
         )
         return cursor.fetchall()

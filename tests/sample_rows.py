@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import orjson
 import polars as pl
 
-from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
-from rtrec_ray.samples.columns import REQUEST_SCHEMA, REVISION_SCHEMA
+from rtrec_ray.postgres.connection import Cursor, PostgresOptions, connect, transaction
+from rtrec_ray.samples.columns import OUTCOME_SCHEMA, REQUEST_SCHEMA, REVISION_SCHEMA
 from rtrec_ray.samples.settlement import Settled
 from rtrec_ray.stores.samples_postgres import PostgresSampleLedger
 
@@ -53,9 +54,18 @@ def sample_rows(
     )
 
 
-def put_samples(dsn: str, rows: pl.DataFrame) -> None:
+def put_samples(dsn: str, rows: pl.DataFrame, *, days_later: int = 0) -> None:
     """Commit first revisions and their requests to a real sample store, as the pipeline does."""
-    day = datetime.fromtimestamp(START_MS / 1000, tz=UTC).date()
+    _write(dsn, lambda ledger, cursor: ledger.write(cursor, _settled(rows, days_later=days_later)))
+
+
+def put_samples_in(cursor: Cursor, rows: pl.DataFrame) -> None:
+    """The same in the caller's transaction, by another task."""
+    PostgresSampleLedger(partition=1).write(cursor, _settled(rows))
+
+
+def _settled(rows: pl.DataFrame, *, days_later: int = 0) -> Settled:
+    day = (datetime.fromtimestamp(START_MS / 1000, tz=UTC) + timedelta(days=days_later)).date()
     whole = rows.with_columns(
         event_day=pl.lit(day),
         item_features=pl.col("features"),
@@ -67,15 +77,25 @@ def put_samples(dsn: str, rows: pl.DataFrame) -> None:
     requests = whole.unique("request_id", maintain_order=True).with_columns(
         features=pl.lit("{}"), items=pl.lit(None, dtype=pl.String), as_of=pl.lit(None, dtype=pl.String)
     )
-    settled = Settled(
+    return Settled(
         requests=requests.select(pl.col(name).cast(dtype) for name, dtype in REQUEST_SCHEMA.items()),
         samples=whole.select(pl.col(name).cast(dtype) for name, dtype in REVISION_SCHEMA.items()),
         counts=Counter(),
     )
-    ledger = PostgresSampleLedger(partition=0)
+
+
+def correct_samples(dsn: str, rows: pl.DataFrame) -> None:
+    """Commit a revision with a click to each of these samples of a real store."""
+    day = datetime.fromtimestamp(START_MS / 1000, tz=UTC).date()
+    known = rows.with_columns(event_day=pl.lit(day), label=1, labels=pl.lit('{"click": 1}'))
+    outcomes = known.select(pl.col(name).cast(dtype) for name, dtype in OUTCOME_SCHEMA.items())
+    _write(dsn, lambda ledger, cursor: ledger.correct(cursor, outcomes))
+
+
+def _write(dsn: str, write: Callable[[PostgresSampleLedger, Cursor], object]) -> None:
     connection = connect(PostgresOptions(dsn=dsn))
     try:
         with transaction(connection) as cursor:
-            ledger.write(cursor, settled)
+            write(PostgresSampleLedger(partition=0), cursor)
     finally:
         connection.close()

@@ -13,11 +13,11 @@ from rtrec_ray.notification.memory import MemoryNotificationStore
 from rtrec_ray.registry.base import Draft, ModelVersion
 from rtrec_ray.registry.changes import MemoryChangeBook
 from rtrec_ray.registry.memory import MemoryModelCenter
+from rtrec_ray.stores.changes import MemoryChangeLog, MemorySlots
 from rtrec_ray.stores.samples import MemorySampleStore
 from rtrec_ray.stores.training import MemoryTrainingBook
 from tests.sample_rows import START_MS
 from training.definition import DcnOptions, ModelDefinition, load_definition
-from training.ledger import TimerBell
 from training.loop import Learner
 from training.publish import Exporter, announce, publish
 
@@ -45,6 +45,7 @@ class MemoryConnections:
 
     def __post_init__(self) -> None:
         self._samples = MemorySampleStore()
+        self.slots = MemorySlots()
         self._center = MemoryModelCenter(self.root)
         self._events = MemoryNotificationStore(clock=self.clock)
         self._book = MemoryTrainingBook()
@@ -54,8 +55,8 @@ class MemoryConnections:
     def samples(self) -> MemorySampleStore:
         return self._samples
 
-    def bell(self) -> TimerBell:
-        return TimerBell()
+    def change_log(self, run: str) -> MemoryChangeLog:
+        return MemoryChangeLog(self._samples, self.slots, name=run)
 
     def center(self) -> MemoryModelCenter:
         return self._center
@@ -66,7 +67,7 @@ class MemoryConnections:
     def book(self) -> MemoryTrainingBook:
         return self._book
 
-    def changes(self) -> MemoryChangeBook:
+    def model_changes(self) -> MemoryChangeBook:
         return self._changes
 
     def metadata(self) -> MemoryMetadataStore:

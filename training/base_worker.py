@@ -12,15 +12,16 @@ from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.registry.base import Draft
 from rtrec_ray.stores.training import Beat
 from training import launch
-from training.dataset import encode
+from training.dataset import SampleBatch, encode
 from training.heldout import HeldOutRows
 from training.loop import Learner
-from training.metrics import evaluate
+from training.metrics import evaluate, log_losses
 from training.options import GateOptions
 from training.patience import patiently
 from training.plan import BasePlan, version_of
 from training.publish import Exporter, announce, publish
 from training.reading import PREFIX
+from training.sampling import importance
 
 __all__ = ["work"]
 
@@ -42,7 +43,7 @@ def work(plan: BasePlan) -> None:
 
 def _one_pass(plan: BasePlan, learner: Learner, number: int, rank: int) -> float:
     """Train on every sample once; answers the mean log loss of this worker's rows, each scored before it was learnt."""
-    definition, seen, total = plan.options.definition, 0, 0.0
+    definition, seen, total, weight = plan.options.definition, 0, 0.0, 0.0
     beat_due_s = monotonic_s()
     for block in train.get_dataset_shard("train").iter_batches(
         batch_size=learner.share,
@@ -51,14 +52,17 @@ def _one_pass(plan: BasePlan, learner: Learner, number: int, rank: int) -> float
         local_shuffle_seed=definition.seed + number,
     ):
         columns = {name.removeprefix(PREFIX): column for name, column in block.items() if name.startswith(PREFIX)}
-        result = learner.train(columns, block["label"], np.ones(len(block["label"])))
-        total += (evaluate(block["label"], result.probability).log_loss or 0.0) * len(block["label"])
-        seen += len(block["label"])
+        label, rate = block["label"], block["negative_rate"]
+        result = learner.train(columns, label, np.ones(len(label)), rate)
+        counted = importance(label, rate)
+        total += float((log_losses(label, result.probability) * counted).sum())
+        weight += float(counted.sum())
+        seen += len(label)
         if rank == 0 and monotonic_s() >= beat_due_s:
             done = plan.totals.rows * number + seen * plan.options.ray.workers
             _put_beat(plan, plan.beat(state="running", rows=done))
             beat_due_s = monotonic_s() + 2.0
-    return total / max(seen, 1)
+    return total / max(weight, 1.0)
 
 
 def _publish(plan: BasePlan, learner: Learner, losses: list[float]) -> None:
@@ -90,9 +94,13 @@ def _metrics(plan: BasePlan, learner: Learner, losses: list[float]) -> dict[str,
         plan.to_seq
     )
     exam = encode(rows, plan.options.definition.model_inputs, held_out_percent=0)
-    found = evaluate(exam.label, learner.score(exam.columns)).numbers("held_out_") if len(exam) else {}
+    found = _evaluated(exam, learner) if len(exam) else {}
     passes = {f"train_log_loss_pass_{number}": loss for number, loss in enumerate(losses, start=1)}
     return {**found, **passes, "train_rows": float(plan.totals.rows), "train_positives": float(plan.totals.positives)}
+
+
+def _evaluated(exam: SampleBatch, learner: Learner) -> dict[str, float]:
+    return evaluate(exam.label, learner.score(exam.columns), exam.importance).numbers("held_out_")
 
 
 def _parameters(plan: BasePlan) -> dict[str, str]:

@@ -20,7 +20,8 @@ _LOOK_BACK = 200  # versions; more than an hour of them
 
 @dataclass(slots=True, kw_only=True)
 class Chain:
-    """Where the run is. `root`: the base version; `parent`: the last published one; `position`: commit_seq trained to.
+    """Where the run is. `root`: the base version; `parent`: the last published one; `position`: commit_seq trained to;
+    `lsn`: from where on the write-ahead log has all that comes after it, None when that is not known.
 
     `definition`: with the steps of increments; the exporter has the base's own, so that the next start finds what this
     one found. `base` scores as the base does and is never trained; None where the run only learns (workers after the
@@ -30,6 +31,7 @@ class Chain:
     root: str
     parent: ModelVersion
     position: int
+    lsn: int | None
     trained_to_ms: int
     definition: ModelDefinition
     learner: Learner
@@ -81,6 +83,7 @@ def begin_chain(
         root=version.root,
         parent=version,
         position=card.to_seq,
+        lsn=version.draft.to_lsn,
         trained_to_ms=card.trained_to_ms,
         definition=increments,
         learner=learner,

@@ -18,12 +18,13 @@ import orjson
 import polars as pl
 
 from rtrec_ray.features.vector import ModelInput, assemble
+from training.sampling import SAMPLING_COLUMNS, importance, negative_rates
 
 __all__ = ["COLUMNS", "SampleBatch", "encode", "held_out", "seq_ranges"]
 
 COLUMNS: Final = (
     "commit_seq", "request_id", "item_id", "user_id", "event_time_ms", "revision", "label", "page_id", "position",
-    "features",
+    "features", *SAMPLING_COLUMNS,
 )  # fmt: skip
 """What training reads of a sample."""
 
@@ -38,7 +39,10 @@ _SALT: Final = b"held-out:"  # or arms of an experiment that split by the same h
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleBatch:
-    """n rows. `columns`: the model's inputs; the rest (n,). `first`: not a correction of an earlier revision."""
+    """n rows. `columns`: the model's inputs; the rest (n,). `first`: not a correction of an earlier revision.
+
+    `negative_rate`: share of the negatives like it that was kept, in (0, 1].
+    """
 
     columns: dict[str, npt.NDArray[Any]]
     label: npt.NDArray[np.float32]
@@ -46,6 +50,12 @@ class SampleBatch:
     held_out: npt.NDArray[np.bool_]
     commit_seq: npt.NDArray[np.int64]
     event_time_ms: npt.NDArray[np.int64]
+    negative_rate: npt.NDArray[np.float32]
+
+    @property
+    def importance(self) -> npt.NDArray[np.float64]:
+        """How many rows of the world each row stands for, (n,)."""
+        return importance(self.label, self.negative_rate)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -59,6 +69,7 @@ class SampleBatch:
             held_out=self.held_out[rows],
             commit_seq=self.commit_seq[rows],
             event_time_ms=self.event_time_ms[rows],
+            negative_rate=self.negative_rate[rows],
         )
 
 
@@ -87,6 +98,7 @@ def encode(frame: pl.DataFrame, inputs: Sequence[ModelInput], *, held_out_percen
         held_out=held_out(frame["request_id"].to_list(), percent=held_out_percent),
         commit_seq=frame["commit_seq"].to_numpy().astype(np.int64),
         event_time_ms=frame["event_time_ms"].to_numpy().astype(np.int64),
+        negative_rate=negative_rates(frame),
     )
 
 

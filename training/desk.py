@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from rtrec_ray.clock import Clock
 from rtrec_ray.notification.base import NotificationStore
 from rtrec_ray.registry.base import ModelCenter
+from rtrec_ray.stores.changes import ChangeLog
 from rtrec_ray.stores.samples import SampleStore
 from rtrec_ray.stores.training import TrainingBook
-from training.ledger import Bell
 from training.options import Connections
 
 __all__ = ["Desk", "sit_down"]
@@ -20,7 +20,7 @@ class Desk:
     """What a worker of the incremental run works with; `close` gives the connections back."""
 
     samples: SampleStore
-    bell: Bell
+    log: ChangeLog
     center: ModelCenter
     events: NotificationStore
     book: TrainingBook
@@ -29,16 +29,16 @@ class Desk:
 
     def close(self) -> None:
         """Close what holds connections."""
-        self.bell.close()
+        self.log.close()
         self.book.close()
         self.events.close()
 
 
-def sit_down(connections: Connections) -> Desk:
-    """Connect to everything. Raises RegistryUnavailable."""
+def sit_down(connections: Connections, *, run: str) -> Desk:
+    """Connect to everything; `run`: the name of its consumer. Raises RegistryUnavailable."""
     return Desk(
         samples=connections.samples(),
-        bell=connections.bell(),
+        log=connections.change_log(run),
         center=connections.center(),
         events=connections.events(),
         book=connections.book(),

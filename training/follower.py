@@ -1,12 +1,14 @@
 """The incremental run without Ray: follows the ledger, scores each sample, learns from it, publishes versions.
 
 It keeps nothing that it cannot find again: after a crash it goes on from the last version of its chain and that
-version's place in the ledger, so no sample is in a version twice, and none is left out.
+version's place in the change log, so no sample is in a version twice, and none is left out. Its slot is acknowledged
+no further than that.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -14,8 +16,10 @@ import polars as pl
 import tensorflow as tf
 
 from rtrec_ray.clock import monotonic_s
-from rtrec_ray.errors import ModelRejected
+from rtrec_ray.errors import ModelRejected, ServerUnavailable
+from rtrec_ray.notification.base import CHANGE_LOG, CHANGE_LOG_FELL_BACK, NewEvent
 from rtrec_ray.registry.base import ModelVersion, fallen
+from rtrec_ray.stores.changes import Changes, LogPlace
 from rtrec_ray.stores.training import Beat, RunState
 from training.chain import Chain, begin_chain, newest_of_chain
 from training.dataset import COLUMNS, SampleBatch, encode
@@ -53,7 +57,10 @@ class Follower:
         self._first = lockstep.rank == 0
         self._chain: Chain | None = None
         self._window = ProgressWindow(rows=options.window_rows)
-        self._lag_rows = 0
+        self._arrived: Changes | None = None
+        self._high_water = 0
+        self._fallbacks_told = 0
+        self._pause = threading.Event()
         self._due: dict[str, float] = {}
         self._publisher = Publisher(options, desk, epoch=epoch)
 
@@ -84,7 +91,7 @@ class Follower:
             if version is not None:
                 return Turn(action="begin", version=version.version)
         if self._chain is None:
-            self._desk.bell.wait(self._options.look_every_s)
+            self._pause.wait(self._options.look_every_s)
             return Turn(action="wait")
         return self._next_rows(self._chain)
 
@@ -99,14 +106,19 @@ class Follower:
         return chain.root == champion.root and fallen(self._desk.center, chain.parent.version) is None
 
     def _next_rows(self, chain: Chain) -> Turn:
-        high = self._desk.samples.high_water()
-        self._lag_rows = high - chain.position
+        if self._is_due("lag", 1.0):
+            self._high_water = self._desk.samples.high_water()
         self._tell(chain)
-        if high > chain.position:
-            most = chain.definition.batch_rows * self._options.batches_per_turn
-            return Turn(action="train", to_seq=min(high, chain.position + most))
-        self._desk.bell.wait(self._options.look_every_s)
-        return Turn(action="wait")
+        most = chain.definition.batch_rows * self._options.batches_per_turn
+        try:
+            self._arrived = self._desk.log.poll(max_rows=most, timeout_s=self._options.look_every_s)
+        except ServerUnavailable:
+            # A newer start may have taken the slot: ask the book before taking it back.
+            self._due["beat"] = 0.0
+            raise
+        if self._arrived is None:
+            return Turn(action="wait")
+        return Turn(action="train", to_seq=self._arrived.place.commit_seq)
 
     def _begin(self, version: str) -> None:
         known = self._desk.center.get(version)
@@ -114,12 +126,15 @@ class Follower:
             raise ModelRejected(f"model version {version} is gone")
         self._take_arrived(patient=True)
         self._chain = begin_chain(self._desk.center, known, strategy=self._strategy)
+        if self._first:
+            self._arrived = None
+            self._desk.log.begin(LogPlace(commit_seq=self._chain.position, lsn=self._chain.lsn))
         self._window = ProgressWindow(rows=self._options.window_rows)
         self._due["publish"] = monotonic_s() + self._options.publish_every_s
         log.info("increments_begin", extra={"version": version, "commit_seq": self._chain.position})
 
     def _train(self, to_seq: int) -> None:
-        """Take in the ledger up to `to_seq`; goes on where it was when it failed half-way."""
+        """Take in what arrived, up to `to_seq`; goes on where it was when it failed half-way."""
         chain = self._chain
         assert chain is not None
         read = self._read(chain, to_seq)  # all at once: with small steps a query each would cost more than the steps
@@ -131,9 +146,15 @@ class Follower:
                 self._learn(chain, read[first:last])
             chain.position = upto
         chain.position = to_seq
+        if self._arrived is not None:
+            chain.lsn = self._arrived.place.lsn
 
     def _read(self, chain: Chain, to_seq: int) -> SampleBatch | None:
-        rows = list(self._desk.samples.scan(from_seq_exclusive=chain.position, to_seq=to_seq, columns=COLUMNS))
+        if self._arrived is not None:
+            rows = [self._arrived.rows]
+        else:
+            # Another worker than the first: what the log gave that one is readable by number.
+            rows = list(self._desk.samples.scan(from_seq_exclusive=chain.position, to_seq=to_seq, columns=COLUMNS))
         if not rows:
             return None
         percent = self._options.held_out_percent
@@ -142,21 +163,38 @@ class Follower:
     def _learn(self, chain: Chain, batch: SampleBatch) -> None:
         # Every worker reads the same rows and takes each n-th: equal shares, the rest filled up with weight zero.
         mine = batch[self._lockstep.rank :: self._lockstep.workers]
-        result = chain.learner.train(mine.columns, mine.label, (~mine.held_out).astype(np.float32))
+        result = chain.learner.train(mine.columns, mine.label, (~mine.held_out).astype(np.float32), mine.negative_rate)
         chain.steps_left_out += not result.finite
         if self._first:
             # A correction is a lesson, but no exam: the model has seen that impression before.
             base = chain.base.score(mine.columns)
-            self._window.add(label=mine.label[mine.first], own=result.probability[mine.first], base=base[mine.first])
+            new = mine.first
+            self._window.add(
+                label=mine.label[new], own=result.probability[new], base=base[new], weight=mine.importance[new]
+            )
         chain.took(batch)
 
     def _tell(self, chain: Chain) -> None:
-        """Points of progress and new versions, when their time has come."""
+        """Points of progress and new versions, when their time has come; and what became of the log."""
+        self._tell_fallbacks(chain)
+        if not chain.moved():
+            # All that was delivered is in a stored version; what passed since had nothing for this run.
+            self._desk.log.acknowledge(self._desk.log.place)
         if self._is_due("progress", self._options.progress_every_s):
             self._put_point(chain)
         self._take_arrived()
         if not self._publisher.busy and chain.moved() and self._is_due("publish", self._options.publish_every_s):
             self._publisher.send(chain)
+
+    def _tell_fallbacks(self, chain: Chain) -> None:
+        health = self._desk.log.health
+        if health.fallbacks > self._fallbacks_told:
+            context = {"reason": health.reason, "commit_seq": chain.position, "fallbacks": health.fallbacks}
+            name = self._options.run
+            self._desk.events.send(
+                NewEvent(key=CHANGE_LOG, value=name, type=CHANGE_LOG_FELL_BACK, sender=name, context=context)
+            )
+            self._fallbacks_told = health.fallbacks
 
     def _put_point(self, chain: Chain) -> None:
         if not self._window.fresh:
@@ -164,7 +202,7 @@ class Follower:
         point = self._window.point(
             commit_seq=chain.position,
             event_time_ms=chain.trained_to_ms,
-            lag_rows=self._lag_rows,
+            lag_rows=self._lag(chain),
             base_version=chain.root,
         )
         self._desk.book.put(self._options.run, point)
@@ -181,6 +219,7 @@ class Follower:
             self._due["publish"] = monotonic_s() + min(_PUBLISH_AGAIN_S, self._options.publish_every_s)
         elif self._chain is not None and version.root == self._chain.root:
             self._chain.parent = version
+            self._desk.log.acknowledge(LogPlace(commit_seq=version.draft.to_seq, lsn=version.draft.to_lsn))
 
     def _stop(self) -> None:
         if not self._first:
@@ -189,6 +228,7 @@ class Follower:
         chain = self._chain
         if chain is not None:
             patiently(lambda: self._put_point(chain))
+            patiently(lambda: self._tell_fallbacks(chain))
             if chain.moved():
                 self._publisher.send(chain)
                 self._take_arrived(patient=True)
@@ -199,17 +239,26 @@ class Follower:
         if chain is None:
             beat = Beat(state=state or "waiting", message="" if state else "no model version serves yet")
         else:
+            health = self._desk.log.health
             beat = Beat(
                 state=state or "running",
                 commit_seq=chain.position,
                 event_time_ms=chain.trained_to_ms,
-                lag_rows=self._lag_rows,
+                lag_rows=self._lag(chain),
                 rows_trained=chain.rows_trained,
                 version=chain.parent.version,
                 base_version=chain.root,
                 mlflow_run=self._publisher.mlflow_run,
+                lsn=chain.parent.draft.to_lsn,
+                followed_by=health.followed_by,
+                fallbacks=health.fallbacks,
+                fallback_reason=health.reason,
             )
         return self._desk.book.beat(self._options.run, self._epoch, beat)
+
+    def _lag(self, chain: Chain) -> int:
+        """Revisions still ahead, as of a second ago."""
+        return max(0, self._high_water - chain.position)
 
     def _is_due(self, what: str, every_s: float) -> bool:
         now_s = monotonic_s()

@@ -26,6 +26,7 @@ from training.heldout import HeldOutRows
 from training.options import Connections, GateOptions
 from training.patience import patiently
 from training.publish import announce
+from training.sampling import importance, negative_rates
 from training.served import ServedModel, load_served
 from training.validate import Exam, Verdict, judge
 
@@ -116,6 +117,7 @@ class ValidationGate:
             candidate=_scores(candidate, rows),
             champion=None if champion is None else self._champion_scores(champion, rows),
             base_rate=candidate.card.base_rate,
+            weight=importance(rows["label"].to_numpy(), negative_rates(rows)),
         )
 
     def _champion_scores(self, champion: ModelVersion, rows: pl.DataFrame) -> np.ndarray | None:
@@ -145,7 +147,7 @@ class ValidationGate:
 
     def _life_cycle(self) -> LifeCycle:
         if self._changes is None:
-            self._changes = self._connections.changes()
+            self._changes = self._connections.model_changes()
         return LifeCycle(self._reach_center(), self._changes)
 
     def _rows(self) -> pl.DataFrame:

@@ -37,7 +37,7 @@ class Together:
 def work(plan: IncrementalPlan) -> None:
     """One worker of Ray Train."""
     rank, workers = launch.world()
-    desk = sit_down(plan.connections)
+    desk = sit_down(plan.connections, run=plan.options.run)
     follower = Follower(
         plan.options,
         desk,

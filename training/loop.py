@@ -63,14 +63,17 @@ class Learner:
         self._step = self._traced_step()
         self._score = self._traced_score()
 
-    def train(self, columns: Mapping[str, Column], label: Column, weight: Column) -> StepResult:
+    def train(
+        self, columns: Mapping[str, Column], label: Column, weight: Column, negative_rate: Column | None = None
+    ) -> StepResult:
         """Score up to `share` rows, then make one step on them. All workers must call it together.
 
-        label, weight: (n,); a row of weight 0 is scored only.
+        label, weight: (n,); a row of weight 0 is scored only. negative_rate: (n,) in (0, 1], the share of negatives
+        that was kept; None: all. Probabilities are the world's, the loss is that of what was kept.
         """
-        probability, finite = self._step(
-            self._tensors(columns), tf.constant(self._fill(label)), tf.constant(self._fill(weight))
-        )
+        log_rate = np.zeros(len(label)) if negative_rate is None else np.log(negative_rate)
+        vectors = (tf.constant(self._fill(values)) for values in (label, weight, log_rate))
+        probability, finite = self._step(self._tensors(columns), *vectors)
         return StepResult(probability=probability.numpy()[: len(label)].astype(np.float64), finite=bool(finite))
 
     def score(self, columns: Mapping[str, Column]) -> npt.NDArray[np.float64]:
@@ -125,9 +128,9 @@ class Learner:
         update = _update(self.model, self._parts)
         vector = tf.TensorSpec((self.share,), tf.float32)
 
-        @tf.function(input_signature=[raw_specs(self.definition, rows=self.share), vector, vector])
-        def step(columns: Any, label: Any, weight: Any) -> Any:
-            probability, finite = self._strategy.run(update, args=(columns, label, weight))
+        @tf.function(input_signature=[raw_specs(self.definition, rows=self.share), vector, vector, vector])
+        def step(columns: Any, label: Any, weight: Any, log_rate: Any) -> Any:
+            probability, finite = self._strategy.run(update, args=(columns, label, weight, log_rate))
             # One replica a worker: its own value is the one of its rows.
             return self._strategy.experimental_local_results(probability)[0], self._strategy.experimental_local_results(
                 finite
@@ -146,10 +149,11 @@ class Learner:
 def _update(model: Recommender, parts: tuple[Part, ...]) -> Any:
     """The step of one replica; the optimizers sum gradients over replicas."""
 
-    def update(columns: Any, label: Any, weight: Any) -> Any:
+    def update(columns: Any, label: Any, weight: Any, log_rate: Any) -> Any:
         with tf.GradientTape() as tape:
             logit = model(columns)
-            loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=label, logits=logit)
+            # The log odds of what was kept of the world (training/sampling.py); the model's own stay the world's.
+            loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=label, logits=logit - log_rate)
             total = tf.reduce_sum(loss * weight)
         found = tape.gradient(total, [part.variables for part in parts])
         gradients = [[tf.convert_to_tensor(gradient) for gradient in of_part] for of_part in found]

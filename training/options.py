@@ -15,11 +15,13 @@ from rtrec_ray.registry.base import ModelCenter
 from rtrec_ray.registry.changes import ChangeBook
 from rtrec_ray.registry.changes_postgres import PostgresChangeBook
 from rtrec_ray.registry.options import RegistryOptions
+from rtrec_ray.stores.changes import ChangeLog
+from rtrec_ray.stores.changes_postgres import PostgresChangeLog
 from rtrec_ray.stores.samples import SampleStore
 from rtrec_ray.stores.samples_postgres import PostgresSampleStore
 from rtrec_ray.stores.training import PostgresTrainingBook, TrainingBook
+from training.dataset import COLUMNS
 from training.definition import ModelDefinition
-from training.ledger import Bell, LedgerBell
 
 __all__ = ["BaseOptions", "Connections", "GateOptions", "IncrementalOptions", "RayOptions", "ServerConnections"]
 
@@ -36,8 +38,8 @@ class Connections(Protocol):
         """The sample store."""
         ...
 
-    def bell(self) -> Bell:
-        """What rings when samples are added."""
+    def change_log(self, run: str) -> ChangeLog:
+        """The change log, for the consumer of this name: what training reads of a sample."""
         ...
 
     def center(self) -> ModelCenter:
@@ -52,7 +54,7 @@ class Connections(Protocol):
         """The book of training runs."""
         ...
 
-    def changes(self) -> ChangeBook:
+    def model_changes(self) -> ChangeBook:
         """The book of model changes."""
         ...
 
@@ -79,9 +81,9 @@ class ServerConnections:
         """See Connections."""
         return PostgresSampleStore(self.postgres)
 
-    def bell(self) -> Bell:
+    def change_log(self, run: str) -> ChangeLog:
         """See Connections."""
-        return LedgerBell(self.postgres)
+        return PostgresChangeLog(self.postgres, name=run, columns=COLUMNS)
 
     def center(self) -> ModelCenter:
         """See Connections."""
@@ -98,7 +100,7 @@ class ServerConnections:
         """See Connections."""
         return PostgresTrainingBook(self.postgres)
 
-    def changes(self) -> ChangeBook:
+    def model_changes(self) -> ChangeBook:
         """See Connections."""
         return PostgresChangeBook(self.postgres, clock=self.clock)
 
@@ -141,7 +143,7 @@ class BaseOptions:
 class IncrementalOptions:
     """A run that follows the ledger. Periods in s of wall time.
 
-    `publish_every_s`: a full version; `look_every_s`: for new samples when no notice of them comes; `check_every_s`:
+    `publish_every_s`: a full version; `look_every_s`: at everything else, while no sample comes; `check_every_s`:
     for a new base; `progress_every_s`: a point of progressive metrics; `window_rows`: rows behind AUC and calibration.
     `batches_per_turn`: batches between two looks at everything else.
     """

@@ -25,8 +25,8 @@ class BasePlan:
 
     @property
     def base_rate(self) -> float:
-        """The share of clicks."""
-        return self.totals.positives / self.totals.rows
+        """The share of clicks, of all that was shown."""
+        return self.totals.positives / self.totals.shown
 
     def beat(self, *, state: RunState, rows: int, version: str | None = None) -> Beat:
         """A sign of life after `rows` rows."""

@@ -71,7 +71,7 @@ def publish(center: ModelCenter, exporter: Exporter, state: State, draft: Draft)
 
 def announce(connections: Announcing, version: ModelVersion) -> None:
     """Tell that a version was made, and write down what made it: once, however often. Raises StoreUnavailable."""
-    with closing(connections.changes()) as book:
+    with closing(connections.model_changes()) as book:
         book.generated(generated(version), lineage_of(version, snapshot=connections.snapshot))
 
 
@@ -83,7 +83,7 @@ class Announcing(Protocol):
         """See Connections."""
         ...
 
-    def changes(self) -> ChangeBook:
+    def model_changes(self) -> ChangeBook:
         """See Connections."""
         ...
 

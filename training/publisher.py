@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from rtrec_ray.errors import ModelRejected, ServerUnavailable
 from rtrec_ray.registry.base import Draft, ModelVersion
+from rtrec_ray.stores.changes import lsn_text
 from rtrec_ray.stores.training import ProgressPoint
 from training.chain import Chain
 from training.desk import Desk
@@ -67,13 +68,14 @@ class Publisher:
             model=chain.definition.family,
             from_seq=chain.parent.draft.to_seq + 1,
             to_seq=chain.position,
+            to_lsn=chain.lsn,
             trained_to_ms=chain.trained_to_ms,
             created_ms=self._desk.clock.now_ms(),
             parent=chain.parent.version,
             base=chain.root,
             job=self._job,
             definitions=chain.exporter.definition.named(self._options.definitions),
-            parameters={"family": chain.definition.family, "base": chain.root, "parent": chain.parent.version},
+            parameters=_parameters(chain),
             metrics={"rows_trained": float(chain.rows_trained), "steps_left_out": float(chain.steps_left_out)},
         )
 
@@ -108,6 +110,12 @@ class Publisher:
         if self.mlflow_run is not None:
             with suppress(ServerUnavailable):  # it then looks as if it went on, which harms nobody
                 self._desk.center.close_run(self.mlflow_run)
+
+
+def _parameters(chain: Chain) -> dict[str, str]:
+    lineage = {"family": chain.definition.family, "base": chain.root, "parent": chain.parent.version}
+    place = {"commit_seq": str(chain.position)} | ({} if chain.lsn is None else {"lsn": lsn_text(chain.lsn)})
+    return {**lineage, **place}
 
 
 def _metrics(point: ProgressPoint) -> dict[str, float]:

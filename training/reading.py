@@ -16,19 +16,25 @@ from ray.data import Dataset
 from training.dataset import COLUMNS, SampleBatch, encode, held_out, seq_ranges
 from training.definition import ModelDefinition
 from training.options import BaseOptions, Connections
+from training.sampling import importance
 
 __all__ = ["PREFIX", "LedgerReader", "Totals", "read_samples", "totals"]
 
 PREFIX: Final = "x."  # before the model's inputs among the columns, so that no input can be taken for a label
+_COUNTED: Final = ["label", "event_time_ms", "negative_rate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """Of the samples to train on: rows, clicks, event time of the newest, ms UTC."""
+    """Of the samples to train on: rows, clicks, event time of the newest, ms UTC.
+
+    `shown`: rows of the world that they stand for.
+    """
 
     rows: int = 0
     positives: int = 0
     newest_ms: int = 0
+    shown: float = 0.0
 
 
 def read_samples(options: BaseOptions, connections: Connections, *, to_seq: int) -> Dataset:
@@ -48,15 +54,16 @@ def read_samples(options: BaseOptions, connections: Connections, *, to_seq: int)
 
 
 def totals(samples: Dataset) -> Totals:
-    """Count the samples, by two narrow columns."""
+    """Count the samples, by three narrow columns."""
     if samples.count() == 0:
         return Totals()
     found = Totals()
-    for block in samples.select_columns(["label", "event_time_ms"]).iter_batches(batch_size=None, batch_format="numpy"):
+    for block in samples.select_columns(_COUNTED).iter_batches(batch_size=None, batch_format="numpy"):
         found = Totals(
             rows=found.rows + len(block["label"]),
             positives=found.positives + int(block["label"].sum()),
             newest_ms=max(found.newest_ms, int(block["event_time_ms"].max())),
+            shown=found.shown + float(importance(block["label"], block["negative_rate"]).sum()),
         )
     return found
 
@@ -83,4 +90,4 @@ class LedgerReader:
 
 def _block(batch: SampleBatch) -> dict[str, Any]:
     columns = {f"{PREFIX}{name}": column for name, column in batch.columns.items()}
-    return {**columns, "label": batch.label, "event_time_ms": batch.event_time_ms}
+    return {**columns, "label": batch.label, "event_time_ms": batch.event_time_ms, "negative_rate": batch.negative_rate}

@@ -38,6 +38,7 @@ class Exam:
     """Held-out rows and what models say of them: each (n,). `champion`: None for a first version.
 
     `request`: any integers, equal for rows of one request. `base_rate`: what a model without features would say.
+    `weight`: how many rows of the world each stands for; None: itself.
     """
 
     label: Array
@@ -45,6 +46,12 @@ class Exam:
     candidate: Array
     champion: Array | None
     base_rate: float
+    weight: Array | None = None
+
+    @property
+    def counted(self) -> Array:
+        """The weights, (n,)."""
+        return np.ones(len(self.label)) if self.weight is None else self.weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,25 +77,30 @@ def judge(exam: Exam, options: GateOptions) -> Verdict:
         return Verdict(reasons=(reason,), metrics={"held_out_requests": float(requests)})
     if not np.isfinite(exam.candidate).all() or exam.candidate.min() < 0.0 or exam.candidate.max() > 1.0:
         return Verdict(reasons=("its probabilities are not all numbers from 0 to 1",), metrics={})
-    metrics = evaluate(exam.label, exam.candidate).numbers("held_out_") | {"held_out_requests": float(requests)}
+    found = evaluate(exam.label, exam.candidate, exam.counted)
+    metrics = found.numbers("held_out_") | {"held_out_requests": float(requests)}
     reasons = [*_calibrated(exam, options, metrics), *_as_good(exam, options, metrics)]
     return Verdict(reasons=tuple(reasons), metrics=metrics)
 
 
-def difference(mine: Array, other: Array, request: Array, options: GateOptions) -> Interval:
-    """The mean over rows of mine - other, with its interval by resampling whole requests.
+def difference(
+    mine: Array, other: Array, request: Array, options: GateOptions, *, weight: Array | None = None
+) -> Interval:
+    """The mean over rows of mine - other, with its interval by resampling whole requests; weight: (n,), None: 1 each.
 
     >>> few = GateOptions(resamples=50)
     >>> difference(np.ones(4), np.zeros(4), np.array([1, 1, 2, 3]), few)
     Interval(mean=1.0, low=1.0, high=1.0)
     """
-    return _ratio(mine - other, np.ones(len(mine)), request, options)
+    counted = np.ones(len(mine)) if weight is None else weight
+    return _ratio((mine - other) * counted, counted, request, options)
 
 
 def _calibrated(exam: Exam, options: GateOptions, metrics: dict[str, float]) -> list[str]:
     if not (exam.label > 0.5).any():
         return []  # without a click there is no ratio, and the log loss still speaks
-    ratio = _ratio(exam.label, exam.candidate, exam.request, options)  # clicks over predicted: never a division by zero
+    # Clicks over predicted: never a division by zero.
+    ratio = _ratio(exam.label * exam.counted, exam.candidate * exam.counted, exam.request, options)
     metrics |= {"clicks_over_predicted_low": ratio.low, "clicks_over_predicted_high": ratio.high}
     low, high = options.calibration
     if ratio.low > 1.0 / low or ratio.high < 1.0 / high:
@@ -103,9 +115,9 @@ def _as_good(exam: Exam, options: GateOptions, metrics: dict[str, float]) -> lis
     if exam.champion is not None:
         name, other = "champion", exam.champion
     theirs = log_losses(exam.label, other)
-    gap = difference(own, theirs, exam.request, options)
+    gap = difference(own, theirs, exam.request, options, weight=exam.counted)
     metrics |= {f"over_{name}": gap.mean, f"over_{name}_low": gap.low, f"over_{name}_high": gap.high}
-    if gap.low > options.negligible * float(theirs.mean()):
+    if gap.low > options.negligible * float(np.average(theirs, weights=exam.counted)):
         return [f"its log loss is above that of the {name} by {gap.mean:.6f} ({gap.low:.6f} to {gap.high:.6f})"]
     return []
 

@@ -86,6 +86,9 @@ def _run(run: TrainingRun) -> dict[str, Any]:
         **dict.fromkeys(SHOWN, 0),
         "in": beat.rows_trained,
         "version": beat.version,
+        "followed_by": beat.followed_by,
+        "fallbacks": beat.fallbacks,
+        "fallback_reason": beat.fallback_reason,
     }
 
 

@@ -97,7 +97,7 @@ def _gate(system: System) -> list[Work]:
     gate = ValidationGate(options, servers)
     return [
         Endless(partial(_run_gate, servers, gate.run), end=gate.stop),
-        AliasWatch(lambda: (servers.center(), servers.changes())),
+        AliasWatch(lambda: (servers.center(), servers.model_changes())),
     ]
 
 

@@ -17,8 +17,10 @@ from rtrec_ray.kafka.connect import connect_producer
 from rtrec_ray.postgres.connection import connect, transaction
 from rtrec_ray.simulate.replay import ReplayOptions, ReplaySummary
 from rtrec_ray.simulate.replay import replay as write_log
+from rtrec_ray.stores.changes import lsn_text
 from rtrec_ray.stores.progress import read_stages
 from rtrec_ray.stores.samples_postgres import PostgresSampleStore
+from rtrec_ray.stores.slots import drop_slot, list_slots, read_means
 
 
 @click.command()
@@ -74,6 +76,29 @@ def stats(where: Where) -> None:
     system = open_system(where.config, where.data_dir)
     found = PostgresSampleStore(system.postgres).stats().as_dict()
     where.answer(found, lambda: _print_pairs(found))
+
+
+@samples.command()
+@click.option("--drop", metavar="NAME", help="End the consumer of this slot and give up the log that is kept for it.")
+@command
+def slots(where: Where, drop: str | None) -> None:
+    """List the consumers of the change log: how far each is, and how much of the log is kept for it."""
+    options = open_system(where.config, where.data_dir).postgres
+    if drop is not None:
+        drop_slot(options, drop)
+    found = {"slots": [asdict(slot) for slot in list_slots(options)], **asdict(read_means(options))}
+    where.answer(found, lambda: _print_slots(found))
+
+
+def _print_slots(found: Mapping[str, Any]) -> None:
+    for slot in found["slots"]:
+        state = "lost" if slot["lost"] else "active" if slot["active_pid"] else "idle"
+        kept = "-" if slot["kept_bytes"] is None else f"{slot['kept_bytes'] / 1e6:,.1f} MB kept"
+        click.echo(f"{slot['name']:<40} {state:<7} at {lsn_text(slot['lsn'])}  {kept}")
+    if found["no_stream"]:
+        click.echo(f"consumers follow by commit_seq: {found['no_stream']}")
+    elif not found["slots"]:
+        click.echo("no consumer has a slot")
 
 
 def _print_pairs(found: Mapping[str, Any]) -> None:

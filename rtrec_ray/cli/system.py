@@ -18,10 +18,11 @@ from configs.settings import load_settings
 from rtrec_ray.app.find import open_system
 from rtrec_ray.app.status import status as read_status
 from rtrec_ray.cli.options import Where, command
-from rtrec_ray.embedded.doctor import checks
+from rtrec_ray.embedded.doctor import Check, checks
 from rtrec_ray.embedded.state import claim, read_state
 from rtrec_ray.embedded.system import stop_other
-from rtrec_ray.errors import AlreadyRunning, EmbeddedFailure
+from rtrec_ray.errors import AlreadyRunning, EmbeddedFailure, StoreUnavailable
+from rtrec_ray.stores.slots import list_slots, read_means
 
 _LOOK_S = 1.0
 
@@ -64,7 +65,7 @@ def status(where: Where) -> None:
 @command
 def doctor(where: Where) -> int:
     """Say what this machine lacks."""
-    found = checks(where.data_dir)
+    found = [*checks(where.data_dir), *_change_log(where)]
     answer = {"ok": all(check.ok for check in found), "checks": [_plain(check) for check in found]}
     where.answer(answer, lambda: _print_checks(found))
     return 0 if answer["ok"] else 1
@@ -182,6 +183,24 @@ def _duration(ms: int) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def _change_log(where: Where) -> list[Check]:
+    """Of the PostgreSQL that runs or is named in --config; none is no fault."""
+    system = open_system(where.config, where.data_dir)
+    if system.addresses.postgres is None:
+        return []
+    try:
+        means, kept = read_means(system.postgres), list_slots(system.postgres)
+    except StoreUnavailable as error:
+        return [Check(name="change log", ok=False, detail=error.message, mend=error.mend)]
+    behind = ", ".join(f"{slot.name} keeps {(slot.kept_bytes or 0) / 1e6:,.1f} MB" for slot in kept)
+    if means.no_stream:
+        # Not a fault: training goes on, by commit_seq.
+        return [Check(name="change log", ok=True, detail=f"followed by commit_seq: {means.no_stream}")]
+    mend = "" if means.bound else "set max_slot_wal_keep_size, or a consumer that stays away fills the server's disk"
+    detail = f"logical replication, at most {means.bound or 'all'} kept for a consumer; {behind or 'no slots'}"
+    return [Check(name="change log", ok=means.bound is not None, detail=detail, mend=mend)]
 
 
 def _plain(check: Any) -> dict[str, Any]:

@@ -33,12 +33,17 @@ ROOT_MEND = "run it as an ordinary user, or allow user namespaces (sysctl user.m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresServerOptions:
-    """How the embedded PostgreSQL runs. `durable=False` gives up fsync: for tests only."""
+    """How the embedded PostgreSQL runs. `durable=False` gives up fsync: for tests only.
+
+    `slot_wal_keep`: log kept at most for a consumer that is away, so that a forgotten one does not fill the disk.
+    """
 
     directory: Path
     port: int = 0
     max_connections: int = 200
     durable: bool = True
+    wal_level: str = "logical"
+    slot_wal_keep: str = "4GB"
     start_timeout_s: float = 120.0
 
 
@@ -147,10 +152,10 @@ class PostgresServer(Server):
             "unix_socket_directories": "",
             "max_connections": self._options.max_connections,
             "password_encryption": "scram-sha-256",
-            "wal_level": "logical",
+            "wal_level": self._options.wal_level,
             "max_wal_senders": 20,
             "max_replication_slots": 20,
-            "max_slot_wal_keep_size": "4GB",
+            "max_slot_wal_keep_size": self._options.slot_wal_keep,
             "max_wal_size": "2GB",
             "shared_buffers": "256MB",
             "fsync": "on" if self._options.durable else "off",

@@ -23,6 +23,9 @@ MODEL_REJECTED: Final = "MODEL_REJECTED"
 MODEL_DEPLOYED: Final = "MODEL_DEPLOYED"
 MODEL_DEPRECATED: Final = "MODEL_DEPRECATED"
 
+CHANGE_LOG: Final = "change_log"  # the key of events about consumers of samples; the value is the consumer's name
+CHANGE_LOG_FELL_BACK: Final = "CHANGE_LOG_FELL_BACK"
+
 DEFAULT_NAMESPACE: Final = "default"
 
 # JSON writes U+0000 as an escape, which jsonb refuses; an even number of backslashes before it is text, not an escape.

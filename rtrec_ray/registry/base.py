@@ -21,6 +21,7 @@ Stage = Literal["generated", "validated", "deployed", "deprecated", "rejected"]
 class Draft:
     """What is known of a version before it has a number.
 
+    `to_lsn`: from there on the write-ahead log has every later sample; None when that is not known.
     `model` is the family (logistic, dcn). The samples behind it are those with from_seq <= commit_seq <= to_seq, on top
     of `parent`; `base` is the base version at the chain's root (none for a base). `trained_to_ms` is the event time of
     the newest sample, ms UTC; `created_ms` when it was made, by the clock of events.
@@ -36,6 +37,7 @@ class Draft:
     base: str | None = None
     job: str = ""
     definitions: str = ""
+    to_lsn: int | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
 

@@ -29,7 +29,11 @@ _ALIVE = ("starting", "waiting", "running")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
-    """A sign of life. `commit_seq`, `event_time_ms`: of the newest sample taken in; `lag_rows`: samples still ahead."""
+    """A sign of life. `commit_seq`, `event_time_ms`: of the newest sample taken in; `lag_rows`: samples still ahead.
+
+    `lsn`: where the last stored version stands in the write-ahead log; `followed_by`: stream or scan; `fallbacks`:
+    times that its slot was lost, `fallback_reason`: why the last time, or why there is no stream.
+    """
 
     state: RunState
     commit_seq: int | None = None
@@ -40,6 +44,13 @@ class Beat:
     base_version: str | None = None
     mlflow_run: str | None = None
     message: str = ""
+    lsn: int | None = None
+    followed_by: str | None = None
+    fallbacks: int = 0
+    fallback_reason: str = ""
+
+
+_BEATEN = len(Beat.__slots__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,10 +159,10 @@ class PostgresTrainingBook:
             run: TrainingRun(
                 run=run,
                 epoch=epoch,
-                beat=Beat(**dict(zip(Beat.__slots__, values[:9], strict=True))),
-                stop_requested=values[9],
-                up=values[10],
-                age_ms=values[11],
+                beat=Beat(**dict(zip(Beat.__slots__, values[:_BEATEN], strict=True))),
+                stop_requested=values[_BEATEN],
+                up=values[_BEATEN + 1],
+                age_ms=values[_BEATEN + 2],
             )
             for run, epoch, *values in rows
         }

@@ -20,6 +20,10 @@ BEAT = Beat(
     base_version="1",
     mlflow_run="abc",
     message="",
+    lsn=5_000_000_000,
+    followed_by="stream",
+    fallbacks=2,
+    fallback_reason="slot lost: wal_removed",
 )
 
 

@@ -43,7 +43,11 @@ def test_a_run_outlives_its_database_and_learns_every_sample_once(
     center = memory.center()
     servers = ServerConnections(postgres=PostgresOptions(dsn=database), registry=RegistryOptions(url=""))
     desk = replace(
-        sit_down(memory), samples=servers.samples(), bell=servers.bell(), events=servers.events(), book=servers.book()
+        sit_down(memory, run="incremental"),
+        samples=servers.samples(),
+        log=servers.change_log("incremental"),
+        events=servers.events(),
+        book=servers.book(),
     )
     options = IncrementalOptions(publish_every_s=0.2, look_every_s=0.1, progress_every_s=0.1)
     follower = Follower(options, desk, epoch=desk.book.open(options.run))

@@ -12,7 +12,7 @@ import pytest
 
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import LeaseLost, RegistryUnavailable, StoreUnavailable
-from rtrec_ray.notification.base import MODEL, MODEL_GENERATED, EventFilter
+from rtrec_ray.notification.base import CHANGE_LOG_FELL_BACK, MODEL, MODEL_GENERATED, EventFilter
 from rtrec_ray.registry.base import ModelCenter, rollback
 from rtrec_ray.stores.samples import MemorySampleStore
 from tests.sample_rows import sample_rows
@@ -40,7 +40,7 @@ def follow(connections: MemoryConnections, *, publish_every_s: float = NEVER_S, 
     """A new start of the run."""
     desk = {
         "samples": connections.samples(),
-        "bell": connections.bell(),
+        "log": connections.change_log("incremental"),
         "center": connections.center(),
         "events": connections.events(),
         "book": connections.book(),
@@ -304,13 +304,58 @@ class _Away:
 def test_samples_are_learnt_once_though_the_store_goes_away_in_between(connections):
     put_base(connections, small_definition())
     connections.samples().append(sample_rows(ROWS))
-    store = _Away(connections.samples(), times=3, error=StoreUnavailable("away"), names=("scan", "high_water"))
-    follower = follow(connections, samples=store)
+    log = _Away(connections.change_log("incremental"), times=2, error=StoreUnavailable("away"), names=("poll",))
+    store = _Away(connections.samples(), times=1, error=StoreUnavailable("away"), names=("high_water",))
+    follower = follow(connections, samples=store, log=log)
     drive(follower, lambda: position(follower) == ROWS)
     stop(connections, follower)
-    assert store.left == 0
+    assert (store.left, log.left) == (0, 0)
     last = connections.center().list()[0].version
     assert same(weights(connections, last), learnt_directly(connections, ROWS))
+
+
+def test_the_slot_is_acknowledged_to_the_last_stored_version_and_no_further(connections):
+    put_base(connections, small_definition())
+    follower = follow(connections)
+    drive(follower, lambda: "incremental" in connections.slots.acknowledged)
+    connections.samples().append(sample_rows(ROWS))
+    drive(follower, lambda: position(follower) == ROWS)
+    follower.turn()
+    assert connections.slots.acknowledged["incremental"] == 0
+    stop(connections, follower)
+    version = connections.center().list()[0]
+    assert (version.draft.to_seq, version.draft.to_lsn, version.draft.parameters["lsn"]) == (ROWS, ROWS, "0/100")
+    assert connections.slots.acknowledged["incremental"] == ROWS
+    assert connections.book().runs()["incremental"].beat.lsn == ROWS
+
+
+def test_a_lost_slot_costs_no_sample_and_is_told(connections):
+    put_base(connections, small_definition())
+    follower = follow(connections)
+    connections.samples().append(sample_rows(ROWS))
+    drive(follower, lambda: position(follower) == ROWS)
+    connections.slots.lost.add("incremental")
+    connections.samples().append(sample_rows(ROWS, seed=1, first=ROWS))
+    drive(follower, lambda: position(follower) == 2 * ROWS)
+    stop(connections, follower)
+    last = connections.center().list()[0].version
+    assert same(weights(connections, last), learnt_directly(connections, 2 * ROWS))
+    beat = connections.book().runs()["incremental"].beat
+    assert (beat.followed_by, beat.fallbacks, beat.fallback_reason) == ("stream", 1, "slot lost")
+    (event,) = connections.events().list(EventFilter(type=CHANGE_LOG_FELL_BACK))
+    assert (event.key, event.value, event.context["reason"]) == ("change_log", "incremental", "slot lost")
+
+
+def test_a_run_without_a_slot_follows_by_number_and_says_so(connections):
+    connections.slots.forbidden = "wal_level is replica"
+    put_base(connections, small_definition())
+    connections.samples().append(sample_rows(ROWS))
+    follower = follow(connections)
+    drive(follower, lambda: position(follower) == ROWS)
+    stop(connections, follower)
+    beat = connections.book().runs()["incremental"].beat
+    assert (beat.followed_by, beat.fallbacks, beat.fallback_reason) == ("scan", 0, "wal_level is replica")
+    assert connections.center().list()[0].draft.to_lsn is None
 
 
 def test_training_goes_on_while_versions_cannot_be_stored(connections, eventually):

@@ -1,41 +1,13 @@
-"""The bell that rings when samples are added: LISTEN, so that a trainer neither polls nor waits for long."""
+"""The bell that rings when samples are added: LISTEN, for who follows the ledger by number without polling it."""
 
 from __future__ import annotations
 
 import select
-import threading
-from typing import Protocol
 
 from rtrec_ray.postgres.connection import Connection, PostgresOptions, connect, translated
 from rtrec_ray.postgres.statements import load
 
-__all__ = ["Bell", "LedgerBell", "TimerBell"]
-
-
-class Bell(Protocol):
-    """Something to wait on."""
-
-    def wait(self, timeout_s: float) -> None:
-        """Return when samples may have been added, at the latest after `timeout_s` (wall time)."""
-        ...
-
-    def close(self) -> None:
-        """Give back what it holds."""
-        ...
-
-
-class TimerBell:
-    """Rings only when the time is over."""
-
-    def __init__(self) -> None:
-        self._never = threading.Event()
-
-    def wait(self, timeout_s: float) -> None:
-        """See Bell."""
-        self._never.wait(timeout_s)
-
-    def close(self) -> None:
-        """See Bell."""
+__all__ = ["LedgerBell"]
 
 
 class LedgerBell:
@@ -46,7 +18,7 @@ class LedgerBell:
         self._connection: Connection | None = None
 
     def wait(self, timeout_s: float) -> None:
-        """See Bell. Raises StoreUnavailable."""
+        """Return when samples may have been added, at the latest after `timeout_s`. Raises StoreUnavailable."""
         with translated():
             try:
                 self._wait(self._open(), timeout_s)
@@ -55,17 +27,17 @@ class LedgerBell:
                 raise
 
     def close(self) -> None:
-        """See Bell."""
+        """Give back its connection."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None
 
     def _open(self) -> Connection:
         if self._connection is None or self._connection.closed:
-            self._connection = connect(self._options, application="rtrec-training-bell")
+            self._connection = connect(self._options, application="rtrec-samples-bell")
             self._connection.autocommit = True
             with self._connection.cursor() as cursor:
-                cursor.execute(load("rtrec_ray.stores.queries", "training.sql")["listen"])
+                cursor.execute(load("rtrec_ray.stores.queries", "changes.sql")["listen"])
         return self._connection
 
     @staticmethod
