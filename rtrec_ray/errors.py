@@ -14,6 +14,7 @@
     ├── LeaseLost                    the commit was fenced off: reload and start again
     ├── UnknownView                  no such feature view
     ├── BeyondRetention              the tiles of that time are gone
+    ├── SnapshotEnded                a scan's moment of the table is over
     ├── ReplayRefused                the log would arrive behind the system's watermark
     ├── VerifyImpossible             there is nothing to compare
     ├── FeaturesDiffer               features were served that the events do not give
@@ -110,6 +111,10 @@ class UnknownView(RtrecError):
 
 class BeyondRetention(RtrecError):
     """A feature was asked for as of a time whose tiles are no longer kept."""
+
+
+class SnapshotEnded(RtrecError):
+    """A part was read after its scan was closed, or its coordinator's connection was lost."""
 
 
 class BackfillImpossible(RtrecError):
