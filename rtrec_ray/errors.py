@@ -15,6 +15,7 @@
     ├── UnknownView                  no such feature view
     ├── BeyondRetention              the tiles of that time are gone
     ├── SnapshotEnded                a scan's moment of the table is over
+    ├── ExportRefused                something else lies where an export would go
     ├── ReplayRefused                the log would arrive behind the system's watermark
     ├── VerifyImpossible             there is nothing to compare
     ├── FeaturesDiffer               features were served that the events do not give
@@ -115,6 +116,10 @@ class BeyondRetention(RtrecError):
 
 class SnapshotEnded(RtrecError):
     """A part was read after its scan was closed, or its coordinator's connection was lost."""
+
+
+class ExportRefused(RtrecError):
+    """An export would overwrite what it did not write itself."""
 
 
 class BackfillImpossible(RtrecError):

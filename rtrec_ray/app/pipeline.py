@@ -12,6 +12,7 @@ from actors.feature import FeatureKeeper, FeatureOperator, KeeperOptions
 from actors.history import HistoryOperator, HistoryOptions, HistoryTidier
 from actors.operator import Operator
 from actors.sample import SampleOperator
+from actors.sample_keeper import SampleKeeper
 from actors.stage import Work
 from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.app.cluster import start_actor
@@ -23,6 +24,7 @@ from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
 from rtrec_ray.stores.samples_postgres import PostgresSampleLedger
+from rtrec_ray.stores.samples_retention import PostgresSampleRetention
 
 HISTORY, FEATURES, SAMPLES = "history", "features", "samples"
 STAGES = (HISTORY, FEATURES, SAMPLES)
@@ -70,7 +72,11 @@ def start_pipeline(system: System) -> list[Any]:
 
 def make_work(system: System, share: Share) -> list[Work]:
     """The loop of a share, and what one process does for all partitions; called in the share's actor."""
-    chores: dict[str, list[Callable[[System], Work]]] = {FEATURES: [_keeper], HISTORY: [_tidier]}
+    chores: dict[str, list[Callable[[System], Work]]] = {
+        FEATURES: [_keeper],
+        HISTORY: [_tidier],
+        SAMPLES: [_sample_keeper],
+    }
     if system.settings.daily.scheduled:
         chores[HISTORY].append(daily_runs)
     wanted = chores.get(share.stage, []) if share.index == 0 else []
@@ -86,6 +92,12 @@ def _keeper(system: System) -> FeatureKeeper:
 def _tidier(system: System) -> HistoryTidier:
     files = ArrowHistoryFiles(HistoryFilesOptions(uri=system.history_uri))
     return HistoryTidier(files, PostgresHistoryManifest(system.postgres), every_s=system.settings.history.tidy_every_s)
+
+
+def _sample_keeper(system: System) -> SampleKeeper:
+    kept, rules = system.settings.samples, system.samples
+    keep_ms = max(kept.retention_days * 86_400_000, rules.horizon_ms + rules.wait_ms)
+    return SampleKeeper(PostgresSampleRetention(system.postgres, keep_ms=keep_ms), every_s=kept.look_every_s)
 
 
 def _loop(system: System, share: Share) -> TaskLoop:

@@ -23,9 +23,7 @@ def overlay(request: pl.Series, item: pl.Series) -> pl.Series:
         .when(pl.col("request") == "{}")
         .then("item")
         .otherwise(
-            pl.concat_str(
-                pl.col("request").str.strip_suffix("}"), pl.lit(", "), pl.col("item").str.strip_prefix("{")
-            )
+            pl.concat_str(pl.col("request").str.strip_suffix("}"), pl.lit(", "), pl.col("item").str.strip_prefix("{"))
         )
     ).to_series()
     clash = _may_clash(frame)

@@ -95,8 +95,7 @@ class MemorySampleScan:
     def open(self, ask: ScanAsk, /) -> Iterator[ScanPlan]:
         """See SampleScan."""
         to_seq = self._to_seq(ask)
-        frames = [frame for frame in self._store.current(to_seq=to_seq)]
-        rows = pl.concat([SAMPLE_SCHEMA.to_frame(), *frames])
+        rows = pl.concat([SAMPLE_SCHEMA.to_frame(), *self._store.current(to_seq=to_seq)])
         rows = rows.filter(pl.col("event_time_ms").is_between(ask.from_ms, ask.to_ms, closed="left"))
         snapshot = uuid.uuid4().hex
         self._open[snapshot] = rows

@@ -18,3 +18,16 @@ COMMENT ON COLUMN samples.retention.partitions IS 'Partitions of a day that were
 COMMENT ON COLUMN samples.retention.misses IS 'Rows removed from samples.misses.';
 COMMENT ON COLUMN samples.retention.held_by IS 'Why days beyond retention are still there: a training run, readers; empty: none are.';
 COMMENT ON COLUMN samples.retention.looked_at IS 'When retention last looked, by this server''s clock.';
+
+-- Misses are removed by their time.
+CREATE INDEX misses_by_time ON samples.misses USING brin (event_time_ms);
+
+-- Whoever reads the ledger by its numbers and will go on from where it is. A base run reads all that there is; one that
+-- gave no sign of life for an hour is dead.
+CREATE FUNCTION samples.readers() RETURNS TABLE (name text, commit_seq bigint) LANGUAGE sql STABLE AS $$
+    SELECT run, r.commit_seq FROM meta.training_runs r WHERE run <> 'base' AND r.commit_seq IS NOT NULL AND state <> 'failed'
+    UNION ALL
+    SELECT run, 0 FROM meta.training_runs
+    WHERE run = 'base' AND state IN ('starting', 'running') AND beat_at > clock_timestamp() - interval '1 hour';
+$$;
+COMMENT ON FUNCTION samples.readers IS 'Readers of the ledger with the last number each has taken in: retention keeps what comes after it.';
