@@ -24,7 +24,7 @@ _UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_40
 _PAGES_SHOWN: Final = 20
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[Any]):
     """A time with its unit, 60s or 10m, as ms.
 
     >>> Duration().convert("10m", None, None)
@@ -43,7 +43,7 @@ class Duration(click.ParamType):
         return int(found[1]) * _UNITS_MS[found[2]]
 
 
-class Columns(click.ParamType):
+class Columns(click.ParamType[Any]):
     """Names of a sample's columns, with commas between."""
 
     name = "columns"
