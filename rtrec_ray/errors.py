@@ -19,6 +19,7 @@
     ├── ReplayRefused                the log would arrive behind the system's watermark
     ├── VerifyImpossible             there is nothing to compare
     ├── FeaturesDiffer               features were served that the events do not give
+    ├── SamplesDiffer                the live samples are not those that the history gives
     ├── ModelRejected                a model may not go online
     ├── TrainingImpossible           there is nothing to learn from
     ├── TrainingFailed               a training run ended by an error
@@ -136,6 +137,10 @@ class VerifyImpossible(RtrecError):
 
 class FeaturesDiffer(RtrecError):
     """Features were served that the events do not give."""
+
+
+class SamplesDiffer(RtrecError):
+    """The live samples differ from those stitched from the history, without a cause."""
 
 
 class ModelRejected(RtrecError):

@@ -12,7 +12,7 @@ from rtrec_ray.app.find import open_system
 from rtrec_ray.app.system import System
 from rtrec_ray.cli.options import Where, command
 from rtrec_ray.cli.progress import progress_bar
-from rtrec_ray.cli.samples import export, stats
+from rtrec_ray.cli.samples import export, stats, stitch, verify
 from rtrec_ray.kafka.connect import connect_producer
 from rtrec_ray.postgres.connection import connect, transaction
 from rtrec_ray.simulate.replay import ReplayOptions, ReplaySummary
@@ -68,3 +68,5 @@ def samples() -> None:
 
 samples.add_command(stats)
 samples.add_command(export)
+samples.add_command(stitch)
+samples.add_command(verify)

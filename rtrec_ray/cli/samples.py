@@ -1,4 +1,4 @@
-"""`rtrec samples stats` and `export`: what became of the impressions, and samples as files."""
+"""`rtrec samples`: what became of the impressions, samples as files, samples from the history."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any, Final
 import click
 
 from rtrec_ray.app.find import open_system
+from rtrec_ray.cli.cluster import on_cluster
 from rtrec_ray.cli.options import Where, command
 from rtrec_ray.cli.progress import progress_bar
+from rtrec_ray.errors import SamplesDiffer
 from rtrec_ray.samples.columns import SAMPLE_SCHEMA
 from rtrec_ray.samples.delays import DelayReport, report_delays
+from rtrec_ray.samples.verify import Comparison
 from rtrec_ray.stores.samples_delays import read_delays
 from rtrec_ray.stores.samples_export import Export, export_samples
 from rtrec_ray.stores.samples_postgres import PostgresSampleStore
@@ -108,6 +111,54 @@ def export(where: Where, out: str, readers: int, **asked: Any) -> None:
     where.answer({"out": out, **done.as_dict()}, lambda: _print_export(done, out))
 
 
+@click.command()
+@click.option("--from", "from_ms", type=int, required=True, help="Event time of impressions, ms UTC, inclusive.")
+@click.option("--to", "to_ms", type=int, required=True, help="Event time of impressions, ms UTC, exclusive.")
+@click.option("--out", required=True, help="An empty or new folder: a path, or a URI (s3://, gs://, hdfs://).")
+@command
+def stitch(where: Where, from_ms: int, to_ms: int, out: str) -> None:
+    """Stitch the samples of a time range anew from the history, with all that is known by now, into Parquet.
+
+    The files are laid out as those of `rtrec samples export`.
+    """
+    with on_cluster(where) as system, progress_bar("stitch") as progress:
+        from rtrec_ray.app.stitch import stitch_into  # Ray's variables must be set before it is imported
+
+        done = stitch_into(system, out, from_ms=from_ms, to_ms=to_ms, progress=progress)
+    where.answer({"out": out, **done.as_dict()}, lambda: _print_export(done, out))
+
+
+@click.command()
+@click.option("--from", "from_ms", type=int, required=True, help="Event time of impressions, ms UTC, inclusive.")
+@click.option("--to", "to_ms", type=int, required=True, help="Event time of impressions, ms UTC, exclusive.")
+@command
+def verify(where: Where, from_ms: int, to_ms: int) -> None:
+    """Compare the live samples of a time range with those stitched from the history.
+
+    Ends with 1 if a difference has no cause.
+    """
+    with on_cluster(where) as system, progress_bar("verify") as progress:
+        from rtrec_ray.app.stitch import verify_samples  # as above
+
+        found = verify_samples(system, from_ms=from_ms, to_ms=to_ms, progress=progress)
+    where.answer(found.as_dict(), lambda: _print_comparison(found))
+    if found.unexplained:
+        raise SamplesDiffer(
+            f"{found.unexplained:,} samples differ from those that the history gives, without a cause",
+            mend="the examples name requests and items; --json has them with both labels",
+        )
+
+
+def _print_comparison(found: Comparison) -> None:
+    click.echo(f"{found.compared:,} samples compared, {found.equal:,} are equal")
+    for kind, causes in found.causes.items():
+        for cause, count in causes.items():
+            click.echo(f"  {kind:<8} {count:>10,}  {cause}")
+    for row in found.examples:
+        labels = f"live {row['labels_live']}, stitched {row['labels']}"
+        click.echo(f"{row['kind']}: item {row['item_id']} of request {row['request_id']}: {labels} ({row['cause']})")
+
+
 def _drawable(path: Path | None) -> Path | None:
     if path is not None and path.suffix not in (".png", ".svg"):
         raise click.BadParameter(f"{path} must end in .png or .svg")
@@ -118,7 +169,8 @@ def _print_export(done: Export, out: str) -> None:
     size = sum(file.bytes for file in done.files)
     days = len({file.path.partition("/")[0] for file in done.files})
     click.echo(f"{done.rows:,} samples of {days} days, {size / 1e6:,.1f} MB in {len(done.files)} files below {out}")
-    click.echo(f"as of commit_seq {done.to_seq:,}")
+    if done.to_seq is not None:
+        click.echo(f"as of commit_seq {done.to_seq:,}")
 
 
 def _print_stats(found: Mapping[str, Any], delays: DelayReport | None) -> None:

@@ -25,8 +25,8 @@ STITCHED_SCHEMA: Final = pl.Schema(
 )
 """A sample stitched from the history, as far as it is compared."""
 
-LIVE_SCHEMA: Final = pl.Schema({name: STITCHED_SCHEMA[name] for name in STITCHED_SCHEMA if name != "source_offset"})
-"""One of the live table. Its partition is null where it is not asked for."""
+LIVE_SCHEMA: Final = STITCHED_SCHEMA
+"""One of the live table. Partition and offset may be null, but for those that the stitched ones lack."""
 
 UNEXPLAINED: Final = "unexplained"
 
@@ -69,13 +69,15 @@ class Comparison:
 
 
 def compare(stitched: pl.DataFrame, live: pl.DataFrame, standing: Standing, *, examples: int = 5) -> Comparison:
-    """(n, STITCHED_SCHEMA) beside (m, LIVE_SCHEMA), each key once on either side.
+    """(n, STITCHED_SCHEMA) beside (m, LIVE_SCHEMA), each key once on the live side; of one that was stitched in two
+    partitions, as after partitions were added, the one with a click counts.
 
     Kinds: `missing` in the live table, `extra` in it, `label` (a label differs). Causes of what is missing: dropped by
     retention, not read yet, miss, sampled out, still open; of what is extra: not yet in the history; of a label: the
     sample stage has not read all that the history has.
     """
-    both = stitched.join(live, on=KEY, how="full", coalesce=True, suffix="_live")
+    once = stitched.sort("label", descending=True).unique(KEY, keep="first", maintain_order=True)
+    both = once.join(live, on=KEY, how="full", coalesce=True, suffix="_live")
     kind = (
         pl.when(pl.col("label_live").is_null())
         .then(pl.lit("missing"))
@@ -135,7 +137,7 @@ def _cause(standing: Standing, apart: pl.DataFrame) -> pl.Series:
             .then(pl.lit("a negative that was not drawn"))
             .when(missing & late)
             .then(pl.lit("still open: its wait is not over"))
-            .when(extra & pl.lit(write_behind))
+            .when(extra & _beyond("source_offset_live", standing.written, partition="source_partition_live"))
             .then(pl.lit("not in the history yet"))
             .when(label & pl.lit(read_behind))
             .then(pl.lit("actions not read by the sample stage yet"))
@@ -153,9 +155,9 @@ def _among(rows: pl.DataFrame, keys: pl.DataFrame) -> pl.Series:
     return rows.join(marked, on=KEY, how="left", maintain_order="left")["among"].fill_null(False)
 
 
-def _beyond(column: str, positions: Mapping[int, int]) -> pl.Expr:
+def _beyond(column: str, positions: Mapping[int, int], *, partition: str = "source_partition") -> pl.Expr:
     """Which rows lie at or behind the position of their partition."""
-    position = pl.col("source_partition").replace_strict(
+    position = pl.col(partition).replace_strict(
         list(positions), list(positions.values()), default=0, return_dtype=pl.Int64
     )
     return pl.col(column) >= position

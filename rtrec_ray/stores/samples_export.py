@@ -45,11 +45,13 @@ class ExportedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """What was written, as in the manifest. Times in ms UTC; `to_seq`: the table is that of this number."""
+    """What was written, as in the manifest. Times in ms UTC; `to_seq`: the table is that of this number; None
+    of samples that were stitched from the history.
+    """
 
     from_ms: int
     to_ms: int
-    to_seq: int
+    to_seq: int | None
     columns: tuple[str, ...]
     rows: int
     files: tuple[ExportedFile, ...] = field(default_factory=tuple)
@@ -74,15 +76,32 @@ def export_samples(
         with scan.open(replace(ask, columns=tuple(dict.fromkeys((*ask.columns, "event_time_ms"))))) as plan:
             write = partial(folder.write, columns=ask.columns)
             files = _write_parts(scan, plan, write, readers=readers, progress=progress)
-        done = Export(
-            from_ms=ask.from_ms,
-            to_ms=ask.to_ms,
-            to_seq=plan.to_seq,
-            columns=ask.columns,
-            rows=sum(file.rows for file in files),
-            files=tuple(files),
-        )
-        folder.finish(done)
+        return _finished(folder, ask, files, to_seq=plan.to_seq)
+
+
+def write_export(frames: Iterable[tuple[int, pl.DataFrame]], uri: str, ask: ScanAsk) -> Export:
+    """Write numbered frames, which have the columns of `ask` and event_time_ms, as an export of no number.
+
+    Raises ExportRefused, StoreUnavailable.
+    """
+    with _translated(uri):
+        folder = _Folder(*resolve(uri))
+        folder.begin(ask)
+        write = partial(folder.write, columns=ask.columns)
+        files = [file for number, frame in frames for file in write(number, frame)]
+        return _finished(folder, ask, files, to_seq=None)
+
+
+def _finished(folder: _Folder, ask: ScanAsk, files: list[ExportedFile], *, to_seq: int | None) -> Export:
+    done = Export(
+        from_ms=ask.from_ms,
+        to_ms=ask.to_ms,
+        to_seq=to_seq,
+        columns=ask.columns,
+        rows=sum(file.rows for file in files),
+        files=tuple(files),
+    )
+    folder.finish(done)
     return done
 
 

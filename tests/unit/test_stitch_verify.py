@@ -117,7 +117,9 @@ def test_the_history_stitched_is_what_the_stream_made_however_it_was_cut(tmp_pat
     assert shape(stitched) == shape(streamed)
     found = compare(
         stitched.select(STITCHED_SCHEMA.names()),
-        streamed.with_columns(source_partition=None).select(pl.col(n).cast(t) for n, t in LIVE_SCHEMA.items()),
+        streamed.with_columns(source_partition=None, source_offset=None).select(
+            pl.col(n).cast(t) for n, t in LIVE_SCHEMA.items()
+        ),
         Standing(watermark_ms=None, wait_ms=0),
     )
     assert (found.compared, found.equal, found.causes) == (streamed.height, streamed.height, {})
@@ -144,7 +146,7 @@ def stitched(*rows) -> pl.DataFrame:
 
 def stored(*rows) -> pl.DataFrame:
     full = [{"item_id": 1, "event_time_ms": START_MS, "label": 0, "labels": '{"click":0}'} | row for row in rows]
-    return pl.DataFrame([{"source_partition": None} | row for row in full], schema=LIVE_SCHEMA)
+    return pl.DataFrame([{"source_partition": 0, "source_offset": 5} | row for row in full], schema=LIVE_SCHEMA)
 
 
 A, B = {"request_id": "a"}, {"request_id": "b"}
@@ -170,7 +172,8 @@ READ = {"applied": {0: 9}, "written": {0: 9}}
         ([A, B], [A], READ | {"watermark_ms": START_MS + 9}, "missing", "still open: its wait is not over"),
         ([A, B], [A], READ | {"watermark_ms": START_MS + 10}, "missing", UNEXPLAINED),
         ([A], [A, B], READ, "extra", UNEXPLAINED),
-        ([A], [A, B], READ | {"written": {0: 8}}, "extra", "not in the history yet"),
+        ([A], [A, B], READ | {"written": {0: 5}}, "extra", "not in the history yet"),
+        ([A], [A, B], READ | {"written": {0: 6}}, "extra", UNEXPLAINED),
         ([A | CLICKED], [A], READ, "label", UNEXPLAINED),
         ([A], [A | {"labels": '{"click": 0, "cart": 1}'}], READ, "label", UNEXPLAINED),
         ([A | CLICKED], [A], READ | {"applied": {0: 8}}, "label", "actions not read by the sample stage yet"),
