@@ -34,7 +34,6 @@ MARGIN_MS: Final = 3_600_000
 """An item is shown within that after its request was answered, or its record of the inference log is not found."""
 
 _BATCH_ROWS: Final = 100_000
-_END_MS: Final = 1 << 60
 _RAW: Final = ["offset", "kafka_ts", "raw"]
 
 
@@ -86,9 +85,9 @@ def stitch_partition(history: History, options: StitchOptions, *, partition: int
     ledger = MemorySampleLedger(kept, partition=partition)
     operator = SampleOperator(options.definition, ledger=ledger, latest_ms=_believe)
     operator.restore(None, committed={})  # type: ignore[arg-type]  # the ledger in memory has no cursor
-    for batch in _batches(history, options, partition=partition):
-        operator.apply(batch)
-    operator.advance(watermark_ms=_END_MS)
+    taken = [operator.apply(batch).max_ts_ms for batch in _batches(history, options, partition=partition)]
+    newest_ms = max((ms for ms in taken if ms is not None), default=options.to_ms)
+    operator.advance(watermark_ms=newest_ms + options.definition.horizon_ms + MARGIN_MS)  # every wait is over
     operator.write(None)  # type: ignore[arg-type]
     within = pl.col("event_time_ms").is_between(options.from_ms, options.to_ms, closed="left")
     rows = pl.concat([SAMPLE_SCHEMA.to_frame(), *kept.store.current()]).filter(within)
