@@ -45,9 +45,11 @@ def traffic(seed: int) -> tuple[list[bytes], list[bytes]]:
         for item in range(3):
             shown = asked + int(rng.integers(0, 500))
             event = {**base, "item_id": item, "page_id": 1}
-            at = {"event_type": "impression", "ts": shown}
+            at = {"event_type": "impression"}
             copies = 2 if rng.random() < 0.1 else 1
-            events += [(shown, {**event, **at, "event_id": f"i{request}-{item}-{copy}"}) for copy in range(copies)]
+            for copy in range(copies):
+                again = {"ts": shown + 300 * copy, "event_id": f"i{request}-{item}-{copy}"}
+                events.append((shown + 300 * copy, {**event, **at, **again}))
             if rng.random() < 0.4:
                 clicked = shown + int(rng.exponential(30_000))
                 click = {**event, "event_type": "click", "ts": clicked, "event_id": f"c{request}-{item}"}
@@ -92,8 +94,9 @@ def history(tmp_path: Path, behavior: list[bytes], log: list[bytes]) -> History:
             latest_ms=latest_ms,
             options=HistoryOptions(),
         )
-        for topic, values in ((BEHAVIOR, behavior), (INFERENCE, log)):
-            operator.apply(record_batch(topic, partition, values[:: 1 + partition], first_offset=0, timestamp_ms=1))
+        mine = (behavior, log) if partition == 0 else traffic(99)  # the same requests and items, other clicks
+        for topic, values in zip((BEHAVIOR, INFERENCE), mine, strict=True):
+            operator.apply(record_batch(topic, partition, values, first_offset=0, timestamp_ms=1))
         operator.write(None)
     return History(files, manifest)
 
@@ -129,7 +132,7 @@ def test_a_range_has_the_impressions_of_its_time_with_all_their_clicks(tmp_path)
     behavior, log = traffic(1)
     past = history(tmp_path, behavior, log)
     whole = stitch_partition(past, options(), partition=0)
-    middle = START_MS + SPAN_MS // 2
+    middle = min(ts for ts in whole["event_time_ms"] if ts > START_MS + SPAN_MS // 2)  # after its request was asked
     first = stitch_partition(past, options(to_ms=middle), partition=0)
     second = stitch_partition(past, options(from_ms=middle), partition=0)
     assert shape(pl.concat([first, second])) == shape(whole)
