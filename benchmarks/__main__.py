@@ -13,6 +13,7 @@ RUNS = (
     ("bench_reads.py",),
     ("bench_stitch_local.py", "1000000"),
     ("bench_stitch_local.py", "1000000", "--postgres"),
+    ("bench_scan.py",),
     ("bench_training.py",),
     ("bench_serving.py", "--front", "uvicorn"),
     ("bench_serving.py", "--front", "serve"),

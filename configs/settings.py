@@ -129,6 +129,21 @@ class Events:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """How long samples are kept. `retention_days` of event time behind the watermark, at least the horizon and the wait
+    of samples.yaml; older days are dropped whole. The pipeline looks each `look_every_s` of wall time.
+    """
+
+    retention_days: int = 90
+    look_every_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Refuse a retention of nothing."""
+        if self.retention_days < 1:
+            raise ValueError(f"retention_days is {self.retention_days}; samples are kept 1 day or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Daily:
     """The static features, of 1 and 7 days. `scheduled`: the pipeline brings them up to date by itself, once a day of
     event time, `grace_ms` of event time after midnight UTC; it looks each `look_every_s` of wall time. Otherwise only
@@ -180,6 +195,7 @@ class Settings(BaseSettings):
     clock: ClockSettings = ClockSettings()
     pipeline: Pipeline = Pipeline()
     history: History = History()
+    samples: Samples = Samples()
     daily: Daily = Daily()
     events: Events = Events()
     definitions: Definitions = Definitions()

@@ -16,12 +16,15 @@
     ├── LeaseLost                    the commit was fenced off: reload and start again
     ├── UnknownView                  no such feature view
     ├── BeyondRetention              the tiles of that time are gone
+    ├── SnapshotEnded                a scan's moment of the table is over
+    ├── ExportRefused                something else lies where an export would go
     ├── ReplayRefused                the log would arrive behind the system's watermark
     ├── VerifyImpossible             there is nothing to compare
     ├── FeaturesDiffer               features were served that the events do not give
     ├── MetadataUnknown              there is no such kind or entry
     ├── MetadataInvalid              an entity breaks the schema of its kind
     ├── MetadataConflict             somebody else changed the entry meanwhile
+    ├── SamplesDiffer                the live samples are not those that the history gives
     ├── ModelRejected                a model may not go online
     ├── TrainingImpossible           there is nothing to learn from
     ├── TrainingFailed               a training run ended by an error
@@ -125,6 +128,14 @@ class BeyondRetention(RtrecError):
     """A feature was asked for as of a time whose tiles are no longer kept."""
 
 
+class SnapshotEnded(RtrecError):
+    """A part was read after its scan was closed, or its coordinator's connection was lost."""
+
+
+class ExportRefused(RtrecError):
+    """An export would overwrite what it did not write itself."""
+
+
 class BackfillImpossible(RtrecError):
     """A view cannot be filled: it has not begun, or the history or the tiles do not reach back that far."""
 
@@ -151,6 +162,10 @@ class MetadataInvalid(RtrecError):
 
 class MetadataConflict(RtrecError):
     """The entry has another version than the one that the change was made to: read it again."""
+
+
+class SamplesDiffer(RtrecError):
+    """The live samples differ from those stitched from the history, without a cause."""
 
 
 class ModelRejected(RtrecError):

@@ -12,6 +12,7 @@ from actors.feature import FeatureKeeper, FeatureOperator, KeeperOptions
 from actors.history import HistoryOperator, HistoryOptions, HistoryTidier
 from actors.operator import Operator
 from actors.sample import SampleOperator
+from actors.sample_keeper import SampleKeeper
 from actors.stage import Work
 from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.app.cluster import start_actor
@@ -25,6 +26,7 @@ from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
 from rtrec_ray.stores.samples_postgres import PostgresSampleLedger
+from rtrec_ray.stores.samples_retention import PostgresSampleRetention
 
 HISTORY, FEATURES, SAMPLES = "history", "features", "samples"
 _DAY_MS = 86_400_000
@@ -73,7 +75,11 @@ def start_pipeline(system: System) -> list[Any]:
 
 def make_work(system: System, share: Share) -> list[Work]:
     """The loop of a share, and what one process does for all partitions; called in the share's actor."""
-    chores: dict[str, list[Callable[[System], Work]]] = {FEATURES: [_keeper], HISTORY: [_tidier, _trimmer]}
+    chores: dict[str, list[Callable[[System], Work]]] = {
+        FEATURES: [_keeper],
+        HISTORY: [_tidier, _trimmer],
+        SAMPLES: [_sample_keeper],
+    }
     if system.settings.daily.scheduled:
         chores[HISTORY].append(daily_runs)
     wanted = chores.get(share.stage, []) if share.index == 0 else []
@@ -99,6 +105,12 @@ def _trimmer(system: System) -> LogTrimmer:
         cursor_alive_ms=round(kept.cursor_alive_days * _DAY_MS),
     )
     return LogTrimmer(lambda: PostgresNotificationStore(system.postgres, clock=system.clock), retention)
+
+
+def _sample_keeper(system: System) -> SampleKeeper:
+    kept, rules = system.settings.samples, system.samples
+    keep_ms = max(kept.retention_days * _DAY_MS, rules.horizon_ms + rules.wait_ms)
+    return SampleKeeper(PostgresSampleRetention(system.postgres, keep_ms=keep_ms), every_s=kept.look_every_s)
 
 
 def _loop(system: System, share: Share) -> TaskLoop:

@@ -14,6 +14,7 @@ from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.postgres.connection import connect, transaction
 from rtrec_ray.stores.features_sizes import read_sizes
 from rtrec_ray.stores.progress import Stage, read_stages
+from rtrec_ray.stores.samples_retention import Removed, read_removed
 from rtrec_ray.stores.training import PostgresTrainingBook, TrainingRun
 
 # Counts that every stage shows, also before anything was counted.
@@ -47,6 +48,8 @@ def stages(system: System) -> dict[str, dict[str, Any]]:
             runs: dict[str, dict[str, Any]] = {
                 name: _run(run) for name, run in book.runs().items() if name == "incremental"
             }
+        if "samples" in found:
+            found["samples"] |= _removed(read_removed(system.postgres))
     except StoreUnavailable as error:
         return {"store": {"up": False, "trouble": error.message}}
     ordered: dict[str, dict[str, Any]] = {
@@ -72,6 +75,15 @@ def _stage(stage: Stage, system: System) -> dict[str, Any]:
         "age_ms": stage.age_ms,
         **dict.fromkeys(SHOWN, 0),
         **stage.counts,
+    }
+
+
+def _removed(removed: Removed) -> dict[str, Any]:
+    return {
+        "kept_from_ms": removed.kept_from_ms,
+        "dropped_partitions": removed.partitions,
+        "dropped_misses": removed.misses,
+        "retention_held_by": removed.held_by,
     }
 
 

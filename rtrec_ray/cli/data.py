@@ -13,13 +13,13 @@ from rtrec_ray.app.find import open_system
 from rtrec_ray.app.system import System
 from rtrec_ray.cli.options import Where, command
 from rtrec_ray.cli.progress import progress_bar
+from rtrec_ray.cli.samples import export, stats, stitch, verify
 from rtrec_ray.kafka.connect import connect_producer
 from rtrec_ray.postgres.connection import connect, transaction
 from rtrec_ray.simulate.replay import ReplayOptions, ReplaySummary
 from rtrec_ray.simulate.replay import replay as write_log
 from rtrec_ray.stores.changes import lsn_text
 from rtrec_ray.stores.progress import read_stages
-from rtrec_ray.stores.samples_postgres import PostgresSampleStore
 from rtrec_ray.stores.slots import drop_slot, list_slots, read_means
 
 
@@ -66,16 +66,7 @@ def _print_replay(summary: ReplaySummary) -> None:
 
 @click.group()
 def samples() -> None:
-    """Show what became of the impressions."""
-
-
-@samples.command()
-@command
-def stats(where: Where) -> None:
-    """Count samples, positives, misses by reason and corrections."""
-    system = open_system(where.config, where.data_dir)
-    found = PostgresSampleStore(system.postgres).stats().as_dict()
-    where.answer(found, lambda: _print_pairs(found))
+    """Show what became of the impressions, and write samples into files."""
 
 
 @samples.command()
@@ -101,11 +92,7 @@ def _print_slots(found: Mapping[str, Any]) -> None:
         click.echo("no consumer has a slot")
 
 
-def _print_pairs(found: Mapping[str, Any]) -> None:
-    for name, value in found.items():
-        if isinstance(value, Mapping):
-            click.echo(f"{name}:")
-            for inner, count in value.items():
-                click.echo(f"  {inner:<22} {count:>12,}")
-        else:
-            click.echo(f"{name:<24} {'-' if value is None else f'{value:,}':>12}")
+samples.add_command(stats)
+samples.add_command(export)
+samples.add_command(stitch)
+samples.add_command(verify)

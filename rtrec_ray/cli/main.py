@@ -19,7 +19,7 @@ COMMANDS = {
     "demo": ("demo", "Run the whole loop in a world whose tastes drift, or on a real click log, and write a report."),
     "replay": ("data", "Write a log of events into Kafka."),
     "features": ("features", "List feature views, read their values."),
-    "samples": ("data", "Show what became of the impressions."),
+    "samples": ("data", "Show what became of the impressions, write samples into files."),
     "train": ("models", "Train a base model, or run the increments."),
     "models": ("models", "List and show model versions, promote, roll back."),
     "events": ("events", "Send, list and follow events."),

@@ -41,7 +41,7 @@ class ArrowHistoryFiles:
         self._options = options
         self._uri = options.uri
         with self._translated():
-            self._fs, self._root = _resolve(options.uri)
+            self._fs, self._root = resolve(options.uri)
 
     def write(self, topic: str, frame: pl.DataFrame, /, *, partition: int) -> list[HistoryFile]:
         """Write records of one partition, a file for each event hour in them; durable when it returns."""
@@ -146,7 +146,8 @@ class ArrowHistoryFiles:
             ) from error
 
 
-def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
+def resolve(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or a URI, and the path on it."""
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).absolute())
     filesystem, path = fs.FileSystem.from_uri(uri)
