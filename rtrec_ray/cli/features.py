@@ -16,6 +16,7 @@ import orjson
 from rtrec_ray.app.find import open_system
 from rtrec_ray.app.system import System
 from rtrec_ray.app.verify import VerifyOptions, verify_system
+from rtrec_ray.cli.as_of import as_of
 from rtrec_ray.cli.cluster import on_cluster
 from rtrec_ray.cli.daily import daily, get_static
 from rtrec_ray.cli.options import Where, command
@@ -239,4 +240,5 @@ def _wait_for_begin(store: PostgresFeatureStore, added: list[str]) -> bool:
         pause.wait(0.2)
 
 
+features.add_command(as_of)
 features.add_command(daily)
