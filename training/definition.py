@@ -87,7 +87,8 @@ class DcnOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class ModelDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model before it has seen a sample. `batch_rows`: rows of one step over all workers.
 
-    `increment_batch_rows`: the same in increments; 0: as many.
+    `increment_batch_rows`: the same in increments; 0: as many. `backfilled`: a base learns from features that were
+    computed afterwards where a sample lacks logged ones; increments and examinations go by what was logged.
     """
 
     family: Literal["logistic", "dcn"]
@@ -99,6 +100,7 @@ class ModelDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     batch_rows: int = 1024
     increment_batch_rows: int = 0
     epochs: int = 2
+    backfilled: bool = False
 
     def of(self, kind: str) -> tuple[InputColumn, ...]:
         """The inputs of one kind, in their order."""

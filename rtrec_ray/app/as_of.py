@@ -38,14 +38,17 @@ def as_of_file(system: System, name: str, source: Path, out: Path, *, progress: 
     """
     began_s = monotonic_s()
     known_format(out)
-    with closing(Pool(system.postgres, size=1)) as pool:
+    with (
+        closing(Pool(system.postgres, size=1)) as pool,
+        closing(past_of(system.history_uri, system.postgres)) as past,
+    ):
         store = PostgresFeatureStore(system.features, pool=pool)
         store.refresh()
         view = store.definitions.view(name)
         rows = read_rows(source, view)
         with pool.transaction() as cursor:
             stage = read_stages(cursor).get("history")
-        reader = AsOfReader(store=store, past=past_of(system.history_uri, system.postgres))
+        reader = AsOfReader(store=store, past=past)
         found = reader.read(view.id, rows, progress=progress)
     write_rows(out, found, view)
     return AsOfReport(

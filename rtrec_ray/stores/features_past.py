@@ -35,16 +35,35 @@ class NotedRetractions(Protocol):
 def past_of(uri: str, postgres: PostgresOptions) -> HistoryPast:
     """The history below `uri`, by the manifest in `postgres`."""
     files = ArrowHistoryFiles(HistoryFilesOptions(uri=uri))
-    history = History(files, PostgresHistoryManifest(postgres))
-    return HistoryPast(history, noted=PostgresStaticFeatures(postgres))
+    manifest, noted = PostgresHistoryManifest(postgres), PostgresStaticFeatures(postgres)
+    return HistoryPast(History(files, manifest), noted=noted, owned=(manifest, noted))
+
+
+class Closes(Protocol):
+    """Something with connections."""
+
+    def close(self) -> None:
+        """Give them back."""
+        ...
 
 
 class HistoryPast:
-    """Past over the history's files. Without `noted` every later hour is looked through for retractions."""
+    """Past over the history's files. Without `noted` every later hour is looked through for retractions.
 
-    def __init__(self, history: History, *, noted: NotedRetractions | None = None) -> None:
+    `owned` is closed with it.
+    """
+
+    def __init__(
+        self, history: History, *, noted: NotedRetractions | None = None, owned: Sequence[Closes] = ()
+    ) -> None:
         self._history = history
         self._noted = noted
+        self._owned = owned
+
+    def close(self) -> None:
+        """Close the connections of what it owns."""
+        for each in self._owned:
+            each.close()
 
     def behavior(self, *, from_ms: int, to_ms: int) -> pl.DataFrame:
         """See Past. Of a retraction that the T+1 job has noted only the name of what it takes back is here."""
