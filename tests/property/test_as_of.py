@@ -226,3 +226,26 @@ def test_a_retraction_counts_from_its_own_time_on():
     back = {"event_id": "r", "event_type": "retract", "ts": BASE + 20, "user_id": 1, "retracts": {"event_id": first["event_id"], "ts": BASE, "user_id": 1, "event_type": "view"}}  # fmt: skip  # noqa: E501
     answers = asked([("1", BASE + 20), ("1", BASE + 29), ("1", BASE + 30)], [first, back], [])
     assert [answer and answer["events"] for answer in answers] == [1, 1, None]
+
+
+def test_ties_and_repeats_are_settled_as_the_store_settles_them_also_in_portions(monkeypatch):
+    same = [
+        event(BASE + ts, event_id=text, item_id=item, query=query, item_type=kind, page_id=page)
+        for ts, text, item, query, kind, page in (
+            (15, "a", 7, "b", "video", 3),
+            (15, "c", 8, "a", "ad", 4),
+            (15, "b", 9, "c", "ad", 3),
+            (12, "d", 9, "b", "video", 4),
+            (45, "e", 7, "a", "ad", 3),
+            (46, "f", 7, None, None, 3),
+        )
+    ]
+    rows = [("1", BASE + ts) for ts in (20, 49, 50, 50, 60, 100)]
+    want = [expected(key, time, same, []) for key, time in rows]
+    assert want[2]["lasts"] == [7, 7, 8]
+    assert want[2]["last"] == [7, 8]
+    assert want[0]["top"] == [["b", 2], ["a", 1]]
+    assert want[2]["top"] == [["a", 2], ["b", 2]]
+    assert asked(rows, same, []) == want
+    monkeypatch.setattr(module, "PAIRS", 1)
+    assert asked(rows, same, []) == want
