@@ -27,7 +27,7 @@ from rtrec_ray.features.seen import MINUTE_MS
 ROW_SCHEMA: Final = pl.Schema({"key": pl.String, "time_ms": pl.Int64})
 """A question: the value of a key as of a time, ms UTC."""
 
-PAIRS: Final = 4_000_000
+PAIRS: Final = 1_000_000
 """Pairs of a question and an entry of its window that are held at once, about."""
 
 _NEEDED: Final = ("event_id", "event_type", "ts", "user_id", "retracts")
@@ -123,7 +123,7 @@ class _Windows:
         placed = entries.with_columns(stretch=pl.col("tile_start_ms") // self.length_ms)
         inside = (pl.col("tile_start_ms") < pl.col("end_ms")) & (pl.col("end_ms") <= pl.col("last_end_ms"))
         for portion in self._portions(placed):
-            yield portion.join(placed, on=("key", "stretch")).filter(inside)
+            yield portion.join(placed, on=("key", "stretch")).filter(inside).drop("key", "stretch")
 
     def _portions(self, placed: pl.DataFrame) -> Iterator[pl.DataFrame]:
         sizes = placed.group_by("key", "stretch").agg(pl.len().alias("n"))

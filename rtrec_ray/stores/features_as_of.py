@@ -54,15 +54,14 @@ class AsOfReader:
         view = self.store.definitions.view(name)
         numbered = rows.with_row_index("_row")
         slot = (pl.col("time_ms") // SLOT_MS).alias("_slot")
-        slots = numbered.with_columns(slot).partition_by("_slot", as_dict=True, include_key=False)
-        parts = [
-            numbered.clear().with_columns(pl.lit(None, dtype=kind).alias(n) for n, kind in schema_of(view).items())
-        ]
-        done = 0
+        timed = numbered.filter(pl.col("time_ms").is_not_null()).with_columns(slot)
+        slots = {int(str(name)): part for (name,), part in timed.partition_by("_slot", as_dict=True).items()}
+        # A row without a time has no value.
+        timeless = numbered.filter(pl.col("time_ms").is_null())
+        parts = [timeless.with_columns(pl.lit(None, dtype=kind).alias(name) for name, kind in schema_of(view).items())]
+        done = timeless.height
         progress(done, rows.height)
-        for portion in self._portions(
-            view, {int(str(key[0])): part for key, part in slots.items() if key[0] is not None}
-        ):
+        for portion in self._portions(view, {at: part.drop("_slot") for at, part in slots.items()}):
             parts.append(self._answer(view, portion))
             done += portion.height
             progress(done, rows.height)

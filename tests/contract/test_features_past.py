@@ -172,6 +172,16 @@ def test_no_rows_give_no_rows_with_the_views_columns(history: History) -> None:
     assert found.schema == pl.Schema({**none.schema, **schema_of(view)})
 
 
+def test_a_row_without_a_key_or_a_time_stays_and_has_no_value(
+    tmp_path: Path, manifest: MemoryHistoryManifest, history: History
+) -> None:
+    manifest.add(None, write(tmp_path, [{**event(1, "view", at_ms=0, user=3), "item_type": "ad"}]))
+    rows = pl.DataFrame({"key": ["3", None, "3"], "time_ms": [None, DAY_START_MS + 10_000, DAY_START_MS + 10_000]})
+    found = AsOfReader(store=Here(), past=HistoryPast(history)).read("user_browse_5m", rows)
+    assert found.select("key", "time_ms").equals(rows)
+    assert found["user_browse_5m.view"].to_list() == [None, None, 1]
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
 def test_files_of_every_format_come_back_with_the_values(
     tmp_path: Path, manifest: MemoryHistoryManifest, history: History, suffix: str
