@@ -20,13 +20,16 @@ import polars as pl
 from rtrec_ray.features.vector import ModelInput, assemble
 from training.sampling import SAMPLING_COLUMNS, importance, negative_rates
 
-__all__ = ["COLUMNS", "SampleBatch", "encode", "held_out", "seq_ranges"]
+__all__ = ["BACKFILLED", "COLUMNS", "SampleBatch", "encode", "held_out", "seq_ranges"]
 
 COLUMNS: Final = (
     "commit_seq", "request_id", "item_id", "user_id", "event_time_ms", "revision", "label", "page_id", "position",
     "features", *SAMPLING_COLUMNS,
 )  # fmt: skip
 """What training reads of a sample."""
+
+BACKFILLED: Final = "backfilled"
+"""What a model reads beside these that takes features computed afterwards where it misses logged ones."""
 
 _OWN: Final = (
     "user_id",
@@ -85,8 +88,13 @@ def held_out(request_ids: Sequence[str], *, percent: int) -> npt.NDArray[np.bool
 
 
 def encode(frame: pl.DataFrame, inputs: Sequence[ModelInput], *, held_out_percent: int) -> SampleBatch:
-    """Rows of the sample store, with `COLUMNS`, as a batch for a model of these inputs."""
+    """Rows of the sample store, with `COLUMNS`, as a batch for a model of these inputs.
+
+    With `BACKFILLED` a feature that was not logged is the one that was computed afterwards.
+    """
     rows = [_raw(features) for features in frame["features"].to_list()]
+    if BACKFILLED in frame.columns:
+        rows = [{**_raw(later), **logged} for later, logged in zip(frame[BACKFILLED].to_list(), rows, strict=True)]
     for name in _OWN:
         for row, value in zip(rows, frame[name].to_list(), strict=True):
             if value is not None:

@@ -100,7 +100,8 @@ class FmOptions(AdamOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class ModelDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model before it has seen a sample. `batch_rows`: rows of one step over all workers.
 
-    `increment_batch_rows`: the same in increments; 0: as many.
+    `increment_batch_rows`: the same in increments; 0: as many. `backfilled`: a base learns from features that were
+    computed afterwards where a sample lacks logged ones; increments and examinations go by what was logged.
     """
 
     family: Literal["logistic", "fm", "dcn"]
@@ -113,6 +114,7 @@ class ModelDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     batch_rows: int = 1024
     increment_batch_rows: int = 0
     epochs: int = 2
+    backfilled: bool = False
 
     def of(self, kind: str) -> tuple[InputColumn, ...]:
         """The inputs of one kind, in their order."""

@@ -13,7 +13,7 @@ import polars as pl
 import ray.data
 from ray.data import Dataset
 
-from training.dataset import COLUMNS, SampleBatch, encode, held_out, seq_ranges
+from training.dataset import BACKFILLED, COLUMNS, SampleBatch, encode, held_out, seq_ranges
 from training.definition import ModelDefinition
 from training.options import BaseOptions, Connections
 from training.sampling import importance
@@ -80,8 +80,9 @@ class LedgerReader:
     def __call__(self, spans: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Read each span (after, upto]; held-out requests are left out."""
         store = self.connections.samples()
+        columns = (*COLUMNS, BACKFILLED) if self.definition.backfilled else COLUMNS
         for span in zip(spans["after"].tolist(), spans["upto"].tolist(), strict=True):
-            for frame in store.current(to_seq=self.to_seq, span=span, columns=COLUMNS):
+            for frame in store.current(to_seq=self.to_seq, span=span, columns=columns):
                 apart = held_out(frame["request_id"].to_list(), percent=self.held_out_percent)
                 mine = frame.filter(pl.Series(~apart))
                 if mine.height:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 import orjson
@@ -16,7 +15,8 @@ import orjson
 from rtrec_ray.app.find import open_system
 from rtrec_ray.app.system import System
 from rtrec_ray.app.verify import VerifyOptions, verify_system
-from rtrec_ray.cli.cluster import on_cluster
+from rtrec_ray.cli.as_of import as_of
+from rtrec_ray.cli.backfill import backfill, when
 from rtrec_ray.cli.daily import daily, get_static
 from rtrec_ray.cli.options import Where, command
 from rtrec_ray.cli.progress import progress_bar
@@ -32,9 +32,6 @@ from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.progress import read_stages
 from rtrec_ray.stores.static_features import VIEWS as STATIC_VIEWS
 from rtrec_ray.stores.static_features import list_static
-
-if TYPE_CHECKING:
-    from actors.jobs.backfill import BackfillSummary
 
 _BEGIN_S: Final = 15.0  # a task that has nothing to commit looks for changes each third of its lease
 
@@ -103,20 +100,6 @@ def drop(where: Where, view: str) -> None:
 
 @features.command()
 @click.argument("view")
-@click.option("--from", "from_ms", type=int, help="Event time, ms UTC; without it, as far back as tiles are kept.")
-@click.option("--to", "to_ms", type=int, help="Event time, ms UTC; without it, up to where the stream began.")
-@command
-def backfill(where: Where, view: str, **stretch: int | None) -> None:
-    """Compute what VIEW (or VIEW@VERSION) lacks from before it began, out of the history."""
-    with on_cluster(where) as system, progress_bar("backfill") as progress:
-        from rtrec_ray.app.backfill import backfill_view  # Ray's variables must be set before it is imported
-
-        done = backfill_view(system, view, **stretch, on_slice=progress)
-    where.answer(asdict(done), lambda: _print_backfill(done))
-
-
-@features.command()
-@click.argument("view")
 @click.argument("keys", nargs=-1, required=True)
 @click.option("--as-of", "as_of_ms", type=int, help="Event time, ms UTC; without it, now.")
 @command
@@ -180,13 +163,13 @@ def _print_views(views: list[dict[str, Any]]) -> None:
     for view in views:
         minutes = view["window_ms"] / 60_000
         begins = view["complete_from_ms"]
-        since = "" if begins is None else f"  complete from {_when(begins)}"
+        since = "" if begins is None else f"  complete from {when(begins)}"
         click.echo(f"{view['name']:<24} v{view['version']}  {minutes:g} min  key {', '.join(view['keys'])}{since}")
         click.echo(f"{'':<24} {', '.join(view['values'])}")
         if view.get("rows"):
             click.echo(
                 f"{'':<24} keeps {view['rows']:,} rows of tiles, {view['bytes'] / 1e6:,.1f} MB, from "
-                f"{_when(view['oldest_ms'])} on; {view['lists']:,} lists"
+                f"{when(view['oldest_ms'])} on; {view['lists']:,} lists"
             )
 
 
@@ -204,19 +187,6 @@ def _print_applied(added: list[str], *, begun: bool | None, dry_run: bool) -> No
                 False: "some partition has not begun yet; `rtrec status` shows whether the stage is up",
             }[begun]
         )
-
-
-def _print_backfill(done: BackfillSummary) -> None:
-    click.echo(
-        f"{done.view}: {done.slices} slices of 10 minutes ({done.already} were there), {done.rows:,} rows of tiles in "
-        f"{done.seconds:.1f} s; complete from {_when(done.complete_from_ms)}"
-    )
-
-
-def _when(ms: int) -> str:
-    return (
-        "later" if ms == NOT_BEGUN_MS else dt.datetime.fromtimestamp(ms / 1_000, dt.UTC).isoformat(timespec="seconds")
-    )
 
 
 @contextmanager
@@ -247,4 +217,6 @@ def _wait_for_begin(store: PostgresFeatureStore, added: list[str]) -> bool:
         pause.wait(0.2)
 
 
+features.add_command(as_of)
+features.add_command(backfill)
 features.add_command(daily)

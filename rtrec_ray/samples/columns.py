@@ -29,6 +29,7 @@ SAMPLE_SCHEMA: Final = pl.Schema(
         "model_version": pl.String,
         "arm": pl.String,
         "features": pl.String,  # JSON object: the request's features, overridden by the item's own
+        "backfilled": pl.String,  # JSON object: features computed afterwards, beside those; null: none
     }
 )
 """One revision of one sample, as readers of the ledger get it."""

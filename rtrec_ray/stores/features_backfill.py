@@ -11,8 +11,9 @@ from rtrec_ray.features.backfill import SLICE_MS, slices, tiles_before
 from rtrec_ray.features.definition import NOT_BEGUN_MS, FeatureView
 from rtrec_ray.postgres.connection import Cursor, Pool
 from rtrec_ray.postgres.statements import load
-from rtrec_ray.stores.features import Past, TaskOutput
+from rtrec_ray.stores.features import TaskOutput
 from rtrec_ray.stores.features_live import LiveViews, read_live
+from rtrec_ray.stores.features_past import HistoryPast
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.progress import read_positions
 
@@ -35,7 +36,7 @@ class BackfillPlan:
 class FeatureBackfill:
     """Fills the tiles of live views out of the history. `past` gives the events."""
 
-    def __init__(self, store: PostgresFeatureStore, *, pool: Pool, past: Past) -> None:
+    def __init__(self, store: PostgresFeatureStore, *, pool: Pool, past: HistoryPast) -> None:
         self._store = store
         self._pool = pool
         self._past = past
@@ -76,7 +77,7 @@ class FeatureBackfill:
 
     def fill(self, plan: BackfillPlan, *, from_ms: int) -> int:
         """Write the tiles of one slice, unless somebody did; answers how many rows. Raises StoreUnavailable."""
-        events = self._past.behavior(from_ms=from_ms, to_ms=from_ms + SLICE_MS)
+        events = self._past.below(plan.starts, from_ms=from_ms, to_ms=from_ms + SLICE_MS)
         users = events["user_id"].unique().to_list() if plan.view.needs_profile else []
         profiles = self._store.profile_versions(users) if users else PROFILE_SCHEMA.to_frame()
         found = tiles_before(

@@ -98,6 +98,10 @@ class StaticFeatures(StaticReader, Protocol):
         """Whether something is left to do for values as of this day, of what is known. Raises StoreUnavailable."""
         ...
 
+    def noted_upto(self) -> Mapping[int, int]:
+        """Partition → offset of behaviour below which every retraction is noted. Raises StoreUnavailable."""
+        ...
+
     def taken_back(self, *, from_minute: int, to_minute: int) -> pl.DataFrame:
         """Names (NAME_SCHEMA) of the events of these minutes that were taken back, as far as that is noted.
 

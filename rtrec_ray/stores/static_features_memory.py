@@ -47,6 +47,10 @@ class MemoryStaticFeatures:
         pending = any(pending and one <= day for one, pending in self._tables.pending.items())
         return newest != day or self._tables.state.stale or pending
 
+    def noted_upto(self) -> Mapping[int, int]:
+        """See StaticFeatures."""
+        return self._tables.state.offsets
+
     def taken_back(self, *, from_minute: int, to_minute: int) -> pl.DataFrame:
         """See StaticFeatures."""
         return self._tables.taken_back.filter(pl.col("minute") >= from_minute, pl.col("minute") < to_minute)

@@ -52,6 +52,11 @@ class PostgresStaticFeatures:
         """See StaticFeatures."""
         return bool(self._rows("read_due", {"as_of_day": as_of_day})[0][0])
 
+    def noted_upto(self) -> Mapping[int, int]:
+        """See StaticFeatures."""
+        ((offsets, _, _),) = self._rows("read_state", {})
+        return {int(number): at for number, at in offsets.items()}
+
     def taken_back(self, *, from_minute: int, to_minute: int) -> pl.DataFrame:
         """See StaticFeatures."""
         rows = self._rows("read_taken_back", {"from_minute": from_minute, "to_minute": to_minute})

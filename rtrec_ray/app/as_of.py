@@ -1,0 +1,63 @@
+"""`rtrec features as-of`: a table of keys and times, with what a view said of each of them then."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from rtrec_ray.app.system import System
+from rtrec_ray.clock import monotonic_s
+from rtrec_ray.features.as_of import schema_of
+from rtrec_ray.postgres.connection import Pool
+from rtrec_ray.stores.features_as_of import AsOfReader, Progress, unknown_yet
+from rtrec_ray.stores.features_past import past_of
+from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.progress import read_stages
+from rtrec_ray.stores.row_files import known_format, read_rows, write_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AsOfReport:
+    """What was written. `found`: rows with data; `ahead`: rows of times that the history has not reached yet."""
+
+    view: str
+    version: int
+    rows: int
+    found: int
+    ahead: int
+    columns: tuple[str, ...]
+    out: str
+    seconds: float
+
+
+def as_of_file(system: System, name: str, source: Path, out: Path, *, progress: Progress) -> AsOfReport:
+    """Write the rows of `source` with the view's columns to `out`.
+
+    Raises ConfigInvalid, UnknownView, NotRunning, StoreUnavailable.
+    """
+    began_s = monotonic_s()
+    known_format(out)
+    with (
+        closing(Pool(system.postgres, size=1)) as pool,
+        closing(past_of(system.history_uri, system.postgres)) as past,
+    ):
+        store = PostgresFeatureStore(system.features, pool=pool)
+        store.refresh()
+        view = store.definitions.view(name)
+        rows = read_rows(source, view)
+        with pool.transaction() as cursor:
+            stage = read_stages(cursor).get("history")
+        reader = AsOfReader(store=store, past=past)
+        found = reader.read(view.id, rows, progress=progress)
+    write_rows(out, found, view)
+    return AsOfReport(
+        view=view.name,
+        version=view.version,
+        rows=rows.height,
+        found=found.height - found[view.name].null_count(),
+        ahead=unknown_yet(rows["time_ms"], watermark_ms=None if stage is None else stage.watermark_ms),
+        columns=tuple(schema_of(view)),
+        out=str(out),
+        seconds=round(monotonic_s() - began_s, 3),
+    )

@@ -1,0 +1,65 @@
+"""`rtrec features backfill`: what a view lacks from before it began, and its features for past samples."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from rtrec_ray.app.backfill_samples import backfill_samples
+from rtrec_ray.app.find import open_system
+from rtrec_ray.cli.cluster import on_cluster
+from rtrec_ray.cli.options import Where, command
+from rtrec_ray.cli.progress import progress_bar
+from rtrec_ray.features.definition import NOT_BEGUN_MS
+from rtrec_ray.stores.samples_backfill import SamplesBackfillSummary
+
+if TYPE_CHECKING:
+    from actors.jobs.backfill import BackfillSummary
+
+
+@click.command()
+@click.argument("view")
+@click.option("--from", "from_ms", type=int, help="Event time, ms UTC; without it, as far back as tiles are kept.")
+@click.option("--to", "to_ms", type=int, help="Event time, ms UTC; without it, up to where the stream began.")
+@click.option(
+    "--samples", is_flag=True, help="Add its features to past samples instead, of requests of that time (or all)."
+)
+@command
+def backfill(where: Where, view: str, *, samples: bool, **stretch: int | None) -> None:
+    """Compute what VIEW (or VIEW@VERSION) lacks from before it began, out of the history."""
+    if samples:
+        system = open_system(where.config, where.data_dir)
+        with progress_bar("requests") as progress:
+            added = backfill_samples(system, view, **stretch, progress=progress)
+        where.answer(asdict(added), lambda: _print_samples(added))
+        return
+    with on_cluster(where) as system, progress_bar("backfill") as progress:
+        from rtrec_ray.app.backfill import backfill_view  # Ray's variables must be set before it is imported
+
+        done = backfill_view(system, view, **stretch, on_slice=progress)
+    where.answer(asdict(done), lambda: _print_backfill(done))
+
+
+def when(ms: int) -> str:
+    """A time of an answer for people; "later" for a view that has not begun."""
+    return (
+        "later" if ms == NOT_BEGUN_MS else dt.datetime.fromtimestamp(ms / 1_000, dt.UTC).isoformat(timespec="seconds")
+    )
+
+
+def _print_backfill(done: BackfillSummary) -> None:
+    click.echo(
+        f"{done.view}: {done.slices} slices of 10 minutes ({done.already} were there), {done.rows:,} rows of tiles in "
+        f"{done.seconds:.1f} s; complete from {when(done.complete_from_ms)}"
+    )
+
+
+def _print_samples(added: SamplesBackfillSummary) -> None:
+    click.echo(f"{added.requests:,} requests got features of {added.view}: {', '.join(added.features)}")
+    if added.already:
+        click.echo(f"{added.already:,} had them already")
+    if added.ahead:
+        click.echo(f"{added.ahead:,} are of times that the history has not reached yet: run it again later")
