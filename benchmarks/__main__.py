@@ -13,6 +13,7 @@ RUNS = (
     ("bench_stitch_local.py", "1000000"),
     ("bench_stitch_local.py", "1000000", "--postgres"),
     ("bench_training.py",),
+    ("bench_workflow.py",),
     ("bench_serving.py", "--front", "uvicorn"),
     ("bench_serving.py", "--front", "serve"),
 )

@@ -88,6 +88,8 @@ class Scheduler:
         self._flows: dict[str, _Running] = {}
         self._index, self._alarms, self._indexed = Index(), Alarms(), indexed
         self._derived: deque[tuple[str, Stimulus]] = deque()
+        self._ready: set[Place] = set()
+        self._live: set[Place] = set()
         self._begin_changes()
         for saved in (workflows or {}).values():
             self._install(_Running(saved))
@@ -118,9 +120,9 @@ class Scheduler:
         time_ms = max(now_ms, self.time_ms)
         self._wake(time_ms, now_ms=now_ms)
         self.time_ms = time_ms
-        for name, flow in self._flows.items():
-            for node in flow.definition.nodes:
-                self._put(name, node, node_machine.look(node, flow.nodes[node.name], workflow=name, wall_ms=wall_ms))
+        for name, at in sorted(self._live):
+            node, state = self._flows[name].node_by_name[at], self._flows[name].nodes[at]
+            self._put(name, node, node_machine.look(node, state, workflow=name, wall_ms=wall_ms))
         self._settle(wall_ms=wall_ms)
 
     def move_watermark(self, stage: str, value_ms: int, *, now_ms: int, wall_ms: int) -> None:
@@ -176,6 +178,10 @@ class Scheduler:
         for rule in self._flows[name].definition.rules if name in self._flows else ():
             self._alarms.put((name, rule.name), None)
         self._flows[name] = flow
+        self._ready = {place for place in self._ready if place[0] != name}
+        self._live = {place for place in self._live if place[0] != name}
+        for node, state in flow.nodes.items():
+            self._note((name, node), state)
         for rule in flow.definition.rules:
             self._index.put(name, rule)
             self._set_alarm(name, rule, flow.rules[rule.name])
@@ -324,22 +330,32 @@ class Scheduler:
             self._cascade()
 
     def _next_start(self) -> tuple[_Running, Node] | None:
-        for flow in self._flows.values():
-            limit, going = flow.definition.concurrency, self._going(flow)
-            waiting = []
-            for node in flow.definition.nodes:
-                cause = node_machine.ready(flow.nodes[node.name])
-                full = limit is not None and node.kind == "batch" and going >= limit
-                if cause is not None and not full and (cause.manual or not flow.state.paused):
-                    waiting.append((cause.turn, node.name, node))
-            if waiting:
-                return flow, min(waiting)[2]
-        return None
+        waiting = [(name, self._turn(name, at), at) for name, at in self._ready]
+        free = [(name, turn, at) for name, turn, at in waiting if turn is not None]
+        if not free:
+            return None
+        name, _, at = min(free)
+        return self._flows[name], self._flows[name].node_by_name[at]
+
+    def _turn(self, workflow: str, at: str) -> int | None:
+        """The place in line of a node that waits; None while it may not start."""
+        flow = self._flows[workflow]
+        cause, limit = flow.nodes[at].waiting[0], flow.definition.concurrency
+        if flow.state.paused and not cause.manual:
+            return None
+        batch = flow.node_by_name[at].kind == "batch"
+        return None if batch and limit is not None and self._going(flow) >= limit else cause.turn
 
     @staticmethod
     def _going(flow: _Running) -> int:
         batch = (node.name for node in flow.definition.nodes if node.kind == "batch")
         return sum(flow.nodes[name].run is not None for name in batch)
+
+    def _note(self, place: Place, state: NodeState) -> None:
+        """Keep who waits and who runs at hand: looking through all nodes at each event took most of the time."""
+        ready, live = node_machine.ready(state) is not None, state.run is not None or state.retry_wall_ms is not None
+        (self._ready.add if ready else self._ready.discard)(place)
+        (self._live.add if live else self._live.discard)(place)
 
     def _put(self, workflow: str, node: Node, done: Decided, *, offset: int | None = None) -> None:
         flow = self._flows[workflow]
@@ -357,6 +373,7 @@ class Scheduler:
         if state == before:
             return
         flow.nodes[node.name] = self._nodes[workflow, node.name] = state
+        self._note((workflow, node.name), state)
         for passed in dict.fromkeys((done.state.state, state.state)):
             if passed != before.state:
                 changed = StatusChanged(node=node.name, state=passed, time_ms=self.time_ms, offset=offset)
