@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
@@ -48,7 +49,7 @@ class MemoryJobRunner:
     def start(self, order: Order, /) -> None:
         """See JobRunner."""
         self.submitted.append(order.run)
-        if self._store.claim(order.run, owner="memory") is None:
+        if self._store.claim(order.run, owner=uuid.uuid4().hex) is None:
             return
         self.claimed.append(order.run)
         self._going.add(order.run)

@@ -60,7 +60,8 @@ class SchedulerLoop:
         self._clock, self._watermarks = clock, watermarks
         self._options = options or SchedulerOptions()
         self._silent: queue.SimpleQueue[Run] = queue.SimpleQueue()
-        self._ordered = threading.Event()
+        self._ordered, self._leading = threading.Event(), threading.Event()
+        self._fault: Exception | None = None
         self.trouble = ""
 
     def run(self, stop: threading.Event) -> None:
@@ -74,6 +75,7 @@ class SchedulerLoop:
                 try:
                     self._decide(session, stop)
                 finally:
+                    self._leading.clear()
                     session.close()
                 failures = 0
             except (LeaseHeld, LeaseLost, ServerUnavailable) as error:
@@ -91,6 +93,7 @@ class SchedulerLoop:
         stored, told = loaded.position, dict[str, int]()
         renewed = looked = monotonic_s()
         self.trouble = ""
+        self._leading.set()
         self._ordered.set()
         while not stop.is_set():
             self._read(scheduler)
@@ -110,6 +113,8 @@ class SchedulerLoop:
                 renewed = monotonic_s()
 
     def _read(self, scheduler: Scheduler) -> None:
+        if self._fault is not None:
+            raise self._fault  # nobody would carry out what is decided
         wait_s = self._options.tick_every_s
         due_ms = scheduler.next_ms()
         if due_ms is not None:
@@ -141,18 +146,26 @@ class SchedulerLoop:
     # --- the second thread
 
     def _carry_out(self, stop: threading.Event) -> None:
-        while not stop.is_set():
-            self._ordered.wait(self._options.look_every_s)
-            self._ordered.clear()
-            try:
-                for order in self._store.open_orders():
-                    self._carry(order)
-                self._look_after_runs()
-                self.trouble = ""
-            except ServerUnavailable as error:  # the orders stand in the store: they are tried again
-                self.trouble = error.message
-                log.warning("orders_wait", extra={"cause": error.message})
-                stop.wait(self._options.look_every_s)
+        try:
+            while not stop.is_set():
+                self._ordered.wait(self._options.look_every_s)
+                self._ordered.clear()
+                if self._leading.is_set():
+                    self._carry_all(stop)
+        except Exception as error:
+            log.exception("orders_crashed")
+            self._fault = error
+
+    def _carry_all(self, stop: threading.Event) -> None:
+        try:
+            for order in self._store.open_orders():
+                self._carry(order)
+            self._look_after_runs()
+            self.trouble = ""
+        except ServerUnavailable as error:  # the orders stand in the store: they are tried again
+            self.trouble = error.message
+            log.warning("orders_wait", extra={"cause": error.message})
+            stop.wait(self._options.look_every_s)
 
     def _carry(self, order: Order) -> None:
         if order.do == "start":

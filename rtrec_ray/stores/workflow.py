@@ -111,7 +111,7 @@ class WorkflowStore(Protocol):
         ...
 
     def claim(self, run_id: str, /, *, owner: str) -> Claim | None:
-        """Take a run to work on it, and say so (JOB_STARTED). None: it is another's, or over, or unknown."""
+        """Take a run to work on it, and say so once (JOB_STARTED). None: it is another's, or over, or unknown."""
         ...
 
     def beat(self, run_id: str, /, *, owner: str) -> bool:

@@ -98,9 +98,10 @@ class MemoryWorkflowStore:
         """See WorkflowStore."""
         with self._lock:
             row = self._runs.get(run_id)
-            if row is None or row.run.state != "ordered":
+            if row is None or (row.run.state, row.run.owner) not in (("ordered", None), ("running", owner)):
                 return None
-            self._change(run_id, state="running", owner=owner)
+            if row.run.state == "ordered":
+                self._change(run_id, state="running", owner=owner)
             return Claim(run_id=run_id, workflow=row.run.workflow, node=row.run.node, command=row.command)
 
     def beat(self, run_id: str, /, *, owner: str) -> bool:

@@ -109,11 +109,12 @@ class PostgresWorkflowStore:
         with self._pool.transaction() as cur:
             cur.execute(self._sql["claim"], {"run_id": run_id, "owner": owner})
             row = cur.fetchone()
-            if row is None:
-                return None
-            workflow, node, command = row
-            self._send(cur, told(run_id, workflow, node, "running", ""))
-        return Claim(run_id=run_id, workflow=workflow, node=node, command=tuple(command))
+            if row is not None:
+                self._send(cur, told(run_id, row[0], row[1], "running", ""))
+            else:
+                cur.execute(self._sql["claimed"], {"run_id": run_id, "owner": owner})
+                row = cur.fetchone()
+        return None if row is None else Claim(run_id=run_id, workflow=row[0], node=row[1], command=tuple(row[2]))
 
     def beat(self, run_id: str, /, *, owner: str) -> bool:
         """See WorkflowStore."""

@@ -169,6 +169,7 @@ def test_of_many_jobs_one_claims_a_run_and_every_change_tells_once(desk: Desk) -
     claims = [desk.store.claim(order.run, owner=f"job-{i}") for i in range(3)]
     assert [claim is not None for claim in claims] == [True, False, False]
     assert claims[0] is not None
+    assert desk.store.claim(order.run, owner="job-0") == claims[0], "it may not have heard"
     assert (claims[0].node, claims[0].command) == ("n", ("true",))
     assert not desk.store.finish(order.run, "failed", owner="job-1"), "another's run"
     ends = [desk.store.finish(order.run, "succeeded", owner="job-0") for _ in range(2)]

@@ -280,3 +280,30 @@ def test_a_job_that_is_asked_to_end_ends_its_command(
     desk.store.request_stop(run)
     job.join(timeout=20)
     assert desk.store.runs_of("w", "n")[0].state == "stopped"
+
+
+def test_a_scheduler_that_cannot_carry_out_orders_ends(desk: Desk) -> None:
+    class Broken(MemoryJobRunner):
+        def start(self, order: object, /) -> None:
+            raise ZeroDivisionError
+
+    desk.store.apply(workflow((node("n"),), (on("r", A),)))
+    desk.log.send(NewEvent(key="a", value=""))
+    loop = SchedulerLoop(desk.store, desk.log, Broken(desk.store), clock=REAL, options=QUICK)
+    stop = threading.Event()
+    with pytest.raises(ZeroDivisionError):
+        loop.run(stop)
+    assert desk.store.open_orders() != ()
+
+
+def test_a_standby_neither_decides_nor_carries_out(desk: Desk, eventually: Eventually) -> None:
+    desk.store.apply(workflow((node("n"), node("m")), (on("r", A),)))
+    first, second = (MemoryJobRunner(desk.store) for _ in range(2))
+    desk.log.send(NewEvent(key="a", value=""))
+    with running(desk, first):
+        eventually(lambda: first.claimed == ["w.n.1"])
+        with running(desk, second) as standby:
+            eventually(lambda: "belongs to" in standby.trouble)
+            _ask(desk, "start", key="m")
+            eventually(lambda: first.claimed == ["w.n.1", "w.m.1"])
+    assert second.submitted == []

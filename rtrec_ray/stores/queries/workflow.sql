@@ -67,6 +67,10 @@ SET state = 'running', owner = %(owner)s, started_at = clock_timestamp(), beat_a
 WHERE run_id = %(run_id)s AND state = 'ordered'
 RETURNING workflow, node, command;
 
+-- name: claimed (by the same job, which did not hear that its first try was committed)
+SELECT workflow, node, command FROM meta.workflow_runs
+WHERE run_id = %(run_id)s AND owner = %(owner)s AND state = 'running';
+
 -- name: beat
 UPDATE meta.workflow_runs SET beat_at = clock_timestamp()
 WHERE run_id = %(run_id)s AND owner = %(owner)s AND state = 'running'
