@@ -12,6 +12,7 @@ from rtrec_ray.workflow.events import (
     JOB_SUCCEEDED,
     NODE_FAILED,
     NODE_REQUESTED,
+    SENDER,
     WHOLE,
     WORKFLOW_REQUESTED,
 )
@@ -95,7 +96,7 @@ def _own(workflow: Workflow, kind: str, key: str, value: str, time_ms: int, cont
         value=value,
         type=kind,
         namespace=workflow.name,
-        sender="dry-run",
+        sender=SENDER,
         time_ms=time_ms,
         context=context,
     )

@@ -20,6 +20,7 @@ from rtrec_ray.workflow.events import (
     JOB_EVENTS,
     NODE_FAILED,
     NODE_REQUESTED,
+    SENDER,
     WHOLE,
     WORKFLOW_REQUESTED,
     Announcement,
@@ -110,7 +111,7 @@ class Scheduler:
             self._on_workflow(event)
         elif event.type == NODE_REQUESTED:
             self._on_node(event)
-        elif event.type in JOB_EVENTS:
+        elif event.type in JOB_EVENTS and event.sender == SENDER:  # anybody may send an event of that type
             self._on_job(event, wall_ms=wall_ms)
         self._offer("", event)
         self._settle(wall_ms=wall_ms)

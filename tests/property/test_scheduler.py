@@ -207,3 +207,15 @@ def _decided(keys: list[str], ticks: set[int], crashes: set[int], *, indexed: bo
 def test_a_node_state_makes_the_trip_through_json() -> None:
     state = NodeState(state="running", run="w.n.1", number=1)
     assert msgspec.convert(msgspec.to_builtins(state), NodeState) == state
+
+
+def test_a_stranger_cannot_end_a_run() -> None:
+    desk = Desk(ManualClock(now_ms=1_000))
+    desk.store.apply(example())
+    desk.log.send(NewEvent(key="a", value=""))
+    desk.log.send(NewEvent(key="n", value="w.n.1", type="JOB_SUCCEEDED", namespace="w", sender="somebody"))
+    scheduler = Scheduler()
+    scheduler.know(example())
+    for event in desk.events():
+        scheduler.handle(event, now_ms=1_000, wall_ms=1_000)
+    assert scheduler.saved()["w"].nodes["n"].run == "w.n.1"
