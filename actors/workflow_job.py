@@ -56,7 +56,8 @@ def _work(
             wanted = _beat(store, claim.run_id, owner) and not asked.is_set()
             deadline = _end(child, wanted=wanted, deadline=deadline, patience_s=options.patience_s)
             continue
-        if deadline is not None or asked.is_set():
+        # The signal that stops a job may reach the command before the word reaches this process.
+        if deadline is not None or asked.is_set() or (code != 0 and not _beat(store, claim.run_id, owner)):
             return "stopped", "asked to end", 0
         return ("succeeded", "", 0) if code == 0 else ("failed", f"exit code {code}", code if code > 0 else 1)
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import orjson
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rtrec_ray.workflow.conditions import (
@@ -72,7 +72,13 @@ def run(condition: Condition, stimuli: list[Stimulus], *, start_ms: int = 100) -
     return met
 
 
+B, C = EventIs(key="b"), EventIs(key="c")
+# Two attempts of different memory that end with the same event: the one that began last is the meeting.
+TWO_AT_ONCE = Sequence(terms=(EventIs(key="a"), AnyOf(terms=(Sequence(terms=(B, C)), C))))
+
+
 @given(condition=conditions, log=logs())
+@example(condition=TWO_AT_ONCE, log=[event(at, key, 100 + at) for at, key in enumerate("abac")])
 def test_a_condition_is_met_when_the_whole_list_says_so(condition: Condition, log: list[Occurred]) -> None:
     expected = [(log[firing.at], firing.start_ms) for firing in firings(condition, log)]
     assert run(condition, list(log)) == expected
