@@ -53,13 +53,15 @@ class Interleavings(RuleBasedStateMachine):
         self.applied = 1
         self.session = None
         self.crash()
+        self.the_scheduler_reads(count=1, commits=True)
 
     def _now(self) -> dict[str, int]:
         return {"now_ms": self.clock.now_ms(), "wall_ms": self.clock.now_ms()}
 
-    @rule(key=st.sampled_from("aaabbcd"))
-    def an_event_is_sent(self, key: str) -> None:
-        self.desk.log.send(NewEvent(key=key, value=""))
+    @rule(keys=st.lists(st.sampled_from("aaabbcd"), min_size=1, max_size=4))
+    def events_are_sent(self, keys: list[str]) -> None:
+        for key in keys:
+            self.desk.log.send(NewEvent(key=key, value=""))
 
     @rule(value=st.sampled_from(["pause", "resume", "apply"]))
     def a_request_of_the_workflow(self, value: str) -> None:
@@ -76,11 +78,13 @@ class Interleavings(RuleBasedStateMachine):
     def time_passes(self, ms: int) -> None:
         self.clock.advance(ms)
 
-    @rule()
-    def the_scheduler_reads_an_event(self) -> None:
-        for event in self.desk.events(self.scheduler.position)[:1]:
+    @rule(count=st.integers(1, 6), commits=st.booleans())
+    def the_scheduler_reads(self, count: int, commits: bool) -> None:
+        for event in self.desk.events(self.scheduler.position)[:count]:
             self.scheduler.know(example())
             self.scheduler.handle(event, **self._now())
+        if commits:
+            self.session.commit(self.scheduler.changes())
 
     @rule()
     def the_scheduler_looks_at_the_clock(self) -> None:
@@ -219,3 +223,42 @@ def test_a_stranger_cannot_end_a_run() -> None:
     for event in desk.events():
         scheduler.handle(event, now_ms=1_000, wall_ms=1_000)
     assert scheduler.saved()["w"].nodes["n"].run == "w.n.1"
+
+
+def test_an_event_that_comes_again_is_not_acted_on_again() -> None:
+    desk = Desk(ManualClock(now_ms=1_000))
+    desk.store.apply(example())
+    desk.log.send(NewEvent(key="b", value=""))
+    scheduler = Scheduler()
+    scheduler.know(example())
+    for event in [*desk.events(), *desk.events()]:
+        scheduler.handle(event, now_ms=1_000, wall_ms=1_000)
+    assert [order.id for order in scheduler.changes().orders] == ["w.m.1"]
+    assert scheduler.saved()["w"].nodes["m"].waiting == ()
+
+
+def test_no_more_batch_runs_go_on_than_may() -> None:
+    desk = Desk(ManualClock(now_ms=1_000))
+    desk.store.apply(example())
+    for key in "abc":
+        desk.log.send(NewEvent(key=key, value=""))
+    scheduler = Scheduler()
+    scheduler.know(example())
+    for event in desk.events():
+        scheduler.handle(event, now_ms=1_000, wall_ms=1_000)
+    assert [order.node for order in scheduler.changes().orders] == ["n", "endless", "m"]
+    assert scheduler.saved()["w"].nodes["retried"].state == "queued"
+
+
+def test_a_rule_that_counts_once_acts_once() -> None:
+    desk = Desk(ManualClock(now_ms=1_000))
+    once = workflow((node("n"),), (on("r", A, once=True),))
+    desk.store.apply(once)
+    for _ in range(3):
+        desk.log.send(NewEvent(key="a", value=""))
+    scheduler = Scheduler()
+    scheduler.know(once)
+    for event in desk.events():
+        scheduler.handle(event, now_ms=1_000, wall_ms=1_000)
+    saved = scheduler.saved()["w"]
+    assert (len(scheduler.changes().orders), saved.rules["r"].met, saved.nodes["n"].waiting) == (1, 1, ())
