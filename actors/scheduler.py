@@ -96,8 +96,8 @@ class SchedulerLoop:
         self._leading.set()
         self._ordered.set()
         while not stop.is_set():
-            self._read(scheduler)
-            scheduler.tick(now_ms=self._clock.now_ms(), wall_ms=wall_ms())
+            if self._read(scheduler):  # silences and schedules must not be decided ahead of events that wait
+                scheduler.tick(now_ms=self._clock.now_ms(), wall_ms=wall_ms())
             if monotonic_s() - looked >= self._options.look_every_s:
                 looked = monotonic_s()
                 self._look_at_watermarks(scheduler, told)
@@ -112,7 +112,8 @@ class SchedulerLoop:
                 session.renew()
                 renewed = monotonic_s()
 
-    def _read(self, scheduler: Scheduler) -> None:
+    def _read(self, scheduler: Scheduler) -> bool:
+        """Handle what is there; answers whether that was all."""
         if self._fault is not None:
             raise self._fault  # nobody would carry out what is decided
         wait_s = self._options.tick_every_s
@@ -125,6 +126,7 @@ class SchedulerLoop:
         for event in step.events:
             self._fetch_definition(scheduler, event)
             scheduler.handle(occurred(event), now_ms=self._clock.now_ms(), wall_ms=wall_ms())
+        return len(step.events) < limit
 
     def _fetch_definition(self, scheduler: Scheduler, event: Event) -> None:
         if event.type == WORKFLOW_REQUESTED and event.value == "apply":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -103,10 +103,9 @@ class Scheduler:
         """Take the next event of the log. `now_ms`: the system's clock, which is ahead of it after an absence."""
         if event.offset <= self.position:
             return
-        time_ms = max(event.time_ms, self.time_ms)
-        self._wake(time_ms, now_ms=now_ms)
-        event = replace(event, time_ms=time_ms)
-        self.position, self.time_ms = event.offset, time_ms
+        # It keeps its own time, though the clock may have been told ahead of it: what lay within a time still does.
+        self._wake(event.time_ms, now_ms=now_ms)
+        self.position, self.time_ms = event.offset, max(event.time_ms, self.time_ms)
         if event.type == WORKFLOW_REQUESTED:
             self._on_workflow(event)
         elif event.type == NODE_REQUESTED:

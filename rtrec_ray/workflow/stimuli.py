@@ -1,4 +1,7 @@
-"""What a workflow reacts to. Times are ms UTC of the system's clock, and never fall from one stimulus to the next."""
+"""What a workflow reacts to. Times are ms UTC of the system's clock.
+
+An event has the time at which it was sent, also when the clock has been told ahead of it meanwhile.
+"""
 
 from __future__ import annotations
 
