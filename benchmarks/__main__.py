@@ -15,6 +15,7 @@ RUNS = (
     ("bench_stitch_local.py", "1000000", "--postgres"),
     ("bench_scan.py",),
     ("bench_training.py",),
+    ("bench_workflow.py",),
     ("bench_serving.py", "--front", "uvicorn"),
     ("bench_serving.py", "--front", "serve"),
 )

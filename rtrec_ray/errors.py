@@ -2,7 +2,7 @@
 
     RtrecError
     ├── ConfigInvalid                a file or a setting is wrong
-    │   └── DefinitionInvalid        ... in features.yaml or samples.yaml, with its line
+    │   └── DefinitionInvalid        ... in features.yaml, samples.yaml or workflow.yaml, with its line
     ├── ServerUnavailable            a server is away: retry with back-off
     │   ├── KafkaUnavailable
     │   ├── StoreUnavailable
@@ -15,6 +15,7 @@
     ├── LeaseHeld                    another live owner has the partition
     ├── LeaseLost                    the commit was fenced off: reload and start again
     ├── UnknownView                  no such feature view
+    ├── UnknownNode                  no such workflow, or node of one
     ├── BeyondRetention              the tiles of that time are gone
     ├── SnapshotEnded                a scan's moment of the table is over
     ├── ExportRefused                something else lies where an export would go
@@ -73,7 +74,7 @@ class ConfigInvalid(RtrecError):
 
 
 class DefinitionInvalid(ConfigInvalid):
-    """A feature view or a label definition is wrong; the message names the line and the key."""
+    """A feature view, a label definition or a workflow is wrong; the message names the line and the key."""
 
 
 class ServerUnavailable(RtrecError):
@@ -122,6 +123,10 @@ class LeaseLost(RtrecError):
 
 class UnknownView(RtrecError):
     """No feature view has this name; the message lists those that exist."""
+
+
+class UnknownNode(RtrecError):
+    """No workflow, or no node of one, has this name; the mend lists those that exist."""
 
 
 class BeyondRetention(RtrecError):

@@ -11,6 +11,7 @@ from typing import Any
 from rtrec_ray.app import cluster
 from rtrec_ray.app.pipeline import shares, start_pipeline
 from rtrec_ray.app.system import System
+from rtrec_ray.app.workflow import SCHEDULER, start_scheduler
 from rtrec_ray.clock import monotonic_s
 
 JOBS = ("pipeline", "training", "serve")
@@ -62,7 +63,7 @@ def stop_jobs(system: System, parts: Collection[str], *, on_step: Step) -> None:
     ends_whole = system.addresses.ray_token is not None
     for part in (part for part in reversed(JOBS) if part in parts):
         if part == "pipeline":
-            cluster.stop_actors([share.name for share in shares(system)])
+            cluster.stop_actors([SCHEDULER, *(share.name for share in shares(system))])
         elif not ends_whole:
             _end(part)
         on_step(part, "stopped")
@@ -80,7 +81,7 @@ def restart_jobs(system: System, parts: Collection[str], *, on_step: Step) -> Sy
 
 def _start_actors(part: str, system: System) -> list[Any]:
     if part == "pipeline":
-        return start_pipeline(system)
+        return [*start_pipeline(system), start_scheduler(system)]
     from rtrec_ray.app.training import start_gate, start_incremental
 
     return [start_gate(system), start_incremental(system)]

@@ -22,6 +22,7 @@ COMMANDS = {
     "samples": ("data", "Show what became of the impressions, write samples into files."),
     "train": ("models", "Train a base model, or run the increments."),
     "models": ("models", "List and show model versions, promote, roll back."),
+    "workflow": ("workflow", "Define, see and steer what runs when, and why."),
     "events": ("events", "Send, list and follow events."),
     "meta": ("meta", "List and show datasets, jobs and runs."),
 }

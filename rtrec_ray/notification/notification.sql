@@ -70,7 +70,9 @@ SELECT least(
             %(end)s) END,
         CASE WHEN %(keep_events)s::bigint IS NULL THEN 0 ELSE %(end)s - %(keep_events)s END),
     (SELECT min(acked_offset) FROM meta.event_cursors
-     WHERE acked_at > clock_timestamp() - %(cursor_alive_ms)s * interval '1 ms'));
+     WHERE acked_at > clock_timestamp() - %(cursor_alive_ms)s * interval '1 ms'),
+    -- The scheduler of workflows runs wherever this does, and keeps its place with its decisions.
+    (SELECT event_offset FROM meta.workflow_position));
 
 -- name: trim (a part at a time, so that no transaction is long)
 DELETE FROM meta.events WHERE event_offset IN

@@ -1,0 +1,314 @@
+"""`rtrec workflow`: what runs when, and why. Imported when one of its commands is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from actors.workflow_job import run_job
+from actors.workflow_log import occurred
+from rtrec_ray.app.find import join_environment, open_system
+from rtrec_ray.app.workflow import Desk, find_node, open_desk, runner
+from rtrec_ray.cli.options import Where, command
+from rtrec_ray.clock import monotonic_s
+from rtrec_ray.errors import UnknownNode
+from rtrec_ray.notification.base import EventFilter
+from rtrec_ray.stores.workflow import Loaded
+from rtrec_ray.workflow.definition import Rule
+from rtrec_ray.workflow.dryrun import dry_run
+from rtrec_ray.workflow.events import NODE_REQUESTED, WHOLE, WORKFLOW_REQUESTED, Announcement
+from rtrec_ray.workflow.explain import Term, describe, explain, time
+from rtrec_ray.workflow.file import load_workflow
+from rtrec_ray.workflow.graph import mermaid, svg
+from rtrec_ray.workflow.rules import RuleState
+from rtrec_ray.workflow.scheduler import Saved
+
+_TAKEN_WITHIN_S = 10.0
+_UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+@click.group()
+def workflow() -> None:
+    """Define, see and steer what runs when."""
+
+
+@workflow.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@command
+def apply(where: Where, file: Path) -> None:
+    """Check a workflow.yaml and let the scheduler go by it."""
+    definition = load_workflow(file)
+    with open_desk(open_system(where.config, where.data_dir)) as desk:
+        version = desk.workflows.apply(definition)
+        taken = _taken(desk, lambda now: _digest(now, definition.name) == definition.digest)
+    answer = {"name": definition.name, "version": version, "digest": definition.digest, "in_force": taken}
+    later = "" if taken else "; no scheduler has taken it yet"
+    where.answer(answer, lambda: click.echo(f"{definition.name} version {version} ({definition.digest}){later}"))
+
+
+@workflow.command(name="list")
+@command
+def list_workflows(where: Where) -> None:
+    """List workflows and the states of their nodes."""
+    with open_desk(open_system(where.config, where.data_dir)) as desk:
+        loaded = desk.workflows.load()
+    found = [_listed(name, saved) for name, saved in sorted(loaded.workflows.items())]
+    where.answer({"workflows": found}, lambda: _print_list(found))
+
+
+@workflow.command()
+@click.argument("name")
+@command
+def show(where: Where, name: str) -> None:
+    """Show a workflow: its nodes, their runs, its rules."""
+    with open_desk(open_system(where.config, where.data_dir)) as desk:
+        saved = _workflow(desk.workflows.load(), name)
+        nodes = [
+            {**each, "runs": [asdict(run) for run in desk.workflows.runs_of(name, each["name"], limit=5)]}
+            for each in _listed(name, saved)["nodes"]
+        ]
+    rules = [_rule(rule, saved.rules[rule.name]) for rule in saved.definition.rules]
+    answer = {**_listed(name, saved), "digest": saved.state.digest, "nodes": nodes, "rules": rules}
+    where.answer(answer, lambda: _print_workflow(answer))
+
+
+def _request(do: str, help_text: str, *, nodes: bool) -> Callable[..., Any]:
+    """A command that asks the scheduler for something: of a node, or of a workflow."""
+
+    @command
+    def call(where: Where, name: str) -> None:
+        with open_desk(open_system(where.config, where.data_dir)) as desk:
+            loaded = desk.workflows.load()
+            if nodes and name not in loaded.workflows:
+                flow, key = find_node(loaded, name)
+                desk.workflows.request(Announcement(type=NODE_REQUESTED, key=key, value=do, workflow=flow))
+            else:
+                _workflow(loaded, name)
+                what = Announcement(type=WORKFLOW_REQUESTED, key=WHOLE, value=do, workflow=name)
+                desk.workflows.request(what)
+        where.answer({"requested": do, "name": name}, lambda: click.echo(f"asked to {do} {name}"))
+
+    label = "NODE|WORKFLOW" if nodes else "WORKFLOW"
+    return workflow.command(name=do, help=help_text)(click.argument("name", metavar=label)(call))
+
+
+start = _request("start", "Ask for a start of a node, or of a workflow's rules.", nodes=True)
+stop = _request("stop", "Ask for the end of a node's run, or of a workflow.", nodes=True)
+restart = _request("restart", "Ask for a new run in place of the one that goes on.", nodes=True)
+pause = _request("pause", "Let starts wait; what happens meanwhile is kept.", nodes=False)
+resume = _request("resume", "Let the starts that wait go.", nodes=False)
+
+
+@workflow.command()
+@click.argument("node")
+@command
+def why(where: Where, node: str) -> None:
+    """Say why a node runs or does not: the terms of its rules, met or missing, and the events that met them."""
+    with open_desk(open_system(where.config, where.data_dir)) as desk:
+        loaded = desk.workflows.load()
+        flow, name = find_node(loaded, node)
+        saved = loaded.workflows[flow]
+        about = [rule for rule in saved.definition.rules if any(act.node == name for act in rule.then)]
+        rules = [_reason(desk, rule, saved.rules[rule.name]) for rule in about]
+        runs = [asdict(run) for run in desk.workflows.runs_of(flow, name, limit=1)]
+    state = saved.nodes[name]
+    answer = {
+        "workflow": flow,
+        "node": name,
+        "state": state.state,
+        "waiting": [{"rule": cause.rule, "by": list(cause.by)} for cause in state.waiting],
+        "paused": saved.state.paused,
+        "active": saved.state.active,
+        "last_run": runs[0] if runs else None,
+        "rules": rules,
+    }
+    where.answer(answer, lambda: _print_why(answer))
+
+
+@workflow.command(name="dry-run")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--since", required=True, help="A time in ms UTC, or how long ago, such as 2h or 7d.")
+@command
+def dry_run_file(where: Where, file: Path, since: str) -> None:
+    """Say what a workflow.yaml would have done over the event log, had each of its jobs succeeded at once."""
+    definition, system = load_workflow(file), open_system(where.config, where.data_dir)
+    now_ms = system.clock.now_ms()
+    since_ms = _since(since, now_ms)
+    with open_desk(system) as desk:
+        events = [occurred(event) for event in _all_events(desk) if event.time_ms >= since_ms]
+    found = dry_run(definition, events, since_ms=since_ms, until_ms=now_ms)
+    answer = {"name": definition.name, "since_ms": since_ms, "events": len(events), "orders": list(map(asdict, found))}
+    where.answer(answer, lambda: _print_orders(answer))
+
+
+@workflow.command()
+@click.argument("name")
+@click.option("--svg", "svg_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture to a file.")
+@command
+def graph(where: Where, name: str, svg_file: Path | None) -> None:
+    """Draw a workflow with the states of its nodes, as Mermaid text or as SVG."""
+    with open_desk(open_system(where.config, where.data_dir)) as desk:
+        saved = _workflow(desk.workflows.load(), name)
+    states = {node: state.state for node, state in saved.nodes.items()}
+    text = mermaid(saved.definition, states)
+    if svg_file is not None:
+        svg_file.write_text(svg(saved.definition, states), encoding="utf-8")
+    answer = {"name": name, "mermaid": text, "svg": None if svg_file is None else str(svg_file)}
+    where.answer(answer, lambda: click.echo(text if svg_file is None else f"wrote {svg_file}", nl=svg_file is not None))
+
+
+@workflow.command()
+@click.argument("node")
+@command
+def logs(where: Where, node: str) -> None:
+    """Print what a node's newest run wrote."""
+    system = open_system(where.config, where.data_dir)
+    join_environment(system)
+    with open_desk(system) as desk:
+        runs = desk.workflows.runs_of(*find_node(desk.workflows.load(), node), limit=1)
+    if not runs:
+        raise UnknownNode(f'"{node}" has not run yet', mend="`rtrec workflow why` tells what it waits for")
+    text = runner(system).log(runs[0].run_id)
+    where.answer({"run": runs[0].run_id, "log": text}, lambda: click.echo(text, nl=False))
+
+
+@workflow.command(name="run-node", hidden=True)
+@click.argument("run_id")
+@command
+def run_node(where: Where, run_id: str) -> int:
+    """Do the work of a run, as the scheduler ordered it; nothing when another does."""
+    with open_desk(open_system(where.config, where.data_dir)) as desk:
+        return run_job(desk.workflows, run_id)
+
+
+def _taken(desk: Desk, done: Callable[[Loaded], bool]) -> bool:
+    """Wait for the scheduler, which is told by the event log."""
+    deadline, position = monotonic_s() + _TAKEN_WITHIN_S, desk.events.end_offset()
+    while monotonic_s() < deadline:
+        if done(desk.workflows.load()):
+            return True
+        # Nothing tells when the scheduler commits; the log's next event or this time is soon enough for a person.
+        desk.events.step(EventFilter(), after_offset=position, timeout_s=0.2)
+    return False
+
+
+def _digest(loaded: Loaded, name: str) -> str | None:
+    return loaded.workflows[name].state.digest if name in loaded.workflows else None
+
+
+def _workflow(loaded: Loaded, name: str) -> Saved:
+    if name not in loaded.workflows:
+        known = ", ".join(loaded.workflows) or "none; apply one first"
+        raise UnknownNode(f'no workflow is called "{name}"', mend=f"there are {known}")
+    return loaded.workflows[name]
+
+
+def _all_events(desk: Desk) -> list[Any]:
+    found: list[Any] = []
+    while step := desk.events.list(after_offset=found[-1].offset if found else 0, limit=10_000):
+        found += step
+    return found
+
+
+def _since(text: str, now_ms: int) -> int:
+    if text.isdigit():
+        return int(text)
+    if text[-1:] in _UNITS and text[:-1].isdigit():
+        return now_ms - int(text[:-1]) * _UNITS[text[-1]]
+    raise click.BadParameter(f'"{text}" is neither a time in ms nor a span like 2h', param_hint="--since")
+
+
+def _listed(name: str, saved: Saved) -> dict[str, Any]:
+    kinds = {node.name: node.kind for node in saved.definition.nodes}
+    nodes = [
+        {"name": node, "state": saved.nodes[node].state, "kind": kind, "run": saved.nodes[node].run}
+        for node, kind in kinds.items()
+    ]
+    return {"name": name, "active": saved.state.active, "paused": saved.state.paused, "nodes": nodes}
+
+
+def _rule(rule: Rule, state: RuleState) -> dict[str, Any]:
+    return {
+        "name": rule.name,
+        "when": describe(rule.when),
+        "then": [action.text for action in rule.then],
+        "met": state.met,
+        "last_ms": state.last_ms,
+        "last_by": list(state.last_by),
+        "acted": state.acted,
+    }
+
+
+def _reason(desk: Desk, rule: Rule, state: RuleState) -> dict[str, Any]:
+    term = explain(rule.when, state.state)
+    wanted = sorted({*state.last_by, *_offsets(term)})
+    events = [event for offset in wanted for event in desk.events.list(after_offset=offset - 1, limit=1)]
+    only_if = {node: list(states) for node, states in rule.only_if.items()}
+    return {
+        **_rule(rule, state),
+        "only_if": only_if,
+        "terms": asdict(term),
+        "events": [asdict(event) for event in events],
+    }
+
+
+def _offsets(term: Term) -> set[int]:
+    return set(term.by).union(*map(_offsets, term.terms))
+
+
+def _print_list(found: list[dict[str, Any]]) -> None:
+    for each in found:
+        marks = [mark for mark, is_so in (("paused", each["paused"]), ("stopped", not each["active"])) if is_so]
+        click.echo(" ".join([each["name"], *(f"({mark})" for mark in marks)]))
+        for node in each["nodes"]:
+            click.echo(f"  {node['name']:<24} {node['kind']:<8} {node['state']}")
+
+
+def _print_workflow(answer: Mapping[str, Any]) -> None:
+    _print_list([dict(answer)])
+    for rule in answer["rules"]:
+        last = "" if rule["last_ms"] is None else f"; last {time(rule['last_ms'])}: {rule['acted']}"
+        click.echo(f"  {rule['name']}: {rule['when']} → {', '.join(rule['then'])}; met {rule['met']} times{last}")
+
+
+def _print_why(answer: Mapping[str, Any]) -> None:
+    click.echo(f"{answer['workflow']}/{answer['node']} is {answer['state']}")
+    for is_so, what in ((answer["paused"], "is paused: starts wait"), (not answer["active"], "is stopped")):
+        if is_so:
+            click.echo(f"  workflow {answer['workflow']} {what}")
+    if answer["last_run"] is not None:
+        run = answer["last_run"]
+        click.echo(f"  last run {run['run_id']}: {run['state']} {run['reason']}".rstrip())
+    for rule in answer["rules"]:
+        events = {event["offset"]: event for event in rule["events"]}
+        click.echo(f"  rule {rule['name']} ({', '.join(rule['then'])}), met {rule['met']} times")
+        if rule["last_ms"] is not None:
+            click.echo(f"    last at {time(rule['last_ms'])} by {_named(rule['last_by'], events)}: {rule['acted']}")
+        _print_term(rule["terms"], events, depth=2)
+
+
+def _print_term(term: Mapping[str, Any], events: Mapping[int, Any], *, depth: int) -> None:
+    by = f" by {_named(term['by'], events)}" if term["by"] else ""
+    click.echo(f"{'  ' * depth}{'met    ' if term['met'] else 'missing'} {term['text']}{by}")
+    for inner in term["terms"]:
+        _print_term(inner, events, depth=depth + 1)
+
+
+def _named(offsets: Any, events: Mapping[int, Any]) -> str:
+    named = []
+    for offset in offsets:
+        event = events.get(offset)
+        named.append(f"event {offset}" + (f" ({event['type'] or event['key']} {event['value']})" if event else ""))
+    return ", ".join(named) or "time"
+
+
+def _print_orders(answer: Mapping[str, Any]) -> None:
+    click.echo(f"{answer['events']} events since {datetime.fromtimestamp(answer['since_ms'] / 1000, tz=UTC):%F %T}")
+    for order in answer["orders"]:
+        by = f" by events {', '.join(map(str, order['by']))}" if order["by"] else ""
+        click.echo(f"{time(order['time_ms'])}  {order['do']} {order['node']}  rule {order['rule']}{by}")

@@ -1,0 +1,1 @@
+"""Workflow, pure: conditions, definition, the scheduler's decisions. No clock, no SQL, no Ray."""

@@ -1,0 +1,384 @@
+"""The scheduler's decisions: events and time in, orders out. One door (`handle`, `tick`), no I/O.
+
+All that happens comes by the event log: what jobs report, what people request. So the state is a function of the log,
+of the times told, and of the watermarks; `changes` hands over what must be stored in one transaction with the position.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from rtrec_ray.workflow import nodes as node_machine
+from rtrec_ray.workflow.definition import Action, Node, Rule, Workflow
+from rtrec_ray.workflow.evaluate import Met, wake_ms
+from rtrec_ray.workflow.events import (
+    JOB_EVENTS,
+    NODE_FAILED,
+    NODE_REQUESTED,
+    SENDER,
+    WHOLE,
+    WORKFLOW_REQUESTED,
+    Announcement,
+)
+from rtrec_ray.workflow.nodes import Cause, Decided, NodeState, Order
+from rtrec_ray.workflow.rules import Alarms, Index, Place, RuleState, begin, take
+from rtrec_ray.workflow.stimuli import Occurred, StatusChanged, Stimulus, Ticked, WatermarkMoved
+
+
+class WorkflowState(msgspec.Struct, frozen=True, kw_only=True):
+    """`active`: its rules act on its nodes. `paused`: starts wait. `turn`: the last place in the line of starts."""
+
+    digest: str
+    active: bool = True
+    paused: bool = False
+    turn: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A workflow as it is stored."""
+
+    definition: Workflow
+    state: WorkflowState
+    rules: Mapping[str, RuleState]
+    nodes: Mapping[str, NodeState]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What must be stored together. None in place of a state: it is gone.
+
+    `position`: the last event handled; `time_ms`: the last time told.
+    """
+
+    position: int
+    time_ms: int
+    workflows: Mapping[str, WorkflowState] = field(default_factory=dict)
+    rules: Mapping[Place, RuleState | None] = field(default_factory=dict)
+    nodes: Mapping[Place, NodeState | None] = field(default_factory=dict)
+    orders: tuple[Order, ...] = ()
+    announcements: tuple[Announcement, ...] = ()
+
+
+class _Running:
+    """A workflow in memory."""
+
+    def __init__(self, saved: Saved) -> None:
+        self.definition = saved.definition
+        self.state = saved.state
+        self.rules = dict(saved.rules)
+        self.nodes = dict(saved.nodes)
+        self.rule_by_name = {rule.name: rule for rule in saved.definition.rules}
+        self.node_by_name = {node.name: node for node in saved.definition.nodes}
+
+
+class Scheduler:
+    """Decides for all workflows. `indexed=False` asks every rule about everything: slower, and no different."""
+
+    def __init__(
+        self, *, position: int = 0, time_ms: int = 0, workflows: Mapping[str, Saved] | None = None, indexed: bool = True
+    ) -> None:
+        self.position = position
+        self.time_ms = time_ms
+        self._known: dict[str, Workflow] = {}
+        self._flows: dict[str, _Running] = {}
+        self._index, self._alarms, self._indexed = Index(), Alarms(), indexed
+        self._derived: deque[tuple[str, Stimulus]] = deque()
+        self._ready: set[Place] = set()
+        self._live: set[Place] = set()
+        self._begin_changes()
+        for saved in (workflows or {}).values():
+            self._install(_Running(saved))
+
+    def know(self, definition: Workflow) -> None:
+        """Have a definition at hand, for the event that applies it."""
+        self._known[definition.digest] = definition
+
+    def handle(self, event: Occurred, *, now_ms: int, wall_ms: int) -> None:
+        """Take the next event of the log. `now_ms`: the system's clock, which is ahead of it after an absence."""
+        if event.offset <= self.position:
+            return
+        # It keeps its own time, though the clock may have been told ahead of it: what lay within a time still does.
+        self._wake(event.time_ms, now_ms=now_ms)
+        self.position, self.time_ms = event.offset, max(event.time_ms, self.time_ms)
+        if event.type == WORKFLOW_REQUESTED:
+            self._on_workflow(event)
+        elif event.type == NODE_REQUESTED:
+            self._on_node(event)
+        elif event.type in JOB_EVENTS and event.sender == SENDER:  # anybody may send an event of that type
+            self._on_job(event, wall_ms=wall_ms)
+        self._offer("", event)
+        self._settle(wall_ms=wall_ms)
+
+    def tick(self, *, now_ms: int, wall_ms: int) -> None:
+        """Tell the time: schedules, silences, timeouts and retries are due."""
+        time_ms = max(now_ms, self.time_ms)
+        self._wake(time_ms, now_ms=now_ms)
+        self.time_ms = time_ms
+        for name, at in sorted(self._live):
+            node, state = self._flows[name].node_by_name[at], self._flows[name].nodes[at]
+            self._put(name, node, node_machine.look(node, state, workflow=name, wall_ms=wall_ms))
+        self._settle(wall_ms=wall_ms)
+
+    def move_watermark(self, stage: str, value_ms: int, *, now_ms: int, wall_ms: int) -> None:
+        """Tell a stage's watermark."""
+        self._wake(max(now_ms, self.time_ms), now_ms=now_ms)
+        self.time_ms = max(now_ms, self.time_ms)
+        self._offer("", WatermarkMoved(stage=stage, value_ms=value_ms, time_ms=self.time_ms))
+        self._settle(wall_ms=wall_ms)
+
+    def silent(self, workflow: str, node: str, run: str, *, wall_ms: int) -> None:
+        """Tell that a run's heartbeat is overdue."""
+        flow = self._flows.get(workflow)
+        if flow is not None and node in flow.node_by_name:
+            of = flow.node_by_name[node]
+            self._put(workflow, of, node_machine.silent(of, flow.nodes[node], run, workflow=workflow))
+            self._settle(wall_ms=wall_ms)
+
+    def next_ms(self) -> int | None:
+        """The next time at which a condition may be met by time alone."""
+        return self._alarms.next_ms()
+
+    def changes(self) -> Changes:
+        """What changed since the last call."""
+        done = Changes(
+            position=self.position,
+            time_ms=self.time_ms,
+            workflows=self._workflows,
+            rules=self._rules,
+            nodes=self._nodes,
+            orders=tuple(self._orders),
+            announcements=tuple(self._announcements),
+        )
+        self._begin_changes()
+        return done
+
+    def saved(self) -> dict[str, Saved]:
+        """All workflows as they stand."""
+        return {
+            name: Saved(definition=flow.definition, state=flow.state, rules=dict(flow.rules), nodes=dict(flow.nodes))
+            for name, flow in self._flows.items()
+        }
+
+    def _begin_changes(self) -> None:
+        self._workflows: dict[str, WorkflowState] = {}
+        self._rules: dict[Place, RuleState | None] = {}
+        self._nodes: dict[Place, NodeState | None] = {}
+        self._orders: list[Order] = []
+        self._announcements: list[Announcement] = []
+
+    def _install(self, flow: _Running) -> None:
+        name = flow.definition.name
+        self._index.drop(name)
+        for rule in self._flows[name].definition.rules if name in self._flows else ():
+            self._alarms.put((name, rule.name), None)
+        self._flows[name] = flow
+        self._ready = {place for place in self._ready if place[0] != name}
+        self._live = {place for place in self._live if place[0] != name}
+        for node, state in flow.nodes.items():
+            self._note((name, node), state)
+        for rule in flow.definition.rules:
+            self._index.put(name, rule)
+            self._set_alarm(name, rule, flow.rules[rule.name])
+
+    def _set_alarm(self, workflow: str, rule: Rule, state: RuleState) -> None:
+        done = rule.once and state.met > 0
+        self._alarms.put((workflow, rule.name), None if done else wake_ms(rule.when, state.state))
+
+    # --- requests and reports
+
+    def _on_workflow(self, event: Occurred) -> None:
+        if event.value == "apply":
+            self._apply(event)
+        flow = self._flows.get(event.namespace)
+        if flow is None:
+            return
+        if event.value in ("pause", "resume"):
+            self._put_flow(flow, paused=event.value == "pause")
+        elif event.value in ("start", "stop"):
+            self._put_flow(flow, active=event.value == "start")
+            if event.value == "stop":
+                for node in flow.definition.nodes:
+                    self._ask(flow, Action(do="stop", node=node.name), Cause(rule="stop", by=(event.offset,)))
+
+    def _on_node(self, event: Occurred) -> None:
+        flow = self._flows.get(event.namespace)
+        if flow is None or event.key not in flow.node_by_name or event.value not in ("start", "stop", "restart"):
+            return
+        cause = Cause(rule="request", by=(event.offset,), manual=True)
+        self._ask(flow, Action(do=event.value, node=event.key), cause)  # type: ignore[arg-type]
+
+    def _on_job(self, event: Occurred, *, wall_ms: int) -> None:
+        flow = self._flows.get(event.namespace)
+        if flow is not None and event.key in flow.node_by_name:
+            node = flow.node_by_name[event.key]
+            done = node_machine.report(node, flow.nodes[node.name], event.type, event.value, wall_ms=wall_ms)
+            self._put(event.namespace, node, done, offset=event.offset)
+
+    def _apply(self, event: Occurred) -> None:
+        definition = self._known.get(str(event.context.get("digest")))
+        if definition is None or definition.name != event.namespace:
+            return
+        old = self._flows.get(definition.name)
+        kept = {} if old is None else old.nodes
+        states = {node.name: kept.get(node.name, NodeState()) for node in definition.nodes}
+        status = [StatusChanged(node=n, state=s.state, time_ms=self.time_ms) for n, s in states.items()]
+        rules = {}
+        for rule in definition.rules:
+            earlier = None if old is None else old.rules.get(rule.name)
+            same = earlier is not None and earlier.digest == rule.digest
+            rules[rule.name] = earlier if earlier is not None and same else begin(rule, self.time_ms, status)
+        if old is not None:
+            self._retire(old, definition)
+        state = WorkflowState(digest=definition.digest) if old is None else old.state
+        state = msgspec.structs.replace(state, digest=definition.digest)
+        self._install(_Running(Saved(definition=definition, state=state, rules=rules, nodes=states)))
+        self._workflows[definition.name] = state
+        self._rules.update({(definition.name, name): each for name, each in rules.items()})
+        self._nodes.update({(definition.name, name): each for name, each in states.items()})
+
+    def _retire(self, old: _Running, new: Workflow) -> None:
+        """Nodes and rules that are no longer defined: what runs is stopped."""
+        name, left = new.name, {node.name for node in new.nodes}
+        for node in old.definition.nodes:
+            if node.name not in left:
+                self._ask(old, Action(do="stop", node=node.name), Cause(rule="apply"))
+                self._nodes[name, node.name] = None
+        gone = set(old.rules) - {rule.name for rule in new.rules}
+        self._rules.update({(name, rule): None for rule in gone})
+
+    # --- rules
+
+    def _wake(self, until_ms: int, *, now_ms: int) -> None:
+        """Tell each rule the very times it asked for: what is decided does not depend on how often time is told."""
+        while (due := self._alarms.next_ms()) is not None and due <= until_ms:
+            place = self._alarms.pop()
+            self.time_ms = max(self.time_ms, due)
+            self._see(place, Ticked(time_ms=due, late_ms=max(0, now_ms - due)))
+            self._cascade()
+
+    def _offer(self, workflow: str, stimulus: Stimulus) -> None:
+        self._derived.append((workflow, stimulus))
+        self._cascade()
+
+    def _cascade(self) -> None:
+        while self._derived:
+            workflow, stimulus = self._derived.popleft()
+            for place in self._places(workflow, stimulus):
+                self._see(place, stimulus)
+
+    def _places(self, workflow: str, stimulus: Stimulus) -> list[Place]:
+        if self._indexed:
+            return self._index.touched(stimulus, workflow=workflow)
+        own = isinstance(stimulus, StatusChanged)
+        return sorted((n, r) for n, flow in self._flows.items() for r in flow.rules if not own or n == workflow)
+
+    def _see(self, place: Place, stimulus: Stimulus) -> None:
+        flow = self._flows[place[0]]
+        rule, before = flow.rule_by_name[place[1]], flow.rules[place[1]]
+        after, met = take(rule, before, stimulus)
+        if met is not None:
+            after = msgspec.structs.replace(after, acted=self._act(flow, rule, met))
+        if after is not before:
+            flow.rules[rule.name] = self._rules[place] = after
+        self._set_alarm(place[0], rule, after)
+
+    def _act(self, flow: _Running, rule: Rule, met: Met) -> str:
+        """Do what a met rule says; answers that, for people."""
+        for node, states in rule.only_if.items():
+            if flow.nodes[node].state not in states:
+                return f"nothing, as {node} was {flow.nodes[node].state}"
+        told = []
+        for action in rule.then:
+            if action.node is None:
+                assert action.workflow is not None
+                context = {"rule": rule.name, "by": list(met.by)}
+                request = Announcement(
+                    type=WORKFLOW_REQUESTED, key=WHOLE, value=action.do, workflow=action.workflow, context=context
+                )
+                self._announcements.append(request)
+            elif not flow.state.active:
+                told.append(f"not {action.text}, as the workflow is stopped")
+                continue
+            else:
+                self._ask(flow, action, Cause(rule=rule.name, by=met.by))
+            told.append(action.text)
+        return ", ".join(told)
+
+    # --- nodes
+
+    def _ask(self, flow: _Running, action: Action, cause: Cause) -> None:
+        assert action.node is not None
+        name = flow.definition.name
+        node = flow.node_by_name[action.node]
+        self._put_flow(flow, turn=flow.state.turn + 1)
+        cause = msgspec.structs.replace(cause, turn=flow.state.turn)
+        self._put(name, node, node_machine.ask(node, flow.nodes[node.name], action.do, cause, workflow=name))
+
+    def _settle(self, *, wall_ms: int) -> None:
+        """Give the starts that wait and may go, first come first served; each may meet further rules."""
+        self._cascade()
+        while (following := self._next_start()) is not None:
+            flow, node = following
+            name = flow.definition.name
+            self._put(name, node, node_machine.give(node, flow.nodes[node.name], workflow=name, wall_ms=wall_ms))
+            self._cascade()
+
+    def _next_start(self) -> tuple[_Running, Node] | None:
+        waiting = [(name, self._turn(name, at), at) for name, at in self._ready]
+        free = [(name, turn, at) for name, turn, at in waiting if turn is not None]
+        if not free:
+            return None
+        name, _, at = min(free)
+        return self._flows[name], self._flows[name].node_by_name[at]
+
+    def _turn(self, workflow: str, at: str) -> int | None:
+        """The place in line of a node that waits; None while it may not start."""
+        flow = self._flows[workflow]
+        cause, limit = flow.nodes[at].waiting[0], flow.definition.concurrency
+        if flow.state.paused and not cause.manual:
+            return None
+        batch = flow.node_by_name[at].kind == "batch"
+        return None if batch and limit is not None and self._going(flow) >= limit else cause.turn
+
+    @staticmethod
+    def _going(flow: _Running) -> int:
+        batch = (node.name for node in flow.definition.nodes if node.kind == "batch")
+        return sum(flow.nodes[name].run is not None for name in batch)
+
+    def _note(self, place: Place, state: NodeState) -> None:
+        """Keep who waits and who runs at hand: looking through all nodes at each event took most of the time."""
+        ready, live = node_machine.ready(state) is not None, state.run is not None or state.retry_wall_ms is not None
+        (self._ready.add if ready else self._ready.discard)(place)
+        (self._live.add if live else self._live.discard)(place)
+
+    def _put(self, workflow: str, node: Node, done: Decided, *, offset: int | None = None) -> None:
+        flow = self._flows[workflow]
+        before = flow.nodes[node.name]
+        state = done.state
+        if node_machine.ready(state) is not None and state.state != "queued":
+            state = msgspec.structs.replace(state, state="queued")
+        if done.order is not None:
+            self._orders.append(done.order)
+        if done.failed is not None:
+            context = {"run": done.failed}
+            self._announcements.append(
+                Announcement(type=NODE_FAILED, key=node.name, value=done.failed, workflow=workflow, context=context)
+            )
+        if state == before:
+            return
+        flow.nodes[node.name] = self._nodes[workflow, node.name] = state
+        self._note((workflow, node.name), state)
+        for passed in dict.fromkeys((done.state.state, state.state)):
+            if passed != before.state:
+                changed = StatusChanged(node=node.name, state=passed, time_ms=self.time_ms, offset=offset)
+                self._derived.append((workflow, changed))
+
+    def _put_flow(self, flow: _Running, **changed: Any) -> None:
+        flow.state = msgspec.structs.replace(flow.state, **changed)
+        self._workflows[flow.definition.name] = flow.state

@@ -1,0 +1,63 @@
+"""A workflow on a running system: jobs are Ray Jobs, retried when they fail, their logs within reach."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Eventually
+from tests.e2e.commands import Installation
+
+pytestmark = [pytest.mark.server, pytest.mark.ray, pytest.mark.slow]
+
+FILE = f"""\
+name: talk
+nodes:
+  - name: train
+    command: [{json.dumps(sys.executable)}, -c, "print('trained')"]
+  - name: serve
+    kind: endless
+    command: [{json.dumps(sys.executable)}, -c, "import time; print('serving', flush=True); time.sleep(3600)"]
+  - name: broken
+    command: [{json.dumps(sys.executable)}, -c, "raise SystemExit(3)"]
+    retries: {{times: 1, first: 1s}}
+rules:
+  - {{name: train, when: {{event: {{type: GO}}}}, then: [{{start: train}}]}}
+  - {{name: serve, when: {{status: {{node: train, is: succeeded}}}}, then: [{{start: serve}}]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    made = Installation(tmp_path_factory.mktemp("flow") / "data")
+    made.run("up", "--only", "kafka,postgres,ray,pipeline", "--detach")
+    yield made
+    made.run("down", check=False)
+    assert made.processes() == []
+
+
+def _states(installation: Installation) -> dict[str, str]:
+    flows = installation.json("workflow", "list")["workflows"]
+    return {node["name"]: node["state"] for flow in flows for node in flow["nodes"]}
+
+
+def test_an_event_starts_a_batch_job_whose_end_starts_an_endless_one(
+    installation: Installation, tmp_path: Path, eventually: Eventually
+) -> None:
+    file = tmp_path / "workflow.yaml"
+    file.write_text(FILE)
+    assert installation.json("workflow", "apply", str(file))["in_force"]
+    installation.run("events", "send", "--key", "k", "--value", "v", "--type", "GO")
+    eventually(lambda: _states(installation)["serve"] == "running", timeout_s=120)
+    assert _states(installation)["train"] == "succeeded"
+    eventually(lambda: "serving" in installation.json("workflow", "logs", "serve")["log"], timeout_s=60)
+    installation.run("workflow", "start", "broken")
+    eventually(lambda: _states(installation)["broken"] == "failed", timeout_s=120)
+    events = installation.json("events", "list", "--key", "broken")["events"]
+    assert [event["type"] for event in events][1:] == [*["JOB_STARTED", "JOB_FAILED"] * 2, "NODE_FAILED"]
+    installation.run("workflow", "stop", "serve")
+    eventually(lambda: _states(installation)["serve"] == "stopped", timeout_s=60)

@@ -1,0 +1,125 @@
+"""workflow.yaml: what it says, and where it is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from rtrec_ray.errors import DefinitionInvalid
+from rtrec_ray.workflow.conditions import (
+    Absence,
+    AllOf,
+    AnyOf,
+    Count,
+    EventIs,
+    Schedule,
+    Sequence,
+    StatusIs,
+    WatermarkAt,
+    Within,
+)
+from rtrec_ray.workflow.cron import parse_cron
+from rtrec_ray.workflow.definition import Action, Node, Rule, Workflow
+from rtrec_ray.workflow.file import parse_workflow
+from rtrec_ray.workflow.text import to_text
+
+IDLE = ("idle",)
+EVENT = EventIs(type="MODEL_*", key="model", value="1", namespace="n", sender="s")
+EVERY_KIND = (
+    AllOf(terms=(EVENT, StatusIs(node="serve", states=("running", "starting")))),
+    AnyOf(terms=(EVENT, Absence(ms=5_000, term=EVENT))),
+    Within(ms=60_000, term=Sequence(terms=(EVENT, Count(n=3, term=EventIs(key="x"))))),
+    Schedule(cron=parse_cron("0 3 * * 1-5"), missed="skip"),
+    Schedule(every_ms=3_600_000, missed="all", grace_ms=5_000),
+    WatermarkAt(stage="samples", at_ms=1_700_000_000_000),
+    WatermarkAt(stage="features", every_ms=60_000),
+)
+NODES = (
+    Node(name="train", command=("rtrec", "train"), timeout_ms=7_200_000, retries=3, backoff_ms=10, if_running="skip"),
+    Node(name="serve", command=("serve", "a b"), kind="endless", heartbeat_ms=30_000),
+)
+
+
+def test_a_workflow_makes_the_trip_through_its_text() -> None:
+    rules = tuple(
+        Rule(
+            name=f"r{i}",
+            when=when,
+            then=(Action(do="restart", node="serve"),),
+            once=i == 0,
+            only_if={"train": IDLE},
+        )
+        for i, when in enumerate(EVERY_KIND)
+    )
+    rules += (Rule(name="other", when=EVENT, then=(Action(do="stop", workflow="v"), Action(do="start", node="train"))),)
+    workflow = Workflow(name="w", nodes=NODES, rules=rules, concurrency=2)
+    back = parse_workflow(to_text(workflow))
+    assert back == workflow
+    assert back.digest == workflow.digest
+
+
+FILE = """\
+name: w
+nodes:
+  - name: a
+    command: run a
+  - {name: b, command: [run, b], kind: endless}
+rules:
+  - name: first
+    when: {event: {type: T}}
+    then: [{start: a}]
+  - name: second
+    when: {status: {node: a, is: succeeded}}
+    then: [{start: b}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("kind: endless}", "kind: stream}", 'line 5: expected one of batch, endless, not "stream"'),
+        ("kind: endless}", "kind: endless, timeout: 5s}", "line 5: timeout is for batch jobs"),
+        ("command: run a", "command: run a\n    retrys: 3", 'line 5: unknown key "retrys"'),
+        ("then: [{start: b}]", "then: [{start: c}]", 'line 10: unknown node "c"'),
+        ("node: a, is", "node: c, is", 'line 10: unknown node "c"'),
+        ("is: succeeded", "is: done", "line 11: expected one of idle"),
+        ("{event: {type: T}}", "{event: {typ: T}}", 'line 8: unknown key "typ"'),
+        ("{event: {type: T}}", "{count: 2}", 'line 8: "of" is needed by count'),
+        ("{event: {type: T}}", '{schedule: {cron: "* * 30 2 *"}}', 'line 8: cron "\\* \\* 30 2 \\*" is never due'),
+        ("{event: {type: T}}", "{within: 5, of: {event: {type: T}}}", 'line 8: expected a duration .* not "5"'),
+        ("name: b,", "name: a,", 'line 5: a second node "a"'),
+        ("name: second", "name: first", 'line 10: a second rule "first"'),
+        ("[{start: b}]", "[{start: b}, {stop: b}]", "line 10: .*would stop b and rule .*start b by the same condition"),
+        ("[{start: b}]", "[{start: b}]\n    x: y", 'line 13: unknown key "x"'),
+        ("[{start: b}]", "[{start: a}]", 'line 10: starting "a" leads to starting it again without an event'),
+        (
+            "{status: {node: a, is: succeeded}}",
+            "{any: [{event: {type: T}}, {event: {type: JOB_FAILED, key: b}}]}",
+            'line 10: starting "b" leads to starting it again',
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(old: str, new: str, said: str) -> None:
+    assert old in FILE
+    parse_workflow(FILE)
+    with pytest.raises(DefinitionInvalid, match=said):
+        parse_workflow(FILE.replace(old, new))
+
+
+def test_the_same_condition_may_start_and_stop_when_states_keep_the_rules_apart() -> None:
+    both = """\
+name: w
+nodes: [{name: a, command: run, kind: endless}]
+rules:
+  - {name: up, when: {event: {type: T}}, then: [{start: a}], only_if: {a: [idle, stopped]}}
+  - {name: again, when: {event: {type: T}}, then: [{restart: a}], only_if: {a: running}}
+"""
+    assert [rule.name for rule in parse_workflow(both).rules] == ["up", "again"]
+    with pytest.raises(DefinitionInvalid, match=r"line 5: .*by the same condition"):
+        parse_workflow(both.replace("{a: running}", "{a: [running, idle]}"))
+
+
+def test_a_circle_that_needs_an_event_is_none() -> None:
+    waits = FILE.replace("[{start: b}]", "[{start: a}]").replace(
+        "{status: {node: a, is: succeeded}}", "{all: [{event: {type: T}}, {status: {node: a, is: succeeded}}]}"
+    )
+    assert len(parse_workflow(waits).rules) == 2
