@@ -14,7 +14,16 @@ import pytest
 
 from rtrec_ray.embedded.postgres import PostgresServer
 from rtrec_ray.errors import StoreUnavailable
-from rtrec_ray.notification import NOW, Event, EventFilter, Listener, NewEvent, PostgresNotificationStore, Switchboard
+from rtrec_ray.notification import (
+    NOW,
+    Event,
+    EventFilter,
+    Listener,
+    NewEvent,
+    PostgresNotificationStore,
+    Retention,
+    Switchboard,
+)
 from rtrec_ray.notification.tail import TailOptions
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 
@@ -248,3 +257,17 @@ def test_a_closed_log_sends_what_waits_and_takes_nothing_more(options: PostgresO
     assert [future.result(timeout=0.0).offset for future in futures] == list(range(1, 21))
     with pytest.raises(StoreUnavailable):
         store.send(NewEvent(key="k", value="late"))
+
+
+def test_nothing_is_trimmed_that_the_scheduler_of_workflows_has_not_read(
+    options: PostgresOptions, store: PostgresNotificationStore
+) -> None:
+    sent = [store.send(NewEvent(key="k", value=str(number))) for number in range(5)]
+    with closing(connect(options)) as connection, transaction(connection) as cursor:
+        cursor.execute(
+            "INSERT INTO meta.workflow_position (event_offset, time_ms) VALUES (%s, 0)"
+            " ON CONFLICT (one) DO UPDATE SET event_offset = EXCLUDED.event_offset",
+            (sent[1].offset,),
+        )
+    assert store.trim(Retention(keep_ms=None, keep_events=1)) == 2
+    assert [event.offset for event in store.list()] == [event.offset for event in sent[2:]]
