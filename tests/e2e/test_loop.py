@@ -191,7 +191,35 @@ def test_09_kafka_and_postgresql_killed_under_load_lose_nothing_and_fail_no_requ
     assert counts(system)[0] == before[0] + shown, "every request's record reached the log, so nothing missed its join"
 
 
-def test_10_an_unknown_view_and_rubbish_are_named(system, http):
+def test_10_what_was_served_before_between_and_after_the_kills_is_what_the_events_give(system, http, eventually):
+    viewed = [
+        {
+            **event("view", {"request_id": None}, {"item_id": item, "position": None}, user_id=7, later_ms=item),
+            "item_type": "product",
+            "dwell_ms": 1_000,
+        }
+        for item in (3, 5)
+    ]
+    send_until_taken(http, viewed)
+    known = "/v1/features/user_browse_5m?key=7"
+    eventually(
+        lambda: (http.get(known).json()["values"]["7"] or {}).get("last_items", [])[:2] == [5, 3],
+        what="the views are features",
+    )
+    recommend(http)
+
+    def verified():
+        found = system.json("features", "verify", "--sample", "1")
+        return found if found["not_yet"] == 0 else None
+
+    found = eventually(verified, timeout_s=120, what="the history has every event")
+    assert found["compared"] == found["requests"] >= 31
+    assert found["examples"] == []
+    of_views = [counts for name, counts in found["features"].items() if name.startswith("user_")]
+    assert sum(counts["equal"] for counts in of_views) > 100
+
+
+def test_11_an_unknown_view_and_rubbish_are_named(system, http):
     done = system.run("features", "get", "no_such_view", "1", check=False)
     assert done.returncode != 0
     assert "no_such_view" in done.stderr
