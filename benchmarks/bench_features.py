@@ -20,12 +20,11 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -33,22 +32,21 @@ from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
-import psutil
 import ray
 
 from actors.feature import FeatureOperator
 from actors.stage import collect_rarely
 from actors.task import TaskLoop, TaskOptions
+from benchmarks.stages import database, ends_of, server_cpu, used
 from rtrec_ray.clock import ManualClock, wall_ms
-from rtrec_ray.embedded.postgres import PostgresServer, PostgresServerOptions
+from rtrec_ray.embedded.postgres import PostgresServer
 from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.definition import Definitions
 from rtrec_ray.features.file import load_definitions
-from rtrec_ray.kafka.base import KafkaOptions, TopicPartition
-from rtrec_ray.kafka.connect import connect_admin, connect_consumer
+from rtrec_ray.kafka.base import KafkaOptions
+from rtrec_ray.kafka.connect import connect_consumer
 from rtrec_ray.postgres.connection import Cursor, Pool, PostgresOptions, connect
-from rtrec_ray.postgres.migrate import migrate
 from rtrec_ray.stores.features import Appended, ListRound, ListRows, TaskOutput, TopLists
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 
@@ -154,7 +152,7 @@ class Share:
         collect_rarely()
         cpu = time.process_time()
         loop.run(self._done)
-        return {"began": Counting.began_s, "ended": wall_ms() / 1_000, **_used(cpu), **self._counts}
+        return {"began": Counting.began_s, "ended": wall_ms() / 1_000, **used(cpu), **self._counts}
 
 
 class Inbox:
@@ -261,7 +259,7 @@ class Lists:
         assert mark_ms is not None
         lists.rebuild_at(range(at_ms + STEP_MS, mark_ms + definitions.longest_window_ms + 3 * STEP_MS, STEP_MS))
         pool.close()
-        return {"ended": wall_ms() / 1_000, **_used(cpu), "values": dict(counted.values)}
+        return {"ended": wall_ms() / 1_000, **used(cpu), "values": dict(counted.values)}
 
     def _mark_ms(self, pool: Pool) -> int | None:
         if self._inbox is None:
@@ -274,12 +272,6 @@ class Lists:
         return min(known) if len(known) == len(self._bench.ends) else None
 
 
-def _used(cpu_s: float) -> dict[str, float]:
-    status = Path("/proc/self/status").read_text()
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return {"cpu_s": time.process_time() - cpu_s, "peak_rss_mb": int(peak.split()[1]) / 1024}
-
-
 def run(bench: Bench, *, actors: int, sink: str, server: PostgresServer | None) -> dict[str, Any]:
     """Drain the topic once."""
     lists = Lists.remote(bench, sink)
@@ -288,7 +280,7 @@ def run(bench: Bench, *, actors: int, sink: str, server: PostgresServer | None) 
     owned = [partitions[index::actors] for index in range(actors)]
     shares = [Share.remote(bench, own, lists if sink == "none" else None) for own in owned]
     emitting = lists.emit.remote()
-    cpu_before = _server_cpu(server)
+    cpu_before = server_cpu(server)
     drained = ray.get([share.drain.remote() for share in shares])
     ray.get(lists.end.remote())
     emitted = ray.get(emitting)
@@ -302,7 +294,7 @@ def run(bench: Bench, *, actors: int, sink: str, server: PostgresServer | None) 
         "seconds": round(ended - began, 2),
         "cpu_s": round(sum(each["cpu_s"] for each in parts), 1),
         "lists_cpu_s": round(emitted["cpu_s"], 1),
-        "postgres_cpu_s": None if cpu_before is None else round((_server_cpu(server) or 0.0) - cpu_before, 1),
+        "postgres_cpu_s": None if cpu_before is None else round((server_cpu(server) or 0.0) - cpu_before, 1),
         "peak_rss_mb": round(sum(each["peak_rss_mb"] for each in parts)),
         "rows_written": sum(each["rows_written"] for each in drained) + (lists_written if sink == "postgres" else 0),
         "lists_emitted": lists_written,
@@ -352,7 +344,7 @@ def main() -> int:
     if not options.topic.startswith(BEHAVIOR):
         raise SystemExit(f"--topic {options.topic}: it must begin with {BEHAVIOR}")
     kafka = KafkaOptions(bootstrap=options.bootstrap, suffix=options.topic.removeprefix(BEHAVIOR))
-    ends = _ends(kafka)
+    ends = ends_of(kafka, BEHAVIOR)
     truth = json.loads(options.expect.read_text()) if options.expect else None
     wrong: list[str] = []
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=options.debug, logging_level="ERROR")
@@ -375,7 +367,7 @@ def _once(
     sink: str,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    with _database(options.dsn) as (postgres, server):
+    with database(options.dsn) as (postgres, server):
         with closing(Pool(postgres, size=1)) as pool, pool.transaction() as cursor:
             PostgresFeatureStore(definitions, pool=pool).apply(cursor)
         bench = Bench(
@@ -387,41 +379,6 @@ def _once(
     events = sum(ends.values())
     head = {"events": events, "actors": actors, "sink": sink, "partitions": len(ends)}
     return {**head, "events_per_s": round(events / found["seconds"]), **found}
-
-
-def _ends(kafka: KafkaOptions) -> dict[int, int]:
-    with connect_admin(kafka) as admin:
-        partitions = admin.partitions(BEHAVIOR)
-    if not partitions:
-        raise SystemExit(f"there is no topic {kafka.physical(BEHAVIOR)}; fill it with the load generator")
-    with closing(connect_consumer(kafka)) as consumer:
-        found = consumer.end_offsets([TopicPartition(topic=BEHAVIOR, partition=each) for each in range(partitions)])
-    return {part.partition: end for part, end in found.items()}
-
-
-@contextmanager
-def _database(dsn: str | None) -> Iterator[tuple[PostgresOptions, PostgresServer | None]]:
-    if dsn is not None:
-        migrate(PostgresOptions(dsn=dsn))
-        yield PostgresOptions(dsn=dsn), None
-        return
-    with tempfile.TemporaryDirectory(prefix="rtrec-bench-") as directory:
-        server = PostgresServer(PostgresServerOptions(directory=Path(directory) / "pg"))
-        server.start()
-        migrate(PostgresOptions(dsn=server.dsn()))
-        try:
-            yield PostgresOptions(dsn=server.dsn()), server
-        finally:
-            server.stop()
-
-
-def _server_cpu(server: PostgresServer | None) -> float | None:
-    if server is None:
-        return None
-    root = psutil.Process(int((server.directory / "data" / "postmaster.pid").read_text().split()[0]))
-    times = [each.cpu_times() for each in [root, *root.children()]]
-    # A backend that ended has left its time to the postmaster.
-    return sum(each.user + each.system for each in times) + times[0].children_user + times[0].children_system
 
 
 def _arguments() -> argparse.Namespace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,9 +16,11 @@ from rtrec_ray.cli.options import Where, command
 from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.kafka.connect import connect_producer
 from rtrec_ray.postgres.connection import connect, transaction
+from rtrec_ray.samples.file import load_definition
 from rtrec_ray.simulate.replay import ReplayOptions, ReplaySummary
 from rtrec_ray.simulate.replay import replay as write_log
 from rtrec_ray.stores.progress import read_stages
+from rtrec_ray.stores.samples_live import Change, apply_definition
 from rtrec_ray.stores.samples_postgres import PostgresSampleStore
 
 
@@ -74,6 +77,26 @@ def stats(where: Where) -> None:
     system = open_system(where.config, where.data_dir)
     found = PostgresSampleStore(system.postgres).stats().as_dict()
     where.answer(found, lambda: _print_pairs(found))
+
+
+@samples.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
+@command
+def apply(where: Where, file: Path, *, dry_run: bool) -> None:
+    """Let FILE say what a sample is, for the impressions from now on. It needs a higher version than what holds."""
+    system = open_system(where.config, where.data_dir)
+    new = load_definition(file)
+    with closing(connect(system.postgres)) as connection, transaction(connection) as cursor:
+        change = apply_definition(cursor, new, dry_run=dry_run)
+    where.answer({**asdict(change), "dry_run": dry_run}, lambda: _print_change(change))
+
+
+def _print_change(change: Change) -> None:
+    if change.added:
+        click.echo(f"version {change.version} holds for impressions from {change.from_ms} ms on")
+    else:
+        click.echo(f"version {change.version} holds already")
 
 
 def _print_pairs(found: Mapping[str, Any]) -> None:

@@ -88,8 +88,7 @@ CREATE TABLE samples.settings (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     change bigint NOT NULL DEFAULT 0,
     partitions int,
-    mixed boolean NOT NULL DEFAULT false,
-    complete_ms bigint
+    mixed boolean NOT NULL DEFAULT false
 ) WITH (fillfactor = 50);
 INSERT INTO samples.settings DEFAULT VALUES;
 COMMENT ON TABLE samples.settings IS 'What all partitions of the sample stage share.';
@@ -97,7 +96,16 @@ COMMENT ON COLUMN samples.settings.one IS 'There is one row.';
 COMMENT ON COLUMN samples.settings.change IS 'Rises with each change of the definitions: whoever knows another number reads anew.';
 COMMENT ON COLUMN samples.settings.partitions IS 'Of behaviour; null before the first start.';
 COMMENT ON COLUMN samples.settings.mixed IS 'Partitions were added: an impression and its actions may lie in two of them.';
-COMMENT ON COLUMN samples.settings.complete_ms IS 'The newest T of which SAMPLES_COMPLETE was sent, ms UTC.';
+
+-- A table of its own: commits share a lock on the settings, and this row is written under the lock of the ledger's counter.
+CREATE TABLE samples.complete (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    complete_ms bigint
+) WITH (fillfactor = 50);
+INSERT INTO samples.complete DEFAULT VALUES;
+COMMENT ON TABLE samples.complete IS 'How far the whole store is complete.';
+COMMENT ON COLUMN samples.complete.one IS 'There is one row.';
+COMMENT ON COLUMN samples.complete.complete_ms IS 'The newest T of which SAMPLES_COMPLETE was sent, ms UTC; null before the first.';
 
 CREATE TABLE samples.completeness (
     source_partition int PRIMARY KEY,
