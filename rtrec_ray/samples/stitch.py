@@ -135,6 +135,7 @@ class Stitcher:
         revived = within(answers.out, actions.filter(pl.col("kind") == CLICK))
         found, missing = self._with_requests(self._candidates(revived, completed, answers.out))
         samples, out, waiting = self._split(with_labels(found, actions, self._timeline))
+        out = without(out, revived)  # its click was too late
         missing = without(missing, waiting, "source_offset")
         misses = without(missing.select(IMPRESSION_SCHEMA.names()), answers.misses)
         self._repeat(within(missing, answers.misses))
@@ -239,12 +240,10 @@ class Stitcher:
         if revived.is_empty() and completed.is_empty():
             return due
         before = pl.concat([frame.select(IMPRESSION_SCHEMA.names()) for frame in (revived, completed)])
-        both = pl.concat([before.with_columns(over=pl.lit(True)), due])
-        first = both.unique(KEY, keep="first", maintain_order=True)
-        repeated = without(due, first, "source_offset")
+        repeated = within(self._open.filter(~pl.col("emitted")), before)  # due or not: the first one counts
         self._repeat(repeated)
         self._close(repeated.select(KEY))
-        return first
+        return pl.concat([before.with_columns(over=pl.lit(True)), without(due, before)])
 
     def _with_requests(self, candidates: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Split into those whose request is known, with its columns, and those that have waited in vain."""
