@@ -107,6 +107,10 @@ class FeatureOperator:
         self._stream.advance(watermark_ms=watermark_ms)
         return {}
 
+    def rest(self) -> bool:
+        """See Operator: nobody asks."""
+        return False
+
     def pending_rows(self) -> int:
         """Events, versions of profiles and items waiting for a commit."""
         return self._stream.pending() + sum(frame.height for frame in [*self._profiles, *self._items])

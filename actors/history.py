@@ -99,6 +99,10 @@ class HistoryOperator:
             self._flush()
         return {}
 
+    def rest(self) -> bool:
+        """See Operator: nobody asks."""
+        return False
+
     def pending_rows(self) -> int:
         """Records since the last commit, whether in a file or not."""
         return self._waiting.rows

@@ -47,6 +47,10 @@ class Operator(Protocol):
         """Event time has come to `watermark_ms` (never less than before). Answers counts."""
         ...
 
+    def rest(self) -> bool:
+        """Nothing ever came, and nothing is on its way. Answers whether that is to be committed."""
+        ...
+
     def pending_rows(self) -> int:
         """Rows waiting for a commit: beyond a bound the task commits early."""
         ...

@@ -31,6 +31,7 @@ class TaskOptions:
 
     `max_pending_rows` bounds what waits for a commit, in the whole share; `max_open_rows` what waits for event time, in
     one partition: a topic that is ahead of a stalled one is then not read until that one has come as far.
+    `max_ahead_ms` (event time) bounds how far a topic may be ahead of the slowest that is not idle; None: any distance.
     """
 
     task: str
@@ -43,6 +44,7 @@ class TaskOptions:
     max_poll_records: int = 20_000
     max_pending_rows: int = 200_000
     max_open_rows: int = 1_000_000
+    max_ahead_ms: int | None = None
     max_backoff_s: float = 5.0
     watermark: WatermarkOptions = field(default_factory=WatermarkOptions)
 
@@ -76,6 +78,8 @@ class Part:
         if mark is not None and not self.rebuilding():
             self.counts.update(self.operator.advance(watermark_ms=mark))
             self.dirty = self.dirty or mark != before
+        if mark is None and self.watermark.rests(wall_ms=wall_ms()):
+            self.dirty = self.operator.rest() or self.dirty
 
     def rebuilding(self) -> bool:
         """Whether records that were applied before are still being read again."""
@@ -95,6 +99,17 @@ class Part:
         times = self.times()
         slowest = min((-1 if ts is None else ts) for ts in times.values())
         return [topic for topic, ts in times.items() if ts is not None and ts > slowest]
+
+    def too_far(self, max_ahead_ms: int | None) -> list[str]:
+        """Topics whose event time is further than that beyond the slowest of those that are not idle.
+
+        The slowest is never among them, so reading goes on; one of unknown time bounds nobody.
+        """
+        known = [ts for ts in self.watermark.active_ms(wall_ms=wall_ms()).values() if ts is not None]
+        if max_ahead_ms is None or not known:
+            return []
+        bound = min(known) + max_ahead_ms
+        return [topic for topic, ts in self.times().items() if ts is not None and ts > bound]
 
     def times(self) -> dict[str, int | None]:
         """The largest event time of each topic that the watermark is the minimum over, ms; None for an unknown one."""
@@ -265,17 +280,23 @@ class Session:
         self._hold_back()
 
     def _hold_back(self) -> None:
-        """Read no further in topics that are ahead, while a partition has too much that waits for a slower one."""
+        """Read no further in topics that are ahead by too much, or while too much waits for a slower one.
+
+        What is not read stays in Kafka: that is where a stream that has to wait is spilled.
+        """
         wanted = {
             TopicPartition(topic=topic, partition=partition)
             for partition, part in self._parts.items()
-            if part.operator.open_rows() >= self._options.max_open_rows
-            for topic in part.ahead()
+            for topic in self._ahead(part)
         }
         if wanted != self._paused:
             self._consumer.resume(self._paused - wanted)
             self._consumer.pause(wanted - self._paused)
             self._paused = wanted
+
+    def _ahead(self, part: Part) -> list[str]:
+        full = part.operator.open_rows() >= self._options.max_open_rows
+        return part.ahead() if full else part.too_far(self._options.max_ahead_ms)
 
     def _poll(self) -> Sequence[RecordBatch]:
         return self._consumer.poll(max_records=self._options.max_poll_records, timeout_s=self._options.poll_s)

@@ -25,10 +25,12 @@ from rtrec_ray.events import BEHAVIOR_SCHEMA, INFERENCE_SCHEMA
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.postgres.migrate import migrate
 from rtrec_ray.samples.definition import SampleDefinition
-from rtrec_ray.samples.keys import clicks_of, impressions_of, keyed, requests_of
-from rtrec_ray.samples.settlement import Answers, Settled
+from rtrec_ray.samples.keys import actions_of, impressions_of, keyed, requests_of
+from rtrec_ray.samples.settlement import Answers
 from rtrec_ray.samples.stitch import Stitcher
-from rtrec_ray.stores.samples_postgres import PostgresSampleLedger, PostgresSampleStore
+from rtrec_ray.stores.samples_ledger import settle
+from rtrec_ray.stores.samples_postgres import PostgresSampleStore
+from rtrec_ray.stores.samples_writing import PostgresSampleLedger
 
 START_MS, SLOTS, MINUTE_MS = 1_767_225_600_000, 10, 60_000
 FEATURES = json.dumps({f"f{n}": 0.1234 * n for n in range(20)} | {"recent_items": [1, 2, 3, 4, 5]})
@@ -52,7 +54,9 @@ def build(events: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     kinds = ["impression"] * len(shown) + ["click"] * len(clicked) + ["view"] * others
     order = np.argsort(ts + rng.integers(0, 2_000, events), kind="stable")
     behavior = pl.DataFrame({"event_type": kinds, "ts": ts, "user_id": request % 50_000, "item_id": item})
-    behavior = behavior.with_columns(request_id=pl.format("r7-{}", pl.Series(request)), event_id=pl.lit("e"))
+    behavior = behavior.with_columns(
+        request_id=pl.format("r7-{}", pl.Series(request)), event_id=pl.format("e{}", pl.int_range(events))
+    )
     behavior = behavior[order].with_columns(offset=pl.int_range(events, dtype=pl.Int64))
     missing = [pl.lit(None, dtype).alias(n) for n, dtype in BEHAVIOR_SCHEMA.items() if n not in behavior.columns]
     log = pl.DataFrame({"user_id": np.arange(requests) % 50_000, "ts": asked + START_MS})
@@ -77,9 +81,9 @@ def frames(behavior: pl.DataFrame, log: pl.DataFrame, size: int) -> Iterator[tup
 class Nothing:
     """Forgets what is settled: the stitcher's own speed. A click after the wait is then taken for an early one."""
 
-    def commit(self, stitcher: Stitcher, _: int) -> Settled:
+    def commit(self, stitcher: Stitcher, _: int) -> Counter[str]:
         stitcher.ask()
-        return stitcher.settle(Answers())
+        return stitcher.settle(Answers()).counts
 
 
 class Postgres:
@@ -90,13 +94,9 @@ class Postgres:
         self._connection = connect(PostgresOptions(dsn=dsn))
         self._ledger = PostgresSampleLedger(partition=0)
 
-    def commit(self, stitcher: Stitcher, read_to: int) -> Settled:
+    def commit(self, stitcher: Stitcher, read_to: int) -> Counter[str]:
         with transaction(self._connection) as cursor:
-            settled = stitcher.settle(self._ledger.answer(cursor, stitcher.ask()))
-            existing = self._ledger.write(cursor, settled)
-            assert existing.is_empty()
-            self._ledger.remember(cursor, stitcher.place(), read_to=read_to)
-        return settled
+            return settle(self._ledger, cursor, stitcher, read_to=read_to)
 
 
 def stitch(
@@ -108,15 +108,15 @@ def stitch(
     for events, records in frames(behavior, log, size):
         events = events.filter(keyed())
         stitcher.on_impressions(impressions_of(events.filter(pl.col("event_type") == "impression")))
-        stitcher.on_clicks(clicks_of(events.filter(pl.col("event_type") == "click")))
+        stitcher.on_actions(actions_of(events))
         stitcher.on_requests(requests_of(records))
         read_to = int(events["offset"].max()) + 1
         stitcher.read_to(read_to)
         mark = max(mark, int(events["ts"].max()) - 5_000)
         stitcher.advance(watermark_ms=mark)
-        counts.update(sink.commit(stitcher, read_to).counts)
+        counts.update(sink.commit(stitcher, read_to))
     stitcher.advance(watermark_ms=mark + 20 * MINUTE_MS)
-    counts.update(sink.commit(stitcher, behavior.height).counts)
+    counts.update(sink.commit(stitcher, behavior.height))
     return time.perf_counter() - started, counts
 
 

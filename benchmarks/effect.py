@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from benchmarks.twin import Models, Outcome, TwinOptions, run
 from rtrec_ray.features.file import load_definitions as load_features
-from rtrec_ray.samples.definition import load_definition as load_samples
+from rtrec_ray.samples.file import load_definition as load_samples
 from rtrec_ray.simulate.world.effect import OBSERVED, effect, mean_interval
 from rtrec_ray.simulate.world.experiment import (
     ARMS,

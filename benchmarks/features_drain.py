@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,20 +16,20 @@ from typing import Any, Final
 import polars as pl
 import psutil
 import ray
+from stages import database, ends_of, server_cpu, used
 
 from actors.feature import FeatureOperator
 from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.clock import ManualClock, wall_ms
-from rtrec_ray.embedded.postgres import PostgresServer, PostgresServerOptions
+from rtrec_ray.embedded.postgres import PostgresServer
 from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.definition import Definitions
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.garbage import collect_rarely
-from rtrec_ray.kafka.base import KafkaOptions, TopicPartition
-from rtrec_ray.kafka.connect import connect_admin, connect_consumer
+from rtrec_ray.kafka.base import KafkaOptions
+from rtrec_ray.kafka.connect import connect_consumer
 from rtrec_ray.postgres.connection import Cursor, Pool, PostgresOptions, connect
-from rtrec_ray.postgres.migrate import migrate
 from rtrec_ray.stores.features import Appended, ListRound, ListRows, TaskOutput, TopLists
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.progress import Committed, write_committed
@@ -148,7 +147,7 @@ class Share:
         collect_rarely()
         cpu = time.process_time()
         loop.run(self._done)
-        return {"began": Counting.began_s, "ended": wall_ms() / 1_000, **_used(cpu), **self._counts}
+        return {"began": Counting.began_s, "ended": wall_ms() / 1_000, **used(cpu), **self._counts}
 
 
 class Inbox:
@@ -261,7 +260,7 @@ class Lists:
         assert mark_ms is not None
         lists.rebuild_at(range(at_ms + STEP_MS, mark_ms + definitions.longest_window_ms + 3 * STEP_MS, STEP_MS))
         pool.close()
-        return {"ended": wall_ms() / 1_000, **_used(cpu), "values": dict(counted.values)}
+        return {"ended": wall_ms() / 1_000, **used(cpu), "values": dict(counted.values)}
 
     def _sweep(self, pool: Pool, store: Any, *, mark_ms: int) -> None:
         if self._swept and wall_ms() / 1_000 < self._swept[-1].at_s + SWEEP_S:
@@ -304,12 +303,6 @@ def mark(events: int = 0, *, disk_mb: float = 0.0) -> Mark:
     return Mark(at_s=wall_ms() / 1_000, events=events, cpu_s=time.process_time(), rss_mb=rss_mb, disk_mb=disk_mb)
 
 
-def _used(cpu_s: float) -> dict[str, float]:
-    status = Path("/proc/self/status").read_text()
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return {"cpu_s": time.process_time() - cpu_s, "peak_rss_mb": int(peak.split()[1]) / 1024}
-
-
 def run(bench: Bench, *, actors: int, sink: str, server: PostgresServer | None) -> dict[str, Any]:
     """Drain the topic once."""
     lists = Lists.remote(bench, sink)
@@ -318,7 +311,7 @@ def run(bench: Bench, *, actors: int, sink: str, server: PostgresServer | None) 
     owned = [partitions[index::actors] for index in range(min(actors, len(partitions)))]
     shares = [Share.remote(bench, own, lists if sink == "none" else None) for own in owned]
     emitting = lists.emit.remote()
-    cpu_before = _server_cpu(server)
+    cpu_before = server_cpu(server)
     drained = ray.get([share.drain.remote() for share in shares])
     ray.get(lists.end.remote())
     emitted = ray.get(emitting)
@@ -333,7 +326,7 @@ def run(bench: Bench, *, actors: int, sink: str, server: PostgresServer | None) 
         "seconds": round(ended - began, 2),
         "cpu_s": round(sum(each["cpu_s"] for each in parts), 1),
         "lists_cpu_s": round(emitted["cpu_s"], 1),
-        "postgres_cpu_s": None if cpu_before is None else round((_server_cpu(server) or 0.0) - cpu_before, 1),
+        "postgres_cpu_s": None if cpu_before is None else round((server_cpu(server) or 0.0) - cpu_before, 1),
         "peak_rss_mb": round(sum(each["peak_rss_mb"] for each in parts)),
         "rows_written": sum(each["rows_written"] for each in drained) + (lists_written if sink == "postgres" else 0),
         "lists_emitted": lists_written,
@@ -389,8 +382,8 @@ class Way:
 
 def drain(definitions: Definitions, kafka: KafkaOptions, way: Way) -> dict[str, Any]:
     """Drain the topic once, on new tables."""
-    ends = topic_ends(kafka)
-    with _database(way.dsn) as (postgres, server):
+    ends = ends_of(kafka, BEHAVIOR)
+    with database(way.dsn) as (postgres, server):
         with closing(Pool(postgres, size=1)) as pool, pool.transaction() as cursor:
             PostgresFeatureStore(definitions, pool=pool).apply(cursor)
         bench = Bench(
@@ -407,39 +400,3 @@ def drain(definitions: Definitions, kafka: KafkaOptions, way: Way) -> dict[str, 
     events = sum(ends.values())
     head = {"events": events, "actors": way.actors, "sink": way.sink, "partitions": len(ends)}
     return {**head, "events_per_s": round(events / found["seconds"]), **found}
-
-
-def topic_ends(kafka: KafkaOptions) -> dict[int, int]:
-    """Partition → offset at which the topic ends."""
-    with connect_admin(kafka) as admin:
-        partitions = admin.partitions(BEHAVIOR)
-    if not partitions:
-        raise SystemExit(f"there is no topic {kafka.physical(BEHAVIOR)}; fill it with the load generator")
-    with closing(connect_consumer(kafka)) as consumer:
-        found = consumer.end_offsets([TopicPartition(topic=BEHAVIOR, partition=each) for each in range(partitions)])
-    return {part.partition: end for part, end in found.items()}
-
-
-@contextmanager
-def _database(dsn: str | None) -> Iterator[tuple[PostgresOptions, PostgresServer | None]]:
-    if dsn is not None:
-        migrate(PostgresOptions(dsn=dsn))
-        yield PostgresOptions(dsn=dsn), None
-        return
-    with tempfile.TemporaryDirectory(prefix="rtrec-bench-") as directory:
-        server = PostgresServer(PostgresServerOptions(directory=Path(directory) / "pg"))
-        server.start()
-        migrate(PostgresOptions(dsn=server.dsn()))
-        try:
-            yield PostgresOptions(dsn=server.dsn()), server
-        finally:
-            server.stop()
-
-
-def _server_cpu(server: PostgresServer | None) -> float | None:
-    if server is None:
-        return None
-    root = psutil.Process(int((server.directory / "data" / "postmaster.pid").read_text().split()[0]))
-    times = [each.cpu_times() for each in [root, *root.children()]]
-    # A backend that ended has left its time to the postmaster.
-    return sum(each.user + each.system for each in times) + times[0].children_user + times[0].children_system

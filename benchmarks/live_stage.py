@@ -30,7 +30,7 @@ from rtrec_ray.features.file import load_definitions
 from rtrec_ray.kafka.base import KafkaOptions
 from rtrec_ray.kafka.codec import encode
 from rtrec_ray.kafka.connect import connect_producer
-from rtrec_ray.samples.definition import load_definition
+from rtrec_ray.samples.file import load_definition
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SUFFIX = "-live"

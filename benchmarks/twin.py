@@ -17,7 +17,7 @@ import polars as pl
 from rtrec_ray.events import BEHAVIOR_SCHEMA, INFERENCE_SCHEMA
 from rtrec_ray.features.definition import Definitions
 from rtrec_ray.samples.definition import SampleDefinition
-from rtrec_ray.samples.keys import clicks_of, impressions_of, keyed, requests_of
+from rtrec_ray.samples.keys import actions_of, impressions_of, keyed, requests_of
 from rtrec_ray.samples.stitch import Stitcher
 from rtrec_ray.simulate.world.engine import FeatureEngine
 from rtrec_ray.simulate.world.experiment import MODEL_OF
@@ -26,7 +26,7 @@ from rtrec_ray.simulate.world.visits import plan_visits
 from rtrec_ray.simulate.world.world import World
 from rtrec_ray.simulate.world.yesterday import DayOptions, inference_row, new_items, play_day
 from rtrec_ray.stores.samples import MemorySampleStore
-from rtrec_ray.stores.samples_ledger import MemorySampleLedger, MemorySamples
+from rtrec_ray.stores.samples_ledger import MemorySampleLedger, MemorySamples, settle
 from serving.explore import arrange
 from serving.rank import best_first, columns_of
 from training.dataset import SampleBatch, encode
@@ -70,16 +70,12 @@ class Samples:
         answers = pl.DataFrame([inference_row(record) for record in step.records], schema=INFERENCE_SCHEMA)
         self._stitcher.on_requests(requests_of(answers))
         self._stitcher.on_impressions(impressions_of(events.filter(pl.col("event_type") == "impression")))
-        self._stitcher.on_clicks(clicks_of(events.filter(pl.col("event_type") == "click")))
+        self._stitcher.on_actions(actions_of(events))
         self._stitcher.read_to(self._offset)
         if events.height:
             self._mark_ms = max(self._mark_ms, int(events["ts"].max()) - self._disorder_ms)  # type: ignore[arg-type]
         self._stitcher.advance(watermark_ms=self._mark_ms)
-        settled = self._stitcher.settle(self._ledger.answer(None, self._stitcher.ask()))
-        existing = self._ledger.write(None, settled)
-        if not existing.is_empty():
-            self._ledger.correct(None, self._stitcher.amend(existing).corrections)
-        self._ledger.remember(None, self._stitcher.place(), read_to=self._offset)
+        settle(self._ledger, None, self._stitcher, read_to=self._offset)
 
 
 class Models:

@@ -13,7 +13,7 @@ import polars as pl
 from rtrec_ray.postgres.connection import Cursor, PostgresOptions, connect, transaction
 from rtrec_ray.samples.columns import OUTCOME_SCHEMA, REQUEST_SCHEMA, REVISION_SCHEMA
 from rtrec_ray.samples.settlement import Settled
-from rtrec_ray.stores.samples_postgres import PostgresSampleLedger
+from rtrec_ray.stores.samples_writing import PostgresSampleLedger
 
 START_MS = 1_700_000_000_000
 
@@ -72,6 +72,8 @@ def _settled(rows: pl.DataFrame, *, days_later: int = 0) -> Settled:
         arm=pl.lit(None, dtype=pl.String),
         propensity=pl.lit(None, dtype=pl.Float64),
         score=pl.lit(None, dtype=pl.Float64),
+        negative_rate=pl.lit(1.0),
+        definition_version=pl.lit(1),
         source_offset=pl.lit(None, dtype=pl.Int64),
     )
     requests = whole.unique("request_id", maintain_order=True).with_columns(

@@ -17,7 +17,7 @@ from rtrec_ray.embedded.state import State, read_state
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.postgres.connection import connect, transaction
-from rtrec_ray.samples.definition import load_definition
+from rtrec_ray.samples.file import load_definition
 from rtrec_ray.stores.progress import read_clock
 
 

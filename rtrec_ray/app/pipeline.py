@@ -25,12 +25,13 @@ from rtrec_ray.postgres.connection import Pool, connect
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
-from rtrec_ray.stores.samples_postgres import PostgresSampleLedger
 from rtrec_ray.stores.samples_retention import PostgresSampleRetention
+from rtrec_ray.stores.samples_writing import PostgresSampleLedger
 
 HISTORY, FEATURES, SAMPLES = "history", "features", "samples"
 _DAY_MS = 86_400_000
 STAGES = (HISTORY, FEATURES, SAMPLES)
+SAMPLES_AHEAD_MS = 900_000  # a fetch is thrown away with every pause: far enough that live streams never pause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +124,7 @@ def _loop(system: System, share: Share) -> TaskLoop:
             owner=owner,
             commit_every_s=commit_s,
             lease_ttl_ms=system.settings.pipeline.lease_ttl_ms,
+            max_ahead_ms=SAMPLES_AHEAD_MS if share.stage == SAMPLES else None,
             watermark=system.watermark,
         ),
         make_operator=make_operator,
@@ -156,11 +158,11 @@ def _features(system: System) -> _Made:
 
 
 def _samples(system: System) -> _Made:
-    definition = system.samples
+    events = PostgresNotificationStore(system.postgres, clock=system.clock)
 
     def make(partition: int) -> Operator:
         ledger = PostgresSampleLedger(partition=partition)
-        return SampleOperator(definition, ledger=ledger, latest_ms=system.latest_ms)
+        return SampleOperator(system.samples, ledger=ledger, latest_ms=system.latest_ms, send=events.send_in)
 
     return system.settings.pipeline.sample_commit_s, make
 

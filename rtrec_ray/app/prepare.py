@@ -18,6 +18,7 @@ from rtrec_ray.postgres.migrate import migrate
 from rtrec_ray.stores.features_live import move_users
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from rtrec_ray.stores.progress import put_clock
+from rtrec_ray.stores.samples_live import enter_definition, enter_partitions
 
 
 def prepare(system: System) -> System:
@@ -35,7 +36,7 @@ def prepare(system: System) -> System:
         with connect_admin(system.kafka) as admin:
             system = replace(system, partitions=ensure_topics(admin, partitions=system.settings.pipeline.partitions))
     if system.addresses.postgres is not None and system.addresses.kafka is not None:
-        _move_users(system)
+        _enter_partitions(system)
         _register_datasets(system)
     return system
 
@@ -44,14 +45,16 @@ def _enter_definitions(system: System) -> None:
     # Here and not in the first actor: a definition that cannot be applied is said in one line, at once.
     with closing(Pool(system.postgres, size=1)) as pool, pool.transaction() as cursor:
         PostgresFeatureStore(system.features, pool=pool).apply(cursor)
+        enter_definition(cursor, system.samples)
 
 
-def _move_users(system: System) -> None:
+def _enter_partitions(system: System) -> None:
     def partition(user_id: int) -> int:
         return partition_of(b"%d" % user_id, partitions=system.partitions)
 
     with closing(connect(system.postgres)) as connection, transaction(connection) as cursor:
         move_users(cursor, partitions=system.partitions, partition_of=partition)
+        enter_partitions(cursor, system.partitions)
 
 
 def _fix_clock(system: System) -> ScaledClock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,10 +17,12 @@ from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.cli.samples import export, stats, stitch, verify
 from rtrec_ray.kafka.connect import connect_producer
 from rtrec_ray.postgres.connection import connect, transaction
+from rtrec_ray.samples.file import load_definition
 from rtrec_ray.simulate.replay import ReplayOptions, ReplaySummary
 from rtrec_ray.simulate.replay import replay as write_log
 from rtrec_ray.stores.changes import lsn_text
 from rtrec_ray.stores.progress import read_stages
+from rtrec_ray.stores.samples_live import Change, apply_definition
 from rtrec_ray.stores.slots import drop_slot, list_slots, read_means
 
 
@@ -90,6 +93,26 @@ def _print_slots(found: Mapping[str, Any]) -> None:
         click.echo(f"consumers follow by commit_seq: {found['no_stream']}")
     elif not found["slots"]:
         click.echo("no consumer has a slot")
+
+
+@samples.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
+@command
+def apply(where: Where, file: Path, *, dry_run: bool) -> None:
+    """Let FILE say what a sample is, for the impressions from now on. It needs a higher version than what holds."""
+    system = open_system(where.config, where.data_dir)
+    new = load_definition(file)
+    with closing(connect(system.postgres)) as connection, transaction(connection) as cursor:
+        change = apply_definition(cursor, new, dry_run=dry_run)
+    where.answer({**asdict(change), "dry_run": dry_run}, lambda: _print_change(change))
+
+
+def _print_change(change: Change) -> None:
+    if change.added:
+        click.echo(f"version {change.version} holds for impressions from {change.from_ms} ms on")
+    else:
+        click.echo(f"version {change.version} holds already")
 
 
 samples.add_command(stats)

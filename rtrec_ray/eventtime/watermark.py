@@ -80,6 +80,15 @@ class Watermark:
         self._sources = {name: replace(source, at_end_since_ms=None) for name, source in self._sources.items()}
         self._all_idle_since = None
 
+    def active_ms(self, *, wall_ms: int) -> dict[str, int | None]:
+        """The largest event time of each source that is not idle, ms; None for an unknown one."""
+        return {name: s.max_ts_ms for name, s in self._sources.items() if not self._idle(s, wall_ms)}
+
+    def rests(self, *, wall_ms: int) -> bool:
+        """Whether all sources are idle and none ever brought a time."""
+        sources = self._sources.values()
+        return all(s.max_ts_ms is None and self._idle(s, wall_ms) for s in sources)
+
     def advance(self, *, wall_ms: int, now_ms: int) -> int | None:
         """The watermark as of now; `now_ms` is the event clock's time."""
         active = [s for s in self._sources.values() if not self._idle(s, wall_ms)]

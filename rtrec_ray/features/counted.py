@@ -9,7 +9,7 @@ from typing import Final
 
 import polars as pl
 
-from rtrec_ray.features.retract import originals
+from rtrec_ray.eventtime.retract import originals
 from rtrec_ray.features.seen import MINUTE_MS
 
 NAME_SCHEMA: Final = pl.Schema({"partition": pl.Int32, "minute": pl.Int64, "event_id": pl.String})

@@ -15,14 +15,15 @@ import numpy as np
 import polars as pl
 
 from rtrec_ray.events import BEHAVIOR_SCHEMA, PROFILE_SCHEMA, RETRACT
+from rtrec_ray.eventtime.identity import hash_ids
+from rtrec_ray.eventtime.retract import originals
 from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.compute import Sign, compute, concerns, key_of
 from rtrec_ray.features.counted import NAME_SCHEMA, counted
 from rtrec_ray.features.definition import FeatureView
 from rtrec_ray.features.merge import Merged, Value
 from rtrec_ray.features.past import profiled
-from rtrec_ray.features.retract import originals
-from rtrec_ray.features.seen import MINUTE_MS, hash_ids
+from rtrec_ray.features.seen import MINUTE_MS
 
 EVENT_SCHEMA: Final = pl.Schema(
     [*BEHAVIOR_SCHEMA.items(), ("partition", pl.Int32()), ("offset", pl.Int64()), ("kafka_ts", pl.Int64())]

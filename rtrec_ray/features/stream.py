@@ -15,11 +15,12 @@ import numpy.typing as npt
 import polars as pl
 
 from rtrec_ray.events import BEHAVIOR_SCHEMA, RETRACT
+from rtrec_ray.eventtime.identity import hash_ids
+from rtrec_ray.eventtime.retract import originals
 from rtrec_ray.features.compute import PROFILED_SCHEMA, Sign, compute, concerns_some
 from rtrec_ray.features.definition import PROFILE_FIELDS, Definitions, FeatureView
 from rtrec_ray.features.profiles import ProfileVersions, attribute
-from rtrec_ray.features.retract import originals
-from rtrec_ray.features.seen import MINUTE_MS, Seen, hash_ids
+from rtrec_ray.features.seen import MINUTE_MS, Seen
 
 Counts = Counter[str]
 Marks = TypeVar("Marks", int, npt.NDArray[np.int64])

@@ -29,6 +29,8 @@ SAMPLE_SCHEMA: Final = pl.Schema(
         "model_version": pl.String,
         "arm": pl.String,
         "features": pl.String,  # JSON object: the request's features, overridden by the item's own
+        "negative_rate": pl.Float64,  # share in (0, 1] of the negatives that were kept where it comes from
+        "definition_version": pl.Int64,  # of the rules of its labels
         "backfilled": pl.String,  # JSON object: features computed afterwards, beside those; null: none
     }
 )
@@ -48,14 +50,35 @@ IMPRESSION_SCHEMA: Final = pl.Schema(
 )
 """An impression on its way to its outcome."""
 
-CLICK_SCHEMA: Final = pl.Schema({"request_id": pl.String, "item_id": pl.Int64, "click_ms": pl.Int64})
-"""The earliest click on a key."""
+ACTION_SCHEMA: Final = pl.Schema(
+    {
+        "request_id": pl.String,
+        "item_id": pl.Int64,
+        "action_id": pl.Int64,  # hash of event_id
+        "kind": pl.String,  # event_type
+        "action_ms": pl.Int64,
+        "value": pl.Int64,  # dwell_ms
+        "taken_back": pl.Boolean,
+    }
+)
+"""What a user did with a shown item, once for each event id, or the retraction of it."""
 
-OPEN_SCHEMA: Final = pl.Schema([*IMPRESSION_SCHEMA.items(), ("click_ms", pl.Int64()), ("emitted", pl.Boolean())])
-"""An impression whose wait is not over. `emitted`: its positive sample is written already."""
+HELD_SCHEMA: Final = pl.Schema([*ACTION_SCHEMA.items(), ("held", pl.Boolean()), ("expires_ms", pl.Int64())])
+"""An action as it is stored. `held`: its impression is not known, or has no outcome yet."""
 
-HELD_SCHEMA: Final = pl.Schema([*CLICK_SCHEMA.items(), ("expires_ms", pl.Int64()), ("stored", pl.Boolean())])
-"""A click whose impression is not known, or has no outcome yet."""
+KEY_SCHEMA: Final = pl.Schema({"request_id": pl.String, "item_id": pl.Int64})
+"""Keys of samples."""
+
+OPEN_SCHEMA: Final = pl.Schema(
+    [
+        *IMPRESSION_SCHEMA.items(),
+        ("over_ms", pl.Int64()),
+        ("horizon_ms", pl.Int64()),
+        ("on_click", pl.Boolean()),
+        ("emitted", pl.Boolean()),
+    ]
+)
+"""An impression whose wait is not over: the watermark at which it is, and its rules. `emitted`: it has its outcome."""
 
 REQUEST_SCHEMA: Final = pl.Schema(
     {
@@ -106,13 +129,15 @@ REVISION_SCHEMA: Final = pl.Schema(
         "item_features": pl.String,
         "propensity": pl.Float64,
         "score": pl.Float64,
+        "negative_rate": pl.Float64,
+        "definition_version": pl.Int64,
         "source_offset": pl.Int64,
     }
 )
 """A first revision as it is written."""
 
-MISS_SCHEMA: Final = pl.Schema([*IMPRESSION_SCHEMA.items(), ("click_ms", pl.Int64())])
-"""An impression without a record of the inference log, with its earliest click."""
+OUT_SCHEMA: Final = pl.Schema([("event_day", pl.Date()), *IMPRESSION_SCHEMA.items()])
+"""An impression without a click that was not drawn into the sample."""
 
 OUTCOME_SCHEMA: Final = pl.Schema(
     {
@@ -121,10 +146,12 @@ OUTCOME_SCHEMA: Final = pl.Schema(
         "event_day": pl.Date,
         "revision": pl.Int64,
         "label": pl.Int64,
+        "labels": pl.String,
         "event_time_ms": pl.Int64,
+        "page_id": pl.Int64,
     }
 )
-"""The newest revision of a sample, as far as correcting it needs."""
+"""The newest revision of a sample, as far as correcting it needs; of a correction, with the labels it is to have."""
 
 
 def empty(schema: pl.Schema) -> pl.DataFrame:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import polars as pl
 
-from rtrec_ray.samples.columns import CLICK_SCHEMA, IMPRESSION_SCHEMA, REQUEST_SCHEMA
+from rtrec_ray.eventtime.identity import hash_ids
+from rtrec_ray.samples.columns import ACTION_SCHEMA, IMPRESSION_SCHEMA, REQUEST_SCHEMA
+from rtrec_ray.samples.definition import ACTIONS
 
 # A b-tree entry of PostgreSQL takes 2,704 bytes; no request id that anybody means is longer than this.
 MAX_REQUEST_ID_BYTES: Final = 512
@@ -35,9 +38,18 @@ def impressions_of(events: pl.DataFrame) -> pl.DataFrame:
     ).select(IMPRESSION_SCHEMA.names())
 
 
-def clicks_of(events: pl.DataFrame) -> pl.DataFrame:
-    """(n, BEHAVIOR_SCHEMA + offset) of keyed clicks → (n, CLICK_SCHEMA)."""
-    return events.select("request_id", "item_id", pl.col("ts").alias("click_ms")).select(CLICK_SCHEMA.names())
+def actions_of(events: pl.DataFrame, *, taken_back: bool = False) -> pl.DataFrame:
+    """(n, BEHAVIOR_SCHEMA) → (m, ACTION_SCHEMA) of those that are keyed actions."""
+    acted = events.filter(pl.col("event_type").is_in(ACTIONS) & keyed().fill_null(False))
+    return acted.select(
+        "request_id",
+        "item_id",
+        pl.Series("action_id", hash_ids(acted["event_id"]).view(np.int64)),
+        pl.col("event_type").alias("kind"),
+        pl.col("ts").alias("action_ms"),
+        pl.col("dwell_ms").alias("value"),
+        pl.lit(taken_back).alias("taken_back"),
+    ).select(ACTION_SCHEMA.names())
 
 
 def requests_of(records: pl.DataFrame) -> pl.DataFrame:

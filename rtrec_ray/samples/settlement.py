@@ -8,16 +8,24 @@ from functools import partial
 
 import polars as pl
 
+from rtrec_ray.samples.actions import ActionChanges
 from rtrec_ray.samples.columns import (
-    CLICK_SCHEMA,
+    ACTION_SCHEMA,
     HELD_SCHEMA,
+    IMPRESSION_SCHEMA,
+    KEY_SCHEMA,
     KNOWN_SCHEMA,
-    MISS_SCHEMA,
+    OUT_SCHEMA,
     OUTCOME_SCHEMA,
     REQUEST_SCHEMA,
     REVISION_SCHEMA,
     empty,
 )
+
+_NO_KEYS = partial(empty, KEY_SCHEMA)
+_NO_ACTIONS = partial(empty, ACTION_SCHEMA)
+_NO_OUTCOMES = partial(empty, OUTCOME_SCHEMA)
+_NO_IMPRESSIONS = partial(empty, IMPRESSION_SCHEMA)
 
 
 def _offsets() -> pl.Series:
@@ -39,7 +47,8 @@ class Restored:
     """What the store knows of a partition when an owner begins.
 
     `applied_to`: impressions at smaller offsets were taken before, and those of them at `settled_offsets` or
-    `place.repeated_offsets` have an outcome. `has_misses`: whether some impression still lacks its record.
+    `place.repeated_offsets` have an outcome. `held`: actions that wait. `has_misses`: whether some impression still
+    lacks its record.
     """
 
     place: Place = field(default_factory=Place)
@@ -51,37 +60,60 @@ class Restored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Questions:
-    """What a commit must know of the store. `requests`: ids of requests to look up; `clicks` (n, CLICK_SCHEMA): whose
-    newest revisions to look up; `missed`: ids of requests whose misses to look up.
+    """What a commit must know of the store.
+
+    `requests`: ids of requests to look up. `acted`: keys (n, KEY_SCHEMA) of actions without an open impression, whose
+    newest revisions, stored actions and impressions not drawn are wanted. `missed`: ids of requests whose misses are
+    wanted, with the actions on them. `due`: keys of which it matters what other partitions hold. `drawn`: keys of which
+    it matters whether they were not drawn before.
     """
 
-    requests: pl.Series
-    clicks: pl.DataFrame
-    missed: pl.Series
+    requests: pl.Series = field(default_factory=partial(pl.Series, dtype=pl.String))
+    acted: pl.DataFrame = field(default_factory=_NO_KEYS)
+    missed: pl.Series = field(default_factory=partial(pl.Series, dtype=pl.String))
+    due: pl.DataFrame = field(default_factory=_NO_KEYS)
+    drawn: pl.DataFrame = field(default_factory=_NO_KEYS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What the store answered; what is not there is left out."""
+    """What the store answered; what is not there is left out. `out`: impressions that were not drawn."""
 
     requests: pl.DataFrame = field(default_factory=partial(empty, KNOWN_SCHEMA))
-    outcomes: pl.DataFrame = field(default_factory=partial(empty, OUTCOME_SCHEMA))
-    misses: pl.DataFrame = field(default_factory=partial(empty, MISS_SCHEMA))
+    outcomes: pl.DataFrame = field(default_factory=_NO_OUTCOMES)
+    misses: pl.DataFrame = field(default_factory=_NO_IMPRESSIONS)
+    out: pl.DataFrame = field(default_factory=_NO_IMPRESSIONS)
+    actions: pl.DataFrame = field(default_factory=_NO_ACTIONS)
+    elsewhere: pl.DataFrame = field(default_factory=_NO_ACTIONS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Existing:
+    """What a commit did not write, for it was there: newest revisions of samples, keys of impressions not drawn."""
+
+    samples: pl.DataFrame = field(default_factory=_NO_OUTCOMES)
+    out: pl.DataFrame = field(default_factory=_NO_KEYS)
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return not (self.samples.is_empty() and self.out.is_empty())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
     """What a commit writes.
 
-    `samples`: first revisions. `corrections`: samples (as they are) that get a revision with label 1. `misses`: new
-    ones, and known ones with an earlier click. `completed`: misses that became samples.
+    `samples`: first revisions. `out`: impressions that were not drawn; `revived`: keys of such that became samples.
+    `corrections`: newest revisions (OUTCOME_SCHEMA) with the label and the labels that the next one is to have.
+    `misses`: new ones. `completed`: misses that became something else.
     """
 
     requests: pl.DataFrame = field(default_factory=partial(empty, REQUEST_SCHEMA))
     samples: pl.DataFrame = field(default_factory=partial(empty, REVISION_SCHEMA))
-    corrections: pl.DataFrame = field(default_factory=partial(empty, OUTCOME_SCHEMA))
-    misses: pl.DataFrame = field(default_factory=partial(empty, MISS_SCHEMA))
-    completed: pl.DataFrame = field(default_factory=partial(empty, CLICK_SCHEMA))
-    held_put: pl.DataFrame = field(default_factory=partial(empty, HELD_SCHEMA))
-    held_drop: pl.DataFrame = field(default_factory=partial(empty, CLICK_SCHEMA))
+    out: pl.DataFrame = field(default_factory=partial(empty, OUT_SCHEMA))
+    revived: pl.DataFrame = field(default_factory=_NO_KEYS)
+    corrections: pl.DataFrame = field(default_factory=_NO_OUTCOMES)
+    misses: pl.DataFrame = field(default_factory=_NO_IMPRESSIONS)
+    completed: pl.DataFrame = field(default_factory=_NO_KEYS)
+    actions: ActionChanges = field(default_factory=ActionChanges)
     counts: Counter[str] = field(default_factory=Counter)

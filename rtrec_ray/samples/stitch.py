@@ -1,26 +1,30 @@
-"""Display ⋈ click ⋈ inference log: the state machine behind the sample task, for one partition.
+"""Display ⋈ actions ⋈ inference log: the state machine behind the sample task, for one partition.
 
-Records come in with `on_impressions`, `on_clicks`, `on_requests` and event time with `advance`; nothing is decided
+Records come in with `on_impressions`, `on_actions`, `on_requests` and event time with `advance`; nothing is decided
 then. A commit is two steps: `ask` joins what came and says which stored rows the decision depends on, `settle` takes
 these and answers everything that is to be written. So the outcome of an impression depends on the records and on the
-store, never on how records were cut into batches and commits.
+store, never on how records were cut into batches and commits; its labels depend on nothing but the actions on its key.
 
-Every impression ends in one outcome: a sample, a miss (no record of the inference log came within the wait; a later
-one makes it a sample after all), a repetition of an impression before it, or `unkeyed`.
+Every impression ends in one outcome: a sample, `sampled_out` (a negative that was not drawn; a late click makes it a
+sample after all), a miss (no record of the inference log came within the wait; a later one completes it), a repetition
+of an impression before it, or `unkeyed`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import polars as pl
 
+from rtrec_ray.eventtime.identity import hash_ids
+from rtrec_ray.samples.actions import ActionChanges, WaitingActions, once
 from rtrec_ray.samples.columns import (
-    CLICK_SCHEMA,
+    ACTION_SCHEMA,
     IMPRESSION_SCHEMA,
     KEY,
-    MISS_SCHEMA,
     OPEN_SCHEMA,
+    OUT_SCHEMA,
     OUTCOME_SCHEMA,
     REQUEST_SCHEMA,
     REVISION_SCHEMA,
@@ -29,36 +33,40 @@ from rtrec_ray.samples.columns import (
     within,
     without,
 )
-from rtrec_ray.samples.definition import SampleDefinition
-from rtrec_ray.samples.held import HeldClicks
+from rtrec_ray.samples.definition import CLICK, SampleDefinition
+from rtrec_ray.samples.labels import same_labels, with_labels
 from rtrec_ray.samples.requests import RequestCache, ranked_items
-from rtrec_ray.samples.settlement import Answers, Place, Questions, Restored, Settled
+from rtrec_ray.samples.settlement import Answers, Existing, Place, Questions, Restored, Settled
+from rtrec_ray.samples.timeline import Timeline
 
 
 class Stitcher:
-    """The open impressions of one partition, the clicks that wait for theirs, and the newest requests."""
+    """The open impressions of one partition, the actions that wait for theirs, and the newest requests."""
 
-    def __init__(self, definition: SampleDefinition, restored: Restored | None = None) -> None:
+    def __init__(self, rules: Timeline | SampleDefinition, restored: Restored | None = None) -> None:
         restored = restored or Restored()
-        self._rules = definition
+        self._timeline = rules if isinstance(rules, Timeline) else Timeline.of(rules)
         self._applied_to = restored.applied_to
         self._open = empty(OPEN_SCHEMA)
-        self._held = HeldClicks(restored.held)
+        self._waiting = WaitingActions(restored.held)
         # A request is asked for until its impressions' wait is over; serving logs it within moments of showing it.
-        self._cache = RequestCache(keep_ms=2 * definition.wait_ms + 60_000, most=definition.cached_requests)
+        self._cache = RequestCache(
+            keep_ms=2 * self._timeline.longest_wait_ms + 60_000, most=self._timeline.newest.cached_requests
+        )
         self._has_misses = restored.has_misses
         self._watermark_ms: int | None = None
         self._next_offset = restored.place.replay_from
         self._repeated = restored.place.repeated_offsets
         self._settled = pl.concat([restored.settled_offsets, self._repeated]).implode()
         self._impressions: list[pl.DataFrame] = []
-        self._clicks: list[pl.DataFrame] = []
+        self._actions: list[pl.DataFrame] = []
         self._requests: list[pl.DataFrame] = []
         self._counts: Counter[str] = Counter()
-        self._stray = empty(CLICK_SCHEMA)
+        self._arrived = empty(ACTION_SCHEMA)
+        self._strays = empty(ACTION_SCHEMA)
         self._new_requests = empty(REQUEST_SCHEMA)
         self._due = empty(OPEN_SCHEMA)
-        self._written = empty(OPEN_SCHEMA)
+        self._written = Settled()
 
     # --- records in -------------------------------------------------------------------------------------------------
 
@@ -71,10 +79,10 @@ class Stitcher:
         if not unsettled.is_empty():
             self._impressions.append(unsettled.select(IMPRESSION_SCHEMA.names()))
 
-    def on_clicks(self, clicks: pl.DataFrame) -> None:
-        """(n, CLICK_SCHEMA), of offsets not applied before: a committed click is never read again."""
-        if not clicks.is_empty():
-            self._clicks.append(clicks.select(CLICK_SCHEMA.names()))
+    def on_actions(self, actions: pl.DataFrame) -> None:
+        """(n, ACTION_SCHEMA), of offsets not applied before: a committed action is never read again."""
+        if not actions.is_empty():
+            self._actions.append(actions.select(ACTION_SCHEMA.names()))
 
     def on_requests(self, requests: pl.DataFrame) -> None:
         """(n, REQUEST_SCHEMA), in log order."""
@@ -89,72 +97,89 @@ class Stitcher:
         """Event time has come to `watermark_ms`, never less than before."""
         self._watermark_ms = watermark_ms
 
+    def redefine(self, timeline: Timeline) -> None:
+        """Other definitions hold: impressions without an outcome are judged by them."""
+        if timeline != self._timeline:
+            self._timeline = timeline
+            self._open = self._ruled(self._open)
+
     # --- a commit ---------------------------------------------------------------------------------------------------
 
     def ask(self) -> Questions:
         """Join what came since the last commit, and say which stored rows its outcome depends on."""
         self._admit_impressions(gather(self._impressions, IMPRESSION_SCHEMA))
-        self._join_clicks(gather(self._clicks, CLICK_SCHEMA))
+        came = gather(self._actions, ACTION_SCHEMA)
+        self._arrived = self._waiting.take(came)
+        self._counts.update(action=came.height, duplicate_action=came.height - self._arrived.height)
+        unsettled = self._open.filter(~pl.col("emitted"))
+        self._strays = without(self._arrived, unsettled)
         arrived = gather(self._requests, REQUEST_SCHEMA)
         self._new_requests = self._cache.admit(arrived)
         self._counts["duplicate_request"] += arrived.height - self._new_requests.height
-        self._due = self._open.filter(self._is_due())
+        self._due = self._due_of(unsettled)
         unknown = without(self._due, self._cache.of(self._due), "request_id")
-        ids = [frame["request_id"] for frame in (self._new_requests, self._stray, unknown)]
+        ids = [frame["request_id"] for frame in (self._new_requests, self._strays, unknown)]
         return Questions(
             requests=unknown["request_id"].unique(),
-            clicks=self._stray,
+            acted=self._strays.select(KEY).unique(maintain_order=True),
             missed=(pl.concat(ids) if self._has_misses else ids[0].clear()).unique(),
+            due=self._due.select(KEY),
+            drawn=self._due.select(KEY) if self._timeline.draws else empty(OPEN_SCHEMA).select(KEY),
         )
 
     def settle(self, answers: Answers) -> Settled:
         """Decide with what the store answered; the caller writes all of it or throws this stitcher away."""
         self._cache.admit(answers.requests)
+        actions = once(pl.concat([self._waiting.frame, answers.actions, answers.elsewhere]))
         completed = within(answers.misses, self._new_requests, "request_id")
-        found, missing = self._with_requests(self._due_and_completed(completed))
-        samples = self._samples(found)
-        corrections, clicked_misses = self._place_strays(answers, completed)
-        misses, missed_again = self._misses(missing, answers)
-        self._close(pl.concat([found.select(KEY), missing.select(KEY)]))
-        held_put, held_drop = self._held.changes()
+        revived = within(answers.out, actions.filter(pl.col("kind") == CLICK))
+        found, missing = self._with_requests(self._candidates(revived, completed, answers.out))
+        samples, out, waiting = self._split(with_labels(found, actions, self._timeline))
+        out = without(out, revived)  # its click was too late
+        missing = without(missing, waiting, "source_offset")
+        misses = without(missing.select(IMPRESSION_SCHEMA.names()), answers.misses)
+        self._repeat(within(missing, answers.misses))
+        settled = pl.concat([frame.select(KEY) for frame in (samples, out, missing)])
+        self._close(settled)
+        have = [answers.outcomes, answers.misses, answers.out]
+        changes = self._place_actions(pl.concat([settled, *(frame.select(KEY) for frame in have)]), answers)
         self._cache.forget(watermark_ms=self._watermark_ms)
         self._has_misses = self._has_misses or not missing.is_empty()
-        self._counts.update(
-            out=samples.height + corrections.height,
-            sampled=samples.height,
-            positive=int(samples["label"].sum()),
-            corrected=corrections.height,
-            missed=misses.height,
-            completed=completed.height,
-        )
-        counts, self._counts = self._counts, Counter()
-        return Settled(
+        revived = within(revived, samples)
+        self._written = Settled(
             requests=self._new_requests,
             samples=samples,
-            corrections=corrections,
-            misses=pl.concat([misses, missed_again, clicked_misses]),
+            out=out,
+            revived=revived.select(KEY),
+            corrections=self._corrections(answers.outcomes, actions),
+            misses=misses,
             completed=completed.select(KEY),
-            held_put=held_put,
-            held_drop=held_drop,
-            counts=counts,
+            actions=changes,
+            counts=self._counts,
         )
+        self._count(self._written)
+        self._counts = Counter()
+        return self._written
 
-    def amend(self, existing: pl.DataFrame) -> Settled:
-        """Some of the samples just settled were in the store before (n, OUTCOME_SCHEMA): their impressions were
-        repeated. They are not written again; a click on the repetition is one on the first.
+    def amend(self, existing: Existing, answers: Answers) -> Settled:
+        """Some of what was just settled was in the store before: its impressions were repeated. It is not written
+        again; an action on the repetition is one on the first. `answers`: the outcomes of these samples, their actions.
         """
-        repeated = self._written.join(existing, on=KEY, how="inner", suffix="_first")
-        right = (pl.col("label") == 0) & self._within_horizon("event_time_ms_first")
-        corrections = repeated.filter(right).select(OUTCOME_SCHEMA.names())
-        self._open = without(self._open, existing)
-        self._repeat(repeated)
+        samples = within(self._written.samples, existing.samples)
+        out = within(self._written.out, existing.out)
+        corrections = self._corrections(answers.outcomes, answers.actions)
+        self._open = without(self._open, samples)
+        self._repeat(samples)
+        self._repeat(out)
         counts = Counter(
-            out=corrections.height - repeated.height,
-            sampled=-repeated.height,
-            positive=-int(repeated.select(self._within_horizon("event_time_ms").sum()).item()),
+            out=corrections.height - samples.height,
+            sampled=-samples.height,
+            positive=-int(samples["label"].sum()),
             corrected=corrections.height,
-            duplicate=self._counts.pop("duplicate"),
+            sampled_out=-out.height,
         )
+        counts.update(self._counts)
+        self._counts = Counter()
         return Settled(corrections=corrections, counts=counts)
 
     def place(self) -> Place:
@@ -169,6 +194,11 @@ class Stitcher:
         """Impressions whose wait is not over: what a stalled stream makes grow."""
         return self._open.height + sum(frame.height for frame in self._impressions)
 
+    @property
+    def complete_ms(self) -> int | None:
+        """Once settled: impressions up to this event time have their outcome; None before event time is known."""
+        return None if self._watermark_ms is None else self._watermark_ms - self._timeline.longest_wait_ms
+
     # --- the joins --------------------------------------------------------------------------------------------------
 
     def _admit_impressions(self, impressions: pl.DataFrame) -> None:
@@ -178,116 +208,126 @@ class Stitcher:
         new = without(first, self._open)
         self._repeat(without(impressions, new, "source_offset"))
         self._counts["impression"] += impressions.filter(pl.col("source_offset") >= self._applied_to).height
-        opened = new.with_columns(click_ms=pl.lit(None, dtype=pl.Int64), emitted=pl.lit(False))
-        self._open = pl.concat([self._open, opened])
+        self._open = pl.concat([self._open, self._ruled(new.with_columns(emitted=pl.lit(False)))])
 
-    def _join_clicks(self, clicks: pl.DataFrame) -> None:
-        earliest = _earliest(clicks)
-        again = within(self._open.filter(pl.col("click_ms").is_not_null()), earliest)
-        self._counts.update(click=clicks.height, duplicate_click=clicks.height - earliest.height + again.height)
-        self._open = _with_clicks(self._open, _earliest(pl.concat([earliest, self._held.clicks])))
-        self._stray = without(earliest, self._open)
+    def _ruled(self, impressions: pl.DataFrame) -> pl.DataFrame:
+        wait = self._timeline.value(lambda rules: rules.wait_ms, dtype=pl.Int64)
+        return impressions.with_columns(
+            over_ms=pl.col("event_time_ms") + wait,
+            horizon_ms=self._timeline.value(lambda rules: rules.horizon_ms, dtype=pl.Int64),
+            on_click=self._timeline.value(lambda rules: rules.emit == "on_click", dtype=pl.Boolean),
+        ).select(OPEN_SCHEMA.names())
 
-    def _due_and_completed(self, completed: pl.DataFrame) -> pl.DataFrame:
-        if completed.is_empty():
-            return self._due
-        misses = _with_clicks(completed.with_columns(emitted=pl.lit(False)), self._stray)
-        both = pl.concat([misses.select(OPEN_SCHEMA.names()), self._due])
-        first = both.with_columns(pl.col("click_ms").min().over(KEY)).unique(KEY, keep="first", maintain_order=True)
-        self._repeat(without(both, first, "source_offset"))
-        return first
+    def _due_of(self, unsettled: pl.DataFrame) -> pl.DataFrame:
+        counts = (pl.col("kind") == CLICK) & ~pl.col("taken_back")
+        clicks = self._waiting.frame.filter(counts)
+        due = self._is_over()
+        if not clicks.is_empty():
+            first = clicks.group_by(KEY).agg(pl.col("action_ms").min())
+            clicked = unsettled.filter("on_click").join(first, on=KEY, how="inner")
+            clicked = clicked.filter(pl.col("action_ms") - pl.col("event_time_ms") < pl.col("horizon_ms"))
+            due = due | pl.col("source_offset").is_in(clicked["source_offset"].implode())
+        return unsettled.filter(due)
 
-    def _with_requests(self, due: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Split `due` into those whose request is known, with its columns, and those that have waited in vain."""
-        known = self._cache.of(due)
+    def _candidates(self, revived: pl.DataFrame, completed: pl.DataFrame, out: pl.DataFrame) -> pl.DataFrame:
+        """Impressions to be judged, each key once: (n, IMPRESSION_SCHEMA + over)."""
+        due = self._due.with_columns(over=self._is_over()).select(*IMPRESSION_SCHEMA.names(), "over")
+        if not out.is_empty():
+            again = within(due, without(out, revived))
+            self._repeat(again)
+            self._close(again.select(KEY))
+            due = without(due, again)
+        if revived.is_empty() and completed.is_empty():
+            return due
+        before = pl.concat([frame.select(IMPRESSION_SCHEMA.names()) for frame in (revived, completed)])
+        repeated = within(self._open.filter(~pl.col("emitted")), before)  # due or not: the first one counts
+        self._repeat(repeated)
+        self._close(repeated.select(KEY))
+        return pl.concat([before.with_columns(over=pl.lit(True)), without(due, before)])
+
+    def _with_requests(self, candidates: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Split into those whose request is known, with its columns, and those that have waited in vain."""
+        known = self._cache.of(candidates)
         asked = known.select("request_id", "event_day", pl.col("page_id").alias("request_page_id"))
-        found = due.join(asked, on="request_id", how="inner", maintain_order="left")
-        missing = without(due, asked, "request_id").filter(self._is_over())
-        self._written = found
-        items = ranked_items(known)
-        return found.join(items, on=KEY, how="left", maintain_order="left"), missing
+        found = candidates.join(asked, on="request_id", how="inner", maintain_order="left")
+        missing = without(candidates, asked, "request_id").filter("over")
+        found = found.join(ranked_items(known), on=KEY, how="left", maintain_order="left").with_columns(
+            page_id=pl.coalesce("page_id", "request_page_id"), position=pl.coalesce("position", "ranked_position")
+        )
+        return found, missing
 
-    def _samples(self, found: pl.DataFrame) -> pl.DataFrame:
-        label = self._within_horizon("event_time_ms").cast(pl.Int64)
-        return found.with_columns(
-            label=label,
-            labels=pl.concat_str(pl.lit('{"click":'), label, pl.lit("}")),
-            page_id=pl.coalesce("page_id", "request_page_id"),
-            position=pl.coalesce("position", "ranked_position"),
-        ).select(REVISION_SCHEMA.names())
+    def _split(self, labelled: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+        """Samples (REVISION_SCHEMA), impressions not drawn (OUT_SCHEMA), and those that have to wait after all."""
+        ready = labelled.filter(pl.col("over") | (pl.col("label") == 1))
+        ruled = ready.with_columns(
+            negative_rate=self._timeline.value(lambda rules: rules.negative_rate, dtype=pl.Float64),
+            definition_version=self._timeline.value(lambda rules: rules.version, dtype=pl.Int64),
+        )
+        drawn = pl.lit(True)
+        if self._timeline.draws:
+            drawn = pl.col("clicked") | (draws(ruled) < pl.col("negative_rate"))
+        samples = ruled.filter(drawn).select(REVISION_SCHEMA.names())
+        return samples, ruled.filter(~drawn).select(OUT_SCHEMA.names()), without(labelled, ready, "source_offset")
 
-    def _misses(self, missing: pl.DataFrame, answers: Answers) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Split into impressions missed for the first time and known misses that were shown, maybe clicked, again."""
-        rows = missing.select(MISS_SCHEMA.names())
-        again = within(rows, answers.misses)
-        self._repeat(again)
-        return without(rows, answers.misses), _with_clicks(within(answers.misses, again), again)
+    def _corrections(self, outcomes: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
+        """The newest revisions whose labels are others by now, with these."""
+        if outcomes.is_empty():
+            return outcomes
+        stored = same_labels(outcomes, self._timeline)
+        new = with_labels(stored.drop("label", "labels"), actions, self._timeline)
+        old = stored.select(*KEY, pl.col("labels").alias("old_labels"))
+        changed = new.join(old, on=KEY, maintain_order="left").filter(pl.col("labels") != pl.col("old_labels"))
+        return changed.select(OUTCOME_SCHEMA.names())
 
-    def _place_strays(self, answers: Answers, completed: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Clicks whose impression is not open: corrections of stored samples, clicks on misses, or to be held."""
-        strays = without(self._stray, completed)
-        stored = strays.join(answers.outcomes, on=KEY, how="inner")
-        right = (pl.col("label") == 0) & self._within_horizon("event_time_ms")
-        corrections = stored.filter(right)
-        self._counts["duplicate_click"] += stored.filter(pl.col("label") == 1).height
-        self._counts["beyond_horizon"] += stored.filter((pl.col("label") == 0) & ~right).height
-        rest = without(strays, answers.outcomes)
-        missed = _with_clicks(within(answers.misses, rest), rest)
-        early = without(rest, answers.misses)
-        self._counts["held"] += early.height
-        self._hold(early)
-        return corrections.select(OUTCOME_SCHEMA.names()), missed.select(MISS_SCHEMA.names())
+    def _place_actions(self, settled: pl.DataFrame, answers: Answers) -> ActionChanges:
+        start = pl.max_horizontal("action_ms", pl.lit(self._watermark_ms, dtype=pl.Int64))
+        known = answers.actions
+        self._counts["duplicate_action"] += within(self._strays.filter(~pl.col("taken_back")), known).height
+        # Counted from the watermark where that is ahead: a log that is replayed late finds its actions held as well.
+        changes = self._waiting.settle(
+            known=known,
+            settled=settled,
+            expires_ms=start + self._timeline.longest_horizon_ms,
+            elsewhere=within(answers.elsewhere, settled),
+        )
+        if self._watermark_ms is None:
+            return changes
+        dropped = self._waiting.expire(watermark_ms=self._watermark_ms, but=self._open.filter(~pl.col("emitted")))
+        self._counts["expired"] += dropped.height
+        return changes.dropping(dropped)
 
     def _close(self, settled: pl.DataFrame) -> None:
-        """Forget what has its outcome; a positive is remembered until its wait is over, for clicks that come again."""
-        done = settled.with_columns(done=pl.lit(True))
-        marked = self._open.join(done, on=KEY, how="left", maintain_order="left")
-        emitted = pl.col("emitted") | pl.col("done").fill_null(False)
-        self._open = (
-            marked.with_columns(emitted=emitted)
-            .filter(~(pl.col("emitted") & self._is_over()))
-            .select(OPEN_SCHEMA.names())
-        )
-        self._held.release(settled)
-        waiting = self._open.filter(~pl.col("emitted") & pl.col("click_ms").is_not_null())
-        self._hold(waiting.select(CLICK_SCHEMA.names()))
-        if self._watermark_ms is not None:
-            self._counts["expired"] += self._held.expire(watermark_ms=self._watermark_ms, but=waiting)
+        """Forget what has its outcome; a positive is remembered until its wait is over, for impressions that repeat."""
+        if not settled.is_empty():
+            done = settled.with_columns(done=pl.lit(True)).unique(KEY)
+            marked = self._open.join(done, on=KEY, how="left", maintain_order="left")
+            emitted = pl.col("emitted") | pl.col("done").fill_null(False)
+            self._open = marked.with_columns(emitted=emitted).select(OPEN_SCHEMA.names())
+        self._open = self._open.filter(~(pl.col("emitted") & self._is_over()))
 
     def _repeat(self, impressions: pl.DataFrame) -> None:
         """These repeat an impression that has, or will have, an outcome of its own."""
         self._counts["duplicate"] += impressions.height
         self._repeated = pl.concat([self._repeated, impressions["source_offset"]])
 
-    def _hold(self, clicks: pl.DataFrame) -> None:
-        # Counted from the watermark where that is ahead: a log that is replayed late finds its clicks held as well.
-        start = pl.max_horizontal("click_ms", pl.lit(self._watermark_ms, dtype=pl.Int64))
-        self._held.hold(clicks, expires_ms=start + self._rules.horizon_ms)
-
-    # --- the rules --------------------------------------------------------------------------------------------------
-
     def _is_over(self) -> pl.Expr:
         """The watermark has passed the impression by the wait."""
-        if self._watermark_ms is None:
-            return pl.lit(False)
-        return pl.col("event_time_ms") <= self._watermark_ms - self._rules.wait_ms
+        return pl.lit(False) if self._watermark_ms is None else pl.col("over_ms") <= self._watermark_ms
 
-    def _is_due(self) -> pl.Expr:
-        clicked = self._within_horizon("event_time_ms") & pl.lit(self._rules.emit == "on_click")
-        return ~pl.col("emitted") & (self._is_over() | clicked)
-
-    def _within_horizon(self, impression_ms: str) -> pl.Expr:
-        # A click that an unsteady client's clock puts before its impression is a click on it all the same.
-        return (pl.col("click_ms") - pl.col(impression_ms) < self._rules.horizon_ms).fill_null(False)
-
-
-def _earliest(clicks: pl.DataFrame) -> pl.DataFrame:
-    return clicks if clicks.is_empty() else clicks.group_by(KEY).agg(pl.col("click_ms").min())
+    def _count(self, settled: Settled) -> None:
+        self._counts.update(
+            out=settled.samples.height + settled.corrections.height,
+            sampled=settled.samples.height,
+            positive=int(settled.samples["label"].sum()),
+            sampled_out=settled.out.height - settled.revived.height,
+            revived=settled.revived.height,
+            corrected=settled.corrections.height,
+            missed=settled.misses.height,
+            completed=settled.completed.height,
+        )
 
 
-def _with_clicks(rows: pl.DataFrame, clicks: pl.DataFrame) -> pl.DataFrame:
-    """`rows` (with click_ms), each with its earliest click."""
-    if clicks.is_empty() or rows.is_empty():
-        return rows
-    joined = rows.join(clicks.select(CLICK_SCHEMA.names()), on=KEY, how="left", suffix="_new", maintain_order="left")
-    return joined.with_columns(pl.min_horizontal("click_ms", "click_ms_new").alias("click_ms")).drop("click_ms_new")
+def draws(rows: pl.DataFrame) -> pl.Series:
+    """A number in [0, 1) of each key, the same wherever it is computed."""
+    names = rows.select(pl.concat_str("request_id", pl.lit("\n"), "item_id")).to_series()
+    return pl.Series(hash_ids(names).astype(np.float64) / 2.0**64)

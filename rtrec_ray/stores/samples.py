@@ -21,8 +21,8 @@ BATCH_ROWS = 50_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleStats:
     """What the store holds. `positive_rate`: of the current rows, None without rows; `misses`: reason → impressions
-    that found no record of the inference log; `corrections`: revisions after the first; `held`: clicks that wait for
-    their impression.
+    that found no record of the inference log; `corrections`: revisions after the first; `held`: actions that wait for
+    their impression; `sampled_out`: impressions without a click that were not drawn.
     """
 
     rows: int = 0
@@ -32,6 +32,7 @@ class SampleStats:
     high_water: int = 0
     corrections: int = 0
     held: int = 0
+    sampled_out: int = 0
     misses: dict[str, int] = field(default_factory=dict)
     outcomes: dict[str, int] = field(default_factory=dict)
 
@@ -88,6 +89,7 @@ class MemorySampleStore:
         self._ledger = pl.DataFrame(schema=SAMPLE_SCHEMA)
         self.misses: dict[str, int] = {}
         self.held = 0
+        self.sampled_out = 0
 
     def append(self, rows: pl.DataFrame) -> None:
         """Append revisions: (n, any of `SAMPLE_SCHEMA`); missing columns are null, `commit_seq` is given out here.
@@ -145,6 +147,7 @@ class MemorySampleStore:
             high_water=self.high_water(),
             corrections=self._ledger.height - newest.height,
             held=self.held,
+            sampled_out=self.sampled_out,
             misses=self.misses,
         )
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Protocol
 
 import polars as pl
 
 from rtrec_ray.postgres.connection import Cursor
+from rtrec_ray.samples.actions import ID, once
 from rtrec_ray.samples.columns import (
+    ACTION_SCHEMA,
     HELD_SCHEMA,
+    IMPRESSION_SCHEMA,
     KEY,
     KNOWN_SCHEMA,
-    MISS_SCHEMA,
+    OUT_SCHEMA,
     OUTCOME_SCHEMA,
     REQUEST_SCHEMA,
     REVISION_SCHEMA,
@@ -20,12 +24,20 @@ from rtrec_ray.samples.columns import (
     within,
     without,
 )
-from rtrec_ray.samples.settlement import Answers, Place, Questions, Restored, Settled
+from rtrec_ray.samples.settlement import Answers, Existing, Place, Questions, Restored, Settled
+from rtrec_ray.samples.stitch import Stitcher
+from rtrec_ray.samples.timeline import Timeline
 from rtrec_ray.stores.samples import MemorySampleStore
+
+MINUTE_MS = 60_000
 
 
 class SampleLedger(Protocol):
     """One partition's way into the store. Like the stitcher it is thrown away when a commit fails."""
+
+    def timeline(self, cursor: Cursor) -> Timeline | None:
+        """The definitions that hold; none is applied until the transaction ends. None: none was applied ever."""
+        ...
 
     def restore(self, cursor: Cursor, *, applied_to: int) -> Restored:
         """What a new owner begins with; impressions below `applied_to` were taken before."""
@@ -35,21 +47,41 @@ class SampleLedger(Protocol):
         """Look up what a commit depends on."""
         ...
 
-    def write(self, cursor: Cursor, settled: Settled) -> pl.DataFrame:
-        """Write a commit's outputs.
-
-        Answers the newest revisions (n, OUTCOME_SCHEMA) of the samples that were in the store before: these are not
-        written.
-        """
+    def write(self, cursor: Cursor, settled: Settled) -> Existing:
+        """Write a commit's outputs; answers what was in the store before and is not written."""
         ...
 
     def correct(self, cursor: Cursor, corrections: pl.DataFrame) -> None:
-        """Append a revision with label 1 after each of these revisions (n, OUTCOME_SCHEMA)."""
+        """Append to each of these revisions (n, OUTCOME_SCHEMA) one with their label and labels."""
         ...
 
     def remember(self, cursor: Cursor, place: Place, *, read_to: int) -> None:
         """End the commit: where a new owner begins; behaviour was read up to `read_to`, exclusive."""
         ...
+
+    def complete(self, cursor: Cursor, *, first_ms: int | None, complete_ms: int | None) -> list[int]:
+        """All impressions of the partition up to `complete_ms` have their outcome; `first_ms`: of its first event.
+
+        Answers the minutes (ms UTC) up to which the whole store has come to be complete, ascending, each once ever.
+        """
+        ...
+
+
+def settle(ledger: SampleLedger, cursor: Cursor, stitcher: Stitcher, *, read_to: int) -> Counter[str]:
+    """One commit: what the stitcher decides is written. Answers counts."""
+    timeline = ledger.timeline(cursor)
+    if timeline is not None:
+        stitcher.redefine(timeline)
+    settled = stitcher.settle(ledger.answer(cursor, stitcher.ask()))
+    counts = Counter(settled.counts)
+    existing = ledger.write(cursor, settled)
+    if existing:
+        answers = ledger.answer(cursor, Questions(acted=existing.samples.select(KEY)))
+        amended = stitcher.amend(existing, answers)
+        ledger.correct(cursor, amended.corrections)
+        counts.update(amended.counts)
+    ledger.remember(cursor, stitcher.place(), read_to=read_to)
+    return counts
 
 
 class MemorySamples:
@@ -57,13 +89,18 @@ class MemorySamples:
 
     def __init__(self) -> None:
         self.store = MemorySampleStore()
+        self.timeline: Timeline | None = None
         self.requests = empty(REQUEST_SCHEMA)
         self.outcomes = empty(OUTCOME_SCHEMA)
         self.rows = empty(REVISION_SCHEMA)
-        self.misses = empty(MISS_SCHEMA)
-        self.held: dict[int, pl.DataFrame] = {}
+        self.out = empty(OUT_SCHEMA)
+        self.misses = empty(IMPRESSION_SCHEMA)
+        self.actions = empty(HELD_SCHEMA)
+        self.held_by: dict[tuple[str, int, int], int] = {}
         self.places: dict[int, Place] = {}
         self.settled: dict[int, pl.Series] = {}
+        self.complete: dict[int, tuple[int | None, int | None]] = {}
+        self.complete_ms: int | None = None
 
 
 class MemorySampleLedger:
@@ -73,42 +110,60 @@ class MemorySampleLedger:
         self._samples = samples
         self._partition = partition
 
+    def timeline(self, cursor: Cursor | None) -> Timeline | None:
+        """See SampleLedger."""
+        return self._samples.timeline
+
     def restore(self, cursor: Cursor | None, *, applied_to: int) -> Restored:
         """See SampleLedger."""
         kept = self._samples
+        kept.complete.setdefault(self._partition, (None, None))
         return Restored(
             place=kept.places.get(self._partition, Place(replay_from=applied_to)),
             applied_to=applied_to,
             settled_offsets=kept.settled.get(self._partition, pl.Series(dtype=pl.Int64)),
-            held=kept.held.get(self._partition, empty(HELD_SCHEMA)),
+            held=self._held(own=True),
             has_misses=not kept.misses.is_empty(),
         )
 
     def answer(self, cursor: Cursor | None, questions: Questions) -> Answers:
         """See SampleLedger."""
         kept = self._samples
+        misses = _of_ids(kept.misses, questions.missed)
+        asked = pl.concat([questions.acted, questions.drawn])
+        out = within(kept.out, asked).select(IMPRESSION_SCHEMA.names())
+        wanted = pl.concat([questions.acted, misses.select(KEY), out.select(KEY)]).unique()
         return Answers(
-            requests=_of_ids(kept.requests, questions.requests).select(KNOWN_SCHEMA.names()),
-            outcomes=within(kept.outcomes, questions.clicks),
-            misses=_of_ids(kept.misses, questions.missed),
+            requests=_of_ids(kept.requests, pl.concat([questions.requests, out["request_id"]])).select(
+                KNOWN_SCHEMA.names()
+            ),
+            outcomes=within(kept.outcomes, questions.acted),
+            misses=misses,
+            out=out,
+            actions=within(kept.actions, wanted).select(ACTION_SCHEMA.names()),
+            elsewhere=within(self._held(own=False), questions.due).select(ACTION_SCHEMA.names()),
         )
 
-    def write(self, cursor: Cursor | None, settled: Settled) -> pl.DataFrame:
+    def write(self, cursor: Cursor | None, settled: Settled) -> Existing:
         """See SampleLedger."""
         kept = self._samples
         kept.requests = _upsert(settled.requests, kept.requests, ["request_id"])
-        existing = within(kept.outcomes, settled.samples)
-        offsets = [settled.samples["source_offset"], settled.misses["source_offset"]]
+        kept.out = without(kept.out, settled.revived)
+        existing = Existing(
+            samples=within(kept.outcomes, settled.samples),
+            out=within(settled.out, pl.concat([kept.outcomes.select(KEY), kept.out.select(KEY)])).select(KEY),
+        )
+        offsets = [frame["source_offset"] for frame in (settled.samples, settled.out, settled.misses)]
         before = kept.settled.get(self._partition, offsets[0].clear())
         kept.settled[self._partition] = pl.concat([before, *offsets])
-        self._append(without(settled.samples, existing))
+        self._append(without(settled.samples, existing.samples))
+        kept.out = pl.concat([kept.out, without(settled.out, existing.out)])
         self.correct(cursor, settled.corrections)
-        kept.misses = without(_upsert(kept.misses, settled.misses, KEY), settled.completed)
-        held = without(kept.held.get(self._partition, empty(HELD_SCHEMA)), settled.held_drop)
-        stored = settled.held_put.with_columns(stored=pl.lit(True))
-        kept.held[self._partition] = _upsert(held, stored, KEY)
+        kept.misses = without(pl.concat([kept.misses, settled.misses]), settled.completed)
+        self._put_actions(settled)
         kept.store.misses = {"no_inference_record": kept.misses.height} if kept.misses.height else {}
-        kept.store.held = sum(frame.height for frame in kept.held.values())
+        kept.store.held = int(kept.actions["held"].sum())
+        kept.store.sampled_out = kept.out.height
         return existing
 
     def remember(self, cursor: Cursor | None, place: Place, *, read_to: int) -> None:
@@ -119,11 +174,38 @@ class MemorySampleLedger:
         """See SampleLedger."""
         if corrections.is_empty():
             return
-        changed = corrections.with_columns(pl.col("revision") + 1, label=pl.lit(1, dtype=pl.Int64))
+        old = within(self._samples.outcomes, corrections).select(*KEY, pl.col("label").alias("old_label"))
+        changed = corrections.with_columns(pl.col("revision") + 1)
         self._samples.outcomes = _upsert(self._samples.outcomes, changed, KEY)
         rows = within(self._samples.rows, changed).drop("label", "labels")
-        revised = rows.join(changed.select(*KEY, "revision", "label"), on=KEY, how="left", maintain_order="left")
-        self._publish(revised.with_columns(labels=pl.lit('{"click":1}'), old_label=pl.lit(0)))
+        new = changed.select(*KEY, "revision", "label", "labels").join(old, on=KEY)
+        self._publish(rows.join(new, on=KEY, how="left", maintain_order="left"))
+
+    def complete(self, cursor: Cursor | None, *, first_ms: int | None, complete_ms: int | None) -> list[int]:
+        """See SampleLedger."""
+        kept = self._samples
+        known = kept.complete[self._partition][0]
+        kept.complete[self._partition] = (first_ms if known is None else known, complete_ms)
+        minutes = complete_minutes(list(kept.complete.values()), sent_ms=kept.complete_ms)
+        kept.complete_ms = minutes[-1] if minutes else kept.complete_ms
+        return list(minutes)
+
+    def _held(self, *, own: bool) -> pl.DataFrame:
+        kept = self._samples
+        mine = [(kept.held_by[row] == self._partition) == own for row in kept.actions.select(ID).iter_rows()]
+        return kept.actions.filter(pl.col("held") & pl.Series(mine, dtype=pl.Boolean))
+
+    def _put_actions(self, settled: Settled) -> None:
+        kept, changes = self._samples, settled.actions
+        new = without(changes.put, kept.actions, ID)
+        kept.held_by |= dict.fromkeys(new.select(ID).iter_rows(), self._partition)
+        rows = without(pl.concat([kept.actions, new]), changes.dropped, ID)
+        gone = pl.concat([changes.taken_back, changes.put.filter("taken_back").select(ACTION_SCHEMA.names())])
+        back = within(rows, gone, ID).with_columns(taken_back=pl.lit(True))
+        rows = _upsert(rows, back, ID)
+        free = within(rows, changes.released, ID).with_columns(held=pl.lit(False))
+        kept.actions = _upsert(rows, free, ID)
+        assert once(kept.actions).height == kept.actions.height, "an action is stored once"
 
     def _append(self, rows: pl.DataFrame) -> None:
         kept = self._samples
@@ -144,6 +226,25 @@ class MemorySampleLedger:
         ]
         arm = pl.coalesce("arm", "its_arm")
         self._samples.store.append(full.with_columns(arm=arm, features=pl.Series(merged, dtype=pl.String)))
+
+
+def complete_minutes(partitions: list[tuple[int | None, int | None]], *, sent_ms: int | None) -> range:
+    """The minutes (ms UTC) that all partitions have come to be complete up to, beginning after `sent_ms`.
+
+    `partitions`: of each the time of its first event, and up to where it is complete; None where it is not known.
+    The first minute of all is the one after the first event.
+
+    >>> list(complete_minutes([(59_000, 185_000), (70_000, 130_000)], sent_ms=None))
+    [60000, 120000]
+    >>> list(complete_minutes([(59_000, 185_000), (70_000, None)], sent_ms=None))
+    []
+    """
+    begun = [first for first, _ in partitions if first is not None]
+    known = [end for _, end in partitions if end is not None]
+    if not begun or len(known) < len(partitions):
+        return range(0)
+    start = min(begun) if sent_ms is None else sent_ms
+    return range((start // MINUTE_MS + 1) * MINUTE_MS, min(known) + 1, MINUTE_MS)
 
 
 def _of_ids(frame: pl.DataFrame, ids: pl.Series) -> pl.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -13,16 +13,26 @@ import pytest
 
 from rtrec_ray.embedded.postgres import PostgresServer
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
-from rtrec_ray.samples.columns import CLICK_SCHEMA, IMPRESSION_SCHEMA, REQUEST_SCHEMA, SAMPLE_SCHEMA
-from rtrec_ray.samples.definition import SampleDefinition
+from rtrec_ray.samples.columns import ACTION_SCHEMA, IMPRESSION_SCHEMA, REQUEST_SCHEMA, SAMPLE_SCHEMA
+from rtrec_ray.samples.definition import Label, SampleDefinition
 from rtrec_ray.samples.stitch import Stitcher
 from rtrec_ray.stores.samples import SampleStore
-from rtrec_ray.stores.samples_ledger import MemorySampleLedger, MemorySamples, SampleLedger
-from rtrec_ray.stores.samples_postgres import PostgresSampleLedger, PostgresSampleStore
+from rtrec_ray.stores.samples_ledger import MemorySampleLedger, MemorySamples, SampleLedger, settle
+from rtrec_ray.stores.samples_postgres import PostgresSampleStore
+from rtrec_ray.stores.samples_writing import PostgresSampleLedger
 
 DAY_MS = 86_400_000
 NOON_MS = 20_000 * DAY_MS + DAY_MS // 2
 RULES = SampleDefinition(wait_ms=10, horizon_ms=10 * DAY_MS)
+MANY = replace(
+    RULES,
+    labels={
+        "click": Label(event="click"),
+        "long_view": Label(event="view", field="dwell_ms", at_least=10),
+        "dwell_ms": Label(event="view", field="dwell_ms", summed=True),
+    },
+)
+NONE_KEPT = replace(RULES, negative_rate=1e-9)
 
 
 @dataclass
@@ -33,8 +43,11 @@ class Backend:
 
 
 EMPTIED = """
-TRUNCATE samples.requests, samples.revisions, samples.misses, samples.held_clicks, samples.replay;
+TRUNCATE samples.requests, samples.revisions, samples.misses, samples.actions, samples.replay, samples.sampled_out,
+    samples.definitions, samples.completeness;
 DELETE FROM meta.counters;
+UPDATE samples.settings SET change = change + 1, mixed = false, partitions = NULL;
+UPDATE samples.complete SET complete_ms = NULL;
 """
 
 
@@ -67,12 +80,14 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 class Task:
     """The sample task on one partition."""
 
-    def __init__(self, backend: Backend, *, partition: int = 0, applied_to: int = 0) -> None:
+    def __init__(
+        self, backend: Backend, *, partition: int = 0, applied_to: int = 0, rules: SampleDefinition = RULES
+    ) -> None:
         self.backend = backend
         self.ledger = backend.ledger(partition)
         with backend.transaction() as cursor:
             self.restored = self.ledger.restore(cursor, applied_to=applied_to)
-        self.stitcher = Stitcher(RULES, self.restored)
+        self.stitcher = Stitcher(rules, self.restored)
         self.read_to = applied_to
 
     def show(self, *impressions, ts=NOON_MS, at=None):
@@ -83,10 +98,14 @@ class Task:
         self.stitcher.read_to(self.read_to)
         return self
 
-    def click(self, *clicks, ts=NOON_MS + 1):
-        rows = [(r, i, ts) for r, i in clicks]
-        self.stitcher.on_clicks(pl.DataFrame(rows, schema=CLICK_SCHEMA, orient="row"))
+    def act(self, *actions, kind="click", ts=NOON_MS + 1, value=None, back=False, number=0):
+        """The `number`-th action of that kind on each of these keys, or that it is taken back."""
+        rows = [(r, i, 10 * number + len(kind), kind, ts, value, back) for r, i in actions]
+        self.stitcher.on_actions(pl.DataFrame(rows, schema=ACTION_SCHEMA, orient="row"))
         return self
+
+    def click(self, *clicks, ts=NOON_MS + 1, number=0):
+        return self.act(*clicks, ts=ts, number=number)
 
     def serve(self, *requests, ts=NOON_MS, features="{}", items=None):
         rows = [
@@ -102,12 +121,7 @@ class Task:
         if watermark_ms is not None:
             self.stitcher.advance(watermark_ms=watermark_ms)
         with self.backend.transaction() as cursor:
-            settled = self.stitcher.settle(self.ledger.answer(cursor, self.stitcher.ask()))
-            existing = self.ledger.write(cursor, settled)
-            if not existing.is_empty():
-                self.ledger.correct(cursor, self.stitcher.amend(existing).corrections)
-            self.ledger.remember(cursor, self.stitcher.place(), read_to=self.read_to)
-        return settled.counts
+            return settle(self.ledger, cursor, self.stitcher, read_to=self.read_to)
 
 
 def read(backend: Backend, **how) -> list[dict]:
@@ -153,6 +167,8 @@ def test_a_sample_carries_its_request_overridden_by_its_item(backend):
         "score": 0.5,
         "model_version": "v1",
         "arm": "a",
+        "negative_rate": 1.0,
+        "definition_version": 1,
     }
 
 
@@ -174,7 +190,7 @@ def test_a_late_click_revises_one_row_and_says_what_it_was(backend):
     assert json.loads(newest["labels"]) == {"click": 1}
     assert current(backend) == {("r", 1): 1, ("r", 2): 0}
     assert current(backend, to_seq=2) == {("r", 1): 0, ("r", 2): 0}
-    assert task.click(("r", 1)).commit()["duplicate_click"] == 1
+    assert task.click(("r", 1)).commit()["duplicate_action"] == 1
     assert backend.store.high_water() == 3
 
 
@@ -182,7 +198,7 @@ def test_a_click_at_the_horizon_is_beyond_it(backend):
     task = Task(backend).serve("r").show(("r", 1), ("r", 2))
     task.commit(LATER)
     at = NOON_MS + RULES.horizon_ms
-    assert task.click(("r", 1), ts=at - 1).click(("r", 2), ts=at).commit()["beyond_horizon"] == 1
+    assert task.click(("r", 1), ts=at - 1).click(("r", 2), ts=at).commit()["corrected"] == 1
     assert current(backend) == {("r", 1): 1, ("r", 2): 0}
 
 
@@ -221,14 +237,14 @@ def test_a_click_too_late_for_an_impression_does_not_hide_an_earlier_one_from_it
     again = NOON_MS + RULES.horizon_ms
     task.show(("r", 1), ts=again).click(("r", 1), ts=again + 1).commit()
     assert current(backend) == {("r", 1): 0}
-    task.click(("r", 1), ts=again - 1).commit()
+    task.click(("r", 1), ts=again - 1, number=1).commit()
     assert current(backend) == {("r", 1): 1}
 
 
-def test_of_two_held_clicks_the_earlier_counts(backend):
+def test_a_held_click_beyond_the_horizon_does_not_hide_one_within_it(backend):
     task = Task(backend).click(("r", 1), ts=NOON_MS + RULES.horizon_ms)
     task.commit(NOON_MS)
-    task.click(("r", 1)).commit()
+    task.click(("r", 1), number=1).commit()
     task = Task(backend).serve("r").show(("r", 1))
     task.commit()
     assert current(backend) == {("r", 1): 1}
@@ -307,3 +323,101 @@ def test_stats_say_what_is_there(backend):
     assert (stats.rows, stats.positives, stats.requests, stats.corrections, stats.high_water) == (3, 2, 1, 1, 4)
     assert stats.positive_rate == pytest.approx(2 / 3)
     json.dumps(stats.as_dict())
+
+
+def labels(backend: Backend, **how) -> dict[tuple[str, int], dict]:
+    rows = [row for frame in backend.store.current(**how) for row in frame.rows(named=True)]
+    return {(row["request_id"], row["item_id"]): json.loads(row["labels"]) for row in rows}
+
+
+def test_labels_are_those_of_all_actions_that_are_not_taken_back(backend):
+    task = Task(backend, rules=MANY).serve("r").show(("r", 1))
+    task.act(("r", 1), kind="view", value=9).commit(LATER)
+    assert labels(backend) == {("r", 1): {"click": 0, "long_view": 0, "dwell_ms": 9}}
+    task.act(("r", 1), kind="view", value=11, number=1).click(("r", 1)).commit()
+    assert labels(backend) == {("r", 1): {"click": 1, "long_view": 1, "dwell_ms": 20}}
+    task.act(("r", 1), kind="view", value=11, number=1, back=True).commit()
+    assert labels(backend) == {("r", 1): {"click": 1, "long_view": 0, "dwell_ms": 9}}
+    assert [(row["revision"], row["label"], row["old_label"]) for row in read(backend)] == [
+        (0, 0, None),
+        (1, 1, 0),
+        (2, 1, 1),
+    ]
+
+
+def test_taking_back_one_of_two_clicks_leaves_the_label(backend):
+    task = Task(backend).serve("r").show(("r", 1)).click(("r", 1)).click(("r", 1), number=1)
+    task.commit(LATER)
+    assert task.act(("r", 1), back=True).commit()["corrected"] == 0
+    assert current(backend) == {("r", 1): 1}
+    assert task.act(("r", 1), number=1, back=True).commit()["corrected"] == 1
+    assert current(backend) == {("r", 1): 0}
+    assert current(backend, to_seq=1) == {("r", 1): 1}
+
+
+def test_a_retraction_before_its_original_is_held_and_outlives_its_owner(backend):
+    Task(backend).act(("r", 1), back=True).commit(NOON_MS)
+    task = Task(backend).serve("r").show(("r", 1)).click(("r", 1))
+    task.commit(LATER)
+    assert current(backend) == {("r", 1): 0}
+    assert task.click(("r", 1)).commit(LATER)["corrected"] == 0
+    assert current(backend) == {("r", 1): 0}
+
+
+def test_a_repeated_action_is_counted_once_in_a_sum_wherever_it_comes_again(backend):
+    task = Task(backend, rules=MANY).serve("r").show(("r", 1)).act(("r", 1), kind="view", value=9)
+    task.act(("r", 1), kind="view", value=9).commit(LATER)
+    task.act(("r", 1), kind="view", value=9).commit()
+    Task(backend, rules=MANY, applied_to=1).act(("r", 1), kind="view", value=9).commit(LATER)
+    assert labels(backend) == {("r", 1): {"click": 0, "long_view": 0, "dwell_ms": 9}}
+    assert backend.store.high_water() == 1
+
+
+def test_a_negative_that_is_not_drawn_becomes_a_sample_with_a_late_click(backend):
+    task = Task(backend, rules=NONE_KEPT).serve("r").show(("r", 1), ("r", 2), ("r", 3)).click(("r", 3))
+    counts = task.commit(LATER)
+    assert (counts["sampled"], counts["sampled_out"]) == (1, 2)
+    assert current(backend) == {("r", 3): 1}
+    assert backend.store.stats().sampled_out == 2
+    counts = task.click(("r", 1)).commit()
+    assert (counts["sampled"], counts["sampled_out"], counts["corrected"]) == (1, -1, 0)
+    assert current(backend) == {("r", 1): 1, ("r", 3): 1}
+    assert [(row["revision"], row["negative_rate"]) for row in read(backend)] == [(0, 1e-9), (0, 1e-9)]
+    assert task.act(("r", 1), back=True).commit()["corrected"] == 1
+    assert current(backend) == {("r", 1): 0, ("r", 3): 1}
+
+
+def test_an_impression_that_was_not_drawn_is_not_drawn_again(backend):
+    task = Task(backend, rules=NONE_KEPT).serve("r").show(("r", 1), ("r", 2)).click(("r", 2))
+    task.commit(LATER)
+    counts = task.show(("r", 1), ("r", 2), ts=NOON_MS + DAY_MS).commit(LATER + 2 * DAY_MS)
+    assert (counts["sampled"], counts["sampled_out"], counts["duplicate"]) == (0, 0, 2)
+    assert backend.store.stats().sampled_out == 1
+    assert current(backend) == {("r", 2): 1}
+
+
+def test_reading_again_knows_what_was_not_drawn(backend):
+    task = Task(backend, rules=NONE_KEPT).serve("r").show(("r", 1)).show(("r", 2), ts=NOON_MS + 5)
+    task.commit(LATER)
+    again = Task(backend, rules=NONE_KEPT, applied_to=2)
+    assert again.restored.place.replay_from == 1
+    assert again.show(("r", 2), ts=NOON_MS + 5, at=1).commit(LATER + 5)["duplicate"] == 0
+    assert backend.store.stats().sampled_out == 2
+
+
+MINUTE = NOON_MS
+
+
+def test_the_store_is_complete_when_all_partitions_are_each_minute_once(backend):
+    one, two = Task(backend, partition=0), Task(backend, partition=1)
+
+    def complete(task, first_ms, minutes):
+        with backend.transaction() as cursor:
+            return task.ledger.complete(cursor, first_ms=first_ms, complete_ms=int(MINUTE + minutes * 60_000))
+
+    assert complete(one, MINUTE + 5, 1.5) == []
+    assert complete(two, MINUTE + 9, 0.5) == []
+    assert complete(two, MINUTE + 9, 3) == [MINUTE + 60_000]
+    assert complete(one, MINUTE + 5, 2) == [MINUTE + 120_000]
+    assert complete(Task(backend, partition=1), None, 3.2) == []
+    assert complete(one, MINUTE + 5, 5) == [MINUTE + 180_000]

@@ -17,7 +17,7 @@ from rtrec_ray.app.system import Addresses, System
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.kafka.connect import connect_producer
 from rtrec_ray.postgres.connection import connect, transaction
-from rtrec_ray.samples.definition import load_definition
+from rtrec_ray.samples.file import load_definition
 from rtrec_ray.simulate.replay import ReplayOptions, replay
 from rtrec_ray.stores.progress import read_stages
 

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rtrec_ray.samples.columns import CLICK_SCHEMA, IMPRESSION_SCHEMA, REQUEST_SCHEMA
-from rtrec_ray.samples.definition import SampleDefinition
-from rtrec_ray.samples.stitch import Stitcher
-from rtrec_ray.stores.samples_ledger import MemorySampleLedger, MemorySamples
+from rtrec_ray.samples.columns import ACTION_SCHEMA, IMPRESSION_SCHEMA, REQUEST_SCHEMA
+from rtrec_ray.samples.definition import CLICK, Label, PageRules, SampleDefinition
+from rtrec_ray.samples.stitch import Stitcher, draws
+from rtrec_ray.samples.timeline import Applied, Timeline
+from rtrec_ray.stores.samples_ledger import MemorySampleLedger, MemorySamples, settle
 
 WAIT, HORIZON, LAST_MARK = 4, 31, 30
+CHANGED_MS = 5
 
 # Two clusters a horizon apart, so that waits, horizons and watermarks collide all the time. The horizon is longer than
-# the watermark's whole way, so that no held click expires: that is another law.
+# the watermark's whole way, so that no held action expires: that is another law.
 times = st.one_of(st.integers(0, 8), st.integers(HORIZON - 3, HORIZON + 8))
 keys = st.sampled_from([("r1", 1), ("r1", 2), ("r2", 1)])
-behavior = st.lists(st.tuples(st.sampled_from(["impression", "click"]), keys, times), min_size=3, max_size=14)
+kinds = st.sampled_from(["click", "click", "view"])
+actions = st.lists(st.tuples(kinds, keys, times, st.integers(0, 3)), min_size=6, max_size=6)
+# An event is an impression, the n-th action, or the retraction of the n-th.
+happenings = st.one_of(
+    st.tuples(st.just("impression"), keys, times),
+    st.tuples(st.just("act"), st.integers(0, 5), st.just(False)),
+    st.tuples(st.just("act"), st.integers(0, 5), st.just(False)),
+    st.tuples(st.just("act"), st.integers(0, 5), st.just(True)),
+)
+behavior = st.lists(happenings, min_size=3, max_size=16)
 inference = st.lists(st.sampled_from(["r1", "r2"]), min_size=1, max_size=4)
 steps = st.lists(
     st.one_of(
@@ -32,20 +45,37 @@ steps = st.lists(
     min_size=6,
     max_size=24,
 )
+LABELS = {
+    CLICK: Label(event="click"),
+    "seen": Label(event="view", field="dwell_ms", at_least=2),
+    "dwell": Label(event="view", field="dwell_ms", summed=True),
+}
 definitions = st.builds(
     SampleDefinition,
     wait_ms=st.just(WAIT),
     horizon_ms=st.just(HORIZON),
     emit=st.sampled_from(["on_click", "on_close"]),
+    negative_rate=st.sampled_from([1.0, 0.5, 0.1]),
+    pages=st.sampled_from([{}, {2: PageRules(wait_ms=7, horizon_ms=HORIZON - 2, emit="on_close")}]),
     cached_requests=st.sampled_from([1, 100]),
 )
+
+
+def later(definition: SampleDefinition) -> Timeline:
+    """The definition, and from a time on one with more labels and another wait."""
+    second = replace(definition, version=2, labels=LABELS, wait_ms=WAIT + 2)
+    return Timeline(entries=(Applied(definition=definition), Applied(definition=second, from_ms=CHANGED_MS)))
+
+
+timelines = st.one_of(definitions.map(Timeline.of), definitions.map(later))
 
 
 @dataclass
 class Run:
     """A sample task on one partition, the store in memory; a crash forgets all but the store and the positions."""
 
-    definition: SampleDefinition
+    rules: Timeline
+    actions: list
     behavior: list
     inference: list
     samples: MemorySamples = field(default_factory=MemorySamples)
@@ -59,7 +89,7 @@ class Run:
     def crash(self, _):
         self.ledger = MemorySampleLedger(self.samples, partition=0)
         restored = self.ledger.restore(None, applied_to=self.committed[0])
-        self.stitcher = Stitcher(self.definition, restored)
+        self.stitcher = Stitcher(self.rules, restored)
         self.at, self.asked = restored.place.replay_from, self.committed[1]
         self.read_to = self.committed[0]
         if self.watermark >= 0:
@@ -68,15 +98,16 @@ class Run:
     def take_behavior(self, count):
         events = list(enumerate(self.behavior))[self.at : self.at + count]
         shown = [
-            (request, item, 7, ts, None, item, None, offset)
-            for offset, (kind, (request, item), ts) in events
-            if kind == "impression"
+            (request, item, 7, ts, item, item, None, offset)
+            for offset, (what, (request, item), ts) in (e for e in events if e[1][0] == "impression")
         ]
-        clicked = [
-            (*key, ts) for offset, (kind, key, ts) in events if kind == "click" and offset >= self.committed_at_start
-        ]
+        acted = []
+        for offset, (what, number, back) in events:
+            if what == "act" and offset >= self.committed_at_start:
+                kind, key, ts, value = self.actions[number]
+                acted.append((*key, number, kind, ts, value, back))
         self.stitcher.on_impressions(pl.DataFrame(shown, schema=IMPRESSION_SCHEMA, orient="row"))
-        self.stitcher.on_clicks(pl.DataFrame(clicked, schema=CLICK_SCHEMA, orient="row"))
+        self.stitcher.on_actions(pl.DataFrame(acted, schema=ACTION_SCHEMA, orient="row"))
         self.at = min(self.at + count, len(self.behavior))
         self.read_to = max(self.read_to, self.at)
         self.stitcher.read_to(self.at)
@@ -99,14 +130,7 @@ class Run:
         self.stitcher.advance(watermark_ms=self.watermark)
 
     def commit(self, _):
-        settled = self.stitcher.settle(self.ledger.answer(None, self.stitcher.ask()))
-        existing = self.ledger.write(None, settled)
-        self.counts.update(settled.counts)
-        if not existing.is_empty():
-            amended = self.stitcher.amend(existing)
-            self.ledger.correct(None, amended.corrections)
-            self.counts.update(amended.counts)
-        self.ledger.remember(None, self.stitcher.place(), read_to=self.read_to)
+        self.counts.update(settle(self.ledger, None, self.stitcher, read_to=self.read_to))
         self.committed = (self.read_to, self.asked)
 
     def go(self, steps, *, end_ms=10_000):
@@ -128,34 +152,62 @@ class Run:
     def labels(self):
         frames = list(self.samples.store.current())
         rows = pl.concat(frames).rows(named=True) if frames else []
-        return {(row["request_id"], row["item_id"]): (row["event_time_ms"], row["label"]) for row in rows}
+        return {
+            (row["request_id"], row["item_id"]): (
+                row["event_time_ms"],
+                row["label"],
+                json.loads(row["labels"]),
+                row["negative_rate"],
+                row["definition_version"],
+            )
+            for row in rows
+        }
 
-    def missed(self):
-        return {(row["request_id"], row["item_id"]) for row in self.samples.misses.rows(named=True)}
+    def keys_of(self, name):
+        return {(row["request_id"], row["item_id"]) for row in getattr(self.samples, name).rows(named=True)}
 
 
-def recompute(events, requests):
-    """(key → (time, label)) and missed keys from the whole log at once, in plain Python."""
+def value_of(label, acted):
+    found = [value for kind, _, _, value in acted if kind == label.event]
+    if label.summed:
+        return sum(found)
+    return int(any(label.at_least is None or value >= label.at_least for value in found))
+
+
+def recompute(timeline, actions, events, requests):
+    """key → (time, label, labels, rate, version), keys not drawn and missed, from the whole log, in plain Python."""
     first: dict = {}
-    for kind, key, ts in events:
-        if kind == "impression":
+    for what, key, ts in events:
+        if what == "impression":
             first.setdefault(key, ts)
-    labels = {
-        key: (ts, int(any(kind == "click" and k == key and t - ts < HORIZON for kind, k, t in events)))
-        for key, ts in first.items()
-    }
-    known = {key for key in first if key[0] in requests}
-    return {key: labels[key] for key in known}, set(first) - known
+    came = {number for what, number, back in events if what == "act" and not back}
+    gone = {number for what, number, back in events if what == "act" and back}
+    samples, out = {}, set()
+    for key, ts in first.items():
+        if key[0] not in requests:
+            continue
+        rules = [each.definition for each in timeline.entries if each.from_ms <= ts][-1].on_page(key[1])
+        near = {n for n, (_, k, t, _) in enumerate(actions) if k == key and t - ts < rules.horizon_ms}
+        acted = [actions[number] for number in near & (came - gone)]
+        labels = {name: value_of(label, acted) for name, label in rules.labels.items()}
+        clicked = any(actions[number][0] == CLICK for number in near & (came | gone))
+        drawn = draws(pl.DataFrame([key], schema=["request_id", "item_id"], orient="row"))[0] < rules.negative_rate
+        if clicked or drawn:
+            samples[key] = (ts, labels[CLICK], labels, rules.negative_rate, rules.version)
+        else:
+            out.add(key)
+    return samples, out, {key for key in first if key[0] not in requests}
 
 
-@settings(max_examples=200)
-@given(behavior, inference, steps, definitions)
+@settings(max_examples=300)
+@given(timelines, actions, behavior, inference, steps)
 def test_labels_equal_the_batch_and_outcomes_add_up_whatever_the_order_cuts_repetitions_and_crashes(
-    events, requests, steps, definition
+    timeline, actions, events, requests, steps
 ):
-    run = Run(definition, events, requests).go(steps)
-    assert (run.labels(), run.missed()) == recompute(events, requests)
-    check_outcomes(run, shown=sum(kind == "impression" for kind, _, _ in events))
+    run = Run(timeline, actions, events, requests).go(steps)
+    found = (run.labels(), run.keys_of("out"), run.keys_of("misses"))
+    assert found == recompute(timeline, actions, events, requests)
+    check_outcomes(run, shown=sum(what == "impression" for what, _, _ in events))
     check_chains(run)
     check_held(run)
 
@@ -164,32 +216,39 @@ def check_outcomes(run, *, shown):
     """Every impression ends in exactly one."""
     counts = run.counts
     assert counts["impression"] == shown
-    assert counts["sampled"] + counts["missed"] - counts["completed"] + counts["duplicate"] == shown
-    assert counts["sampled"] == len(run.labels())
+    samples, misses, out = counts["sampled"], counts["missed"] - counts["completed"], counts["sampled_out"]
+    assert samples + misses + out + counts["duplicate"] == shown
+    assert (samples, out, misses) == (len(run.labels()), run.samples.out.height, run.samples.misses.height)
     assert run.stitcher.open_rows == 0
 
 
 def check_chains(run):
-    """Nothing is written twice, and a label only turns from 0 to 1."""
+    """Nothing is written twice, and a revision is written for nothing but other labels."""
     chains: dict = {}
     for frame in run.samples.store.scan(to_seq=run.samples.store.high_water()):
         for row in frame.rows(named=True):
-            chains.setdefault((row["request_id"], row["item_id"]), []).append((row["revision"], row["label"]))
-    assert all(chain in ([(0, 0)], [(0, 1)], [(0, 0), (1, 1)]) for chain in chains.values())
+            chains.setdefault((row["request_id"], row["item_id"]), []).append(row)
+    for chain in chains.values():
+        assert [row["revision"] for row in chain] == list(range(len(chain)))
+        assert [row["old_label"] for row in chain] == [None, *(row["label"] for row in chain[:-1])]
+        assert all(one["labels"] != other["labels"] for one, other in pairwise(chain))
 
 
 def check_held(run):
-    """No click waits on once its impression has an outcome."""
-    held = run.samples.held[0]
-    assert held.join(run.samples.outcomes, on=["request_id", "item_id"], how="semi").is_empty()
+    """No action waits on once its impression has an outcome."""
+    held = run.samples.actions.filter("held")
+    for outcome in (run.samples.outcomes, run.samples.out, run.samples.misses):
+        assert held.join(outcome, on=["request_id", "item_id"], how="semi").is_empty()
 
 
 @settings(max_examples=30)
-@given(st.lists(st.tuples(st.just("click"), keys, times), min_size=1, max_size=6), steps)
-def test_a_click_without_an_impression_is_held_for_the_horizon_and_no_longer(clicks, steps):
-    run = Run(SampleDefinition(wait_ms=WAIT, horizon_ms=HORIZON), clicks, []).go(steps, end_ms=LAST_MARK)
-    waiting = len({key for _, key, _ in clicks})
-    assert run.samples.held[0].height == waiting
+@given(actions, st.lists(st.integers(0, 5), min_size=1, max_size=6), steps)
+def test_an_action_without_an_impression_is_held_for_the_horizon_and_no_longer(actions, numbers, steps):
+    events = [("act", number, False) for number in numbers]
+    rules = Timeline.of(SampleDefinition(wait_ms=WAIT, horizon_ms=HORIZON))
+    run = Run(rules, actions, events, []).go(steps, end_ms=LAST_MARK)
+    waiting = len(set(numbers))
+    assert int(run.samples.actions["held"].sum()) == waiting
     run.go([("commit", 0), ("crash", 0)], end_ms=1_000)
-    assert run.samples.held[0].is_empty()
+    assert run.samples.actions.is_empty()
     assert run.counts["expired"] == waiting

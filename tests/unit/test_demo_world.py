@@ -16,7 +16,7 @@ from rtrec_ray.demo.world.record import Asking, WorldRecord, read_record, write_
 from rtrec_ray.demo.world.report import findings, to_html, write_report
 from rtrec_ray.demo.world.verify import Evidence, Stored, checks, settled
 from rtrec_ray.errors import ConfigInvalid
-from rtrec_ray.samples.definition import load_definition
+from rtrec_ray.samples.file import load_definition
 from rtrec_ray.simulate.replay import ReplaySummary
 from rtrec_ray.simulate.world.experiment import MIDNIGHT_MS, Schedule
 from rtrec_ray.simulate.world.live import Answered

@@ -14,12 +14,13 @@ import pytest
 from rtrec_ray.errors import DefinitionInvalid
 from rtrec_ray.events import BEHAVIOR_SCHEMA, PROFILE_SCHEMA
 from rtrec_ray.eventtime.aggregate import Newest
+from rtrec_ray.eventtime.identity import hash_ids
 from rtrec_ray.features.compute import compute
 from rtrec_ray.features.definition import Aggregation, FeatureView
 from rtrec_ray.features.file import load_definitions, parse_definitions
 from rtrec_ray.features.merge import merge
 from rtrec_ray.features.profiles import ProfileVersions, attribute
-from rtrec_ray.features.seen import MINUTE_MS, Seen, hash_ids
+from rtrec_ray.features.seen import MINUTE_MS, Seen
 from rtrec_ray.features.stream import FeatureStream
 from rtrec_ray.stores.features_values import KeptLists
 

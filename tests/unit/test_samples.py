@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -11,15 +12,53 @@ import pytest
 from rtrec_ray.errors import DefinitionInvalid
 from rtrec_ray.events import BEHAVIOR_SCHEMA, INFERENCE_SCHEMA
 from rtrec_ray.samples.columns import KNOWN_SCHEMA, REQUEST_SCHEMA
-from rtrec_ray.samples.definition import SampleDefinition, load_definition
+from rtrec_ray.samples.definition import CLICK, Label, PageRules, SampleDefinition, from_text
+from rtrec_ray.samples.file import file_text, load_definition, parse_definition
 from rtrec_ray.samples.keys import MAX_REQUEST_ID_BYTES, keyed, requests_of
 from rtrec_ray.samples.requests import RequestCache, ranked_items
+from rtrec_ray.samples.timeline import Timeline
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "samples.yaml"
 
 
-def test_the_shipped_definition_is_the_default():
-    assert load_definition(SHIPPED) == SampleDefinition()
+def test_the_shipped_definition_has_the_default_times_and_five_labels():
+    shipped = load_definition(SHIPPED)
+    assert replace(shipped, labels=SampleDefinition().labels) == SampleDefinition()
+    assert list(shipped.labels) == ["click", "long_view", "cart", "favorite", "dwell_ms"]
+
+
+def test_a_file_says_labels_pages_and_the_share_of_negatives_and_survives_being_stored():
+    text = """
+labels: {click: {event: click}, long: {event: view, at_least: {dwell_ms: 9}}, sum: {event: view, sum: dwell_ms}}
+negatives: {keep: 0.5}
+pages: {3: {wait_ms: 7, emit: on_close, negatives: {keep: 1}}}
+"""
+    found = parse_definition(text)
+    assert found.labels == {
+        CLICK: Label(event="click"),
+        "long": Label(event="view", field="dwell_ms", at_least=9),
+        "sum": Label(event="view", field="dwell_ms", summed=True),
+    }
+    assert found.pages == {3: PageRules(wait_ms=7, emit="on_close", negative_rate=1.0)}
+    assert (found.negative_rate, found.on_page(3).negative_rate, found.on_page(4)) == (
+        0.5,
+        1.0,
+        replace(found, pages={}),
+    )
+    assert from_text(found.text()) == found
+    assert parse_definition(file_text(found)) == found
+
+
+def test_a_version_means_one_thing_and_holds_from_its_start_on():
+    first, second = SampleDefinition(), SampleDefinition(version=2, wait_ms=5)
+    timeline = Timeline.of(first).applied(second, from_ms=100)
+    rows = pl.DataFrame({"event_time_ms": [99, 100], "page_id": [None, 1]}, schema_overrides={"page_id": pl.Int64})
+    waits = rows.select(timeline.value(lambda rules: rules.wait_ms, dtype=pl.Int64)).to_series()
+    assert waits.to_list() == [first.wait_ms, 5]
+    assert [(rules.version, part.height) for rules, part in timeline.parts(rows)] == [(1, 1), (2, 1)]
+    for wrong in (replace(second, wait_ms=6), SampleDefinition(version=0)):
+        with pytest.raises(DefinitionInvalid):
+            timeline.applied(wrong, from_ms=200)
 
 
 def test_an_empty_file_is_the_default(tmp_path):
@@ -38,6 +77,12 @@ def test_an_empty_file_is_the_default(tmp_path):
         ("emit: sometimes\n", "emit is 'sometimes'"),
         ("- wait_ms\n", "expected `key: value` lines"),
         ("wait_ms: [\n", "expected the node content"),
+        ("labels:\n  click: {event: click}\n  x: {event: impression}\n", "line 3: event is 'impression'"),
+        ("labels:\n  x: {event: cart}\n", "the label click is not {event: click}"),
+        ("labels: {click: {event: click, sum: item_id}}\n", "line 1: sum is 'item_id'"),
+        ("negatives: {keep: 0}\n", "keep is 0.0"),
+        ("pages:\n  a: {wait_ms: 1}\n", "line 2: page 'a' is not a number"),
+        ("pages:\n  7: {horizon_ms: 1}\n", "on page 7 horizon_ms 1 is shorter"),
     ],
 )
 def test_a_wrong_definition_names_the_file_the_place_and_the_key(tmp_path, text, said):

@@ -17,7 +17,7 @@ from rtrec_ray.features.request import item_asks, request_asks
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.kafka.codec import decode, encode, encode_record
 from rtrec_ray.samples.definition import SampleDefinition
-from rtrec_ray.samples.keys import clicks_of, impressions_of, requests_of
+from rtrec_ray.samples.keys import actions_of, impressions_of, requests_of
 from rtrec_ray.samples.stitch import Stitcher
 from rtrec_ray.simulate.world.engine import FeatureEngine
 from rtrec_ray.simulate.world.options import TasteOptions, VisitOptions, WorldOptions
@@ -36,7 +36,7 @@ from rtrec_ray.simulate.world.yesterday import (
     play_day,
     records,
 )
-from rtrec_ray.stores.samples_ledger import MemorySampleLedger, MemorySamples
+from rtrec_ray.stores.samples_ledger import MemorySampleLedger, MemorySamples, settle
 
 DEFINITIONS = load_definitions(Path(__file__).parents[2] / "configs" / "features.yaml")
 START_MS, MINUTE_MS, STEP_MS = 1_767_225_600_000, 60_000, 60_000
@@ -387,7 +387,7 @@ def test_every_impression_of_a_day_becomes_a_sample_with_its_click(day):
         offset += len(step.events)
         stitcher.on_requests(requests_of(answers))
         stitcher.on_impressions(impressions_of(events.filter(pl.col("event_type") == "impression")))
-        stitcher.on_clicks(clicks_of(events.filter(pl.col("event_type") == "click")))
+        stitcher.on_actions(actions_of(events))
         stitcher.read_to(offset)
         commit(stitcher, ledger)
     stitcher.advance(watermark_ms=START_MS + DAY_MS + WAIT_MS)
@@ -403,11 +403,7 @@ def test_every_impression_of_a_day_becomes_a_sample_with_its_click(day):
 
 
 def commit(stitcher, ledger):
-    settled = stitcher.settle(ledger.answer(None, stitcher.ask()))
-    existing = ledger.write(None, settled)
-    if not existing.is_empty():
-        ledger.correct(None, stitcher.amend(existing).corrections)
-    ledger.remember(None, stitcher.place(), read_to=0)
+    settle(ledger, None, stitcher, read_to=0)
 
 
 # --- when an event takes effect ---------------------------------------------------------------------------------------

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Final
-
-import yaml
 
 from configs.settings import Definitions, Settings
 from rtrec_ray.app.find import definition_file
 from rtrec_ray.app.system import with_clock
 from rtrec_ray.errors import ConfigInvalid
-from rtrec_ray.samples.definition import load_definition
+from rtrec_ray.samples.file import file_text, load_definition
 from rtrec_ray.simulate.world.experiment import (
     ARMS,
     EXPLORATION,
@@ -56,7 +54,7 @@ def world_settings(settings: Settings, options: WorldDemoOptions, directory: Pat
         )
     definition = unskewed(load_definition(definition_file("samples", settings.definitions.samples)))
     samples = directory / "samples.yaml"
-    samples.write_text(yaml.safe_dump(asdict(definition)), encoding="utf-8")
+    samples.write_text(file_text(definition), encoding="utf-8")
     model = Path(str(resources.files("rtrec_ray.simulate.world") / "model.yaml"))
     settings = settings.model_copy(
         update={

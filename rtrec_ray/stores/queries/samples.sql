@@ -13,14 +13,28 @@ SELECT source_offset FROM samples.revisions
 WHERE commit_seq >= %(out_from_seq)s AND source_partition = %(partition)s AND source_offset >= %(replay_from)s
 UNION ALL
 SELECT source_offset FROM samples.misses
+WHERE source_partition = %(partition)s AND source_offset >= %(replay_from)s
+UNION ALL
+SELECT source_offset FROM samples.sampled_out
 WHERE source_partition = %(partition)s AND source_offset >= %(replay_from)s;
 
 -- name: read_held
-SELECT request_id, item_id, click_ms, expires_ms, true FROM samples.held_clicks
-WHERE source_partition = %(partition)s;
+SELECT request_id, item_id, action_id, kind, action_ms, value, taken_back, held, expires_ms FROM samples.actions
+WHERE held AND source_partition = %(partition)s;
+
+-- name: find_actions
+SELECT request_id, item_id, action_id, kind, action_ms, value, taken_back
+FROM samples.actions JOIN unnest(%(request_ids)s::text[], %(item_ids)s::bigint[]) AS k (request_id, item_id)
+     USING (request_id, item_id);
+
+-- name: find_elsewhere (what other partitions hold)
+SELECT request_id, item_id, action_id, kind, action_ms, value, taken_back
+FROM samples.actions JOIN unnest(%(request_ids)s::text[], %(item_ids)s::bigint[]) AS k (request_id, item_id)
+     USING (request_id, item_id)
+WHERE held AND source_partition <> %(partition)s;
 
 -- name: has_misses
-SELECT EXISTS (SELECT FROM samples.misses WHERE source_partition = %(partition)s);
+SELECT EXISTS (SELECT FROM samples.misses WHERE source_partition = %(partition)s OR %(mixed)s);
 
 -- name: find_requests (the first of a request that came twice on two days)
 SELECT DISTINCT ON (request_id) request_id, event_day, event_time_ms, page_id, items::text
@@ -28,14 +42,21 @@ FROM samples.requests WHERE request_id = ANY (%(request_ids)s)
 ORDER BY request_id, event_time_ms;
 
 -- name: find_outcomes (the newest revision)
-SELECT DISTINCT ON (request_id, item_id) request_id, item_id, event_day, revision, label, event_time_ms
+SELECT DISTINCT ON (request_id, item_id) request_id, item_id, event_day, revision, label, labels::text, event_time_ms, page_id
 FROM samples.revisions JOIN unnest(%(request_ids)s::text[], %(item_ids)s::bigint[]) AS k (request_id, item_id)
      USING (request_id, item_id)
 ORDER BY request_id, item_id, event_day, revision DESC;
 
 -- name: find_misses
-SELECT request_id, item_id, user_id, event_time_ms, page_id, position, arm, source_offset, click_ms
+SELECT request_id, item_id, user_id, event_time_ms, page_id, position, arm, source_offset
 FROM samples.misses WHERE request_id = ANY (%(request_ids)s);
+
+-- name: find_out (the first of an impression that came twice)
+SELECT DISTINCT ON (request_id, item_id)
+       request_id, item_id, user_id, event_time_ms, page_id, position, arm, source_offset
+FROM samples.sampled_out JOIN unnest(%(request_ids)s::text[], %(item_ids)s::bigint[]) AS k (request_id, item_id)
+     USING (request_id, item_id)
+ORDER BY request_id, item_id, event_time_ms;
 
 -- name: ensure_days
 SELECT samples.ensure_days(%(days)s::date[]);
@@ -50,38 +71,89 @@ INSERT INTO samples.requests SELECT * FROM pg_temp.staged_requests ON CONFLICT D
 CREATE TEMP TABLE IF NOT EXISTS staged_misses (LIKE samples.misses INCLUDING DEFAULTS) ON COMMIT DELETE ROWS;
 
 -- name: put_staged_misses
-INSERT INTO samples.misses SELECT * FROM pg_temp.staged_misses
-ON CONFLICT (request_id, item_id) DO UPDATE SET click_ms = least(misses.click_ms, EXCLUDED.click_ms);
+INSERT INTO samples.misses SELECT * FROM pg_temp.staged_misses ON CONFLICT DO NOTHING;
 
 -- name: drop_misses
 DELETE FROM samples.misses
 USING unnest(%(request_ids)s::text[], %(item_ids)s::bigint[]) AS k (request_id, item_id)
 WHERE misses.request_id = k.request_id AND misses.item_id = k.item_id;
 
--- name: put_held
-INSERT INTO samples.held_clicks (source_partition, request_id, item_id, click_ms, expires_ms)
-SELECT %(partition)s, k.* FROM unnest(
-    %(request_ids)s::text[], %(item_ids)s::bigint[], %(click_ms)s::bigint[], %(expires_ms)s::bigint[]
-) AS k (request_id, item_id, click_ms, expires_ms)
-ON CONFLICT (source_partition, request_id, item_id) DO UPDATE
-SET click_ms = EXCLUDED.click_ms, expires_ms = EXCLUDED.expires_ms;
+-- name: stage_out
+CREATE TEMP TABLE IF NOT EXISTS staged_out (LIKE samples.sampled_out) ON COMMIT DELETE ROWS;
 
--- name: drop_held
-DELETE FROM samples.held_clicks h
+-- name: put_staged_out (answers those that were there, or became samples)
+WITH put AS (
+    INSERT INTO samples.sampled_out SELECT * FROM pg_temp.staged_out s
+    WHERE NOT EXISTS (SELECT FROM samples.revisions r WHERE r.request_id = s.request_id AND r.item_id = s.item_id)
+    ON CONFLICT DO NOTHING RETURNING request_id, item_id
+)
+SELECT request_id, item_id FROM pg_temp.staged_out EXCEPT SELECT request_id, item_id FROM put;
+
+-- name: drop_out
+DELETE FROM samples.sampled_out o
 USING unnest(%(request_ids)s::text[], %(item_ids)s::bigint[]) AS k (request_id, item_id)
-WHERE h.source_partition = %(partition)s AND h.request_id = k.request_id AND h.item_id = k.item_id;
+WHERE o.request_id = k.request_id AND o.item_id = k.item_id;
 
--- name: correct (a revision with label 1 after each of these)
+-- name: stage_actions
+CREATE TEMP TABLE IF NOT EXISTS staged_actions (LIKE samples.actions) ON COMMIT DELETE ROWS;
+
+-- name: put_staged_actions
+INSERT INTO samples.actions AS a SELECT * FROM pg_temp.staged_actions
+ON CONFLICT (request_id, item_id, action_id) DO UPDATE SET taken_back = true
+WHERE EXCLUDED.taken_back AND NOT a.taken_back;
+
+-- name: take_back
+UPDATE samples.actions a SET taken_back = true
+FROM unnest(%(request_ids)s::text[], %(item_ids)s::bigint[], %(action_ids)s::bigint[]) AS k (request_id, item_id, action_id)
+WHERE a.request_id = k.request_id AND a.item_id = k.item_id AND a.action_id = k.action_id AND NOT a.taken_back;
+
+-- name: release
+UPDATE samples.actions a SET held = false, expires_ms = NULL
+FROM unnest(%(request_ids)s::text[], %(item_ids)s::bigint[], %(action_ids)s::bigint[]) AS k (request_id, item_id, action_id)
+WHERE a.request_id = k.request_id AND a.item_id = k.item_id AND a.action_id = k.action_id AND a.held;
+
+-- name: give_up (another partition may have found its impression)
+DELETE FROM samples.actions a
+USING unnest(%(request_ids)s::text[], %(item_ids)s::bigint[], %(action_ids)s::bigint[]) AS k (request_id, item_id, action_id)
+WHERE a.request_id = k.request_id AND a.item_id = k.item_id AND a.action_id = k.action_id AND a.held;
+
+-- name: correct (a revision with these labels after each of these)
 INSERT INTO samples.revisions (
     event_day, request_id, item_id, revision, user_id, event_time_ms, page_id, position, arm, label, old_label, labels,
-    item_features, propensity, score, commit_seq, source_partition
+    item_features, propensity, score, negative_rate, definition_version, commit_seq, source_partition
 )
 SELECT r.event_day, r.request_id, r.item_id, r.revision + 1, r.user_id, r.event_time_ms, r.page_id, r.position, r.arm,
-       1, r.label, r.labels || '{"click": 1}', r.item_features, r.propensity, r.score,
+       k.label, r.label, k.labels, r.item_features, r.propensity, r.score, r.negative_rate, r.definition_version,
        %(first_seq)s - 1 + row_number() OVER (ORDER BY r.event_time_ms, r.request_id, r.item_id), r.source_partition
 FROM samples.revisions r
-JOIN unnest(%(request_ids)s::text[], %(item_ids)s::bigint[], %(revisions)s::int[], %(days)s::date[])
-     AS k (request_id, item_id, revision, event_day) USING (request_id, item_id, revision, event_day);
+JOIN unnest(%(request_ids)s::text[], %(item_ids)s::bigint[], %(revisions)s::int[], %(days)s::date[],
+            %(labels)s::smallint[], %(all_labels)s::jsonb[])
+     AS k (request_id, item_id, revision, event_day, label, labels) USING (request_id, item_id, revision, event_day);
+
+-- name: read_settings (no definition is applied until the transaction ends)
+SELECT change, mixed FROM samples.settings FOR SHARE;
+
+-- name: read_definitions
+SELECT definition::text, from_ms FROM samples.definitions ORDER BY from_ms, version;
+
+-- name: ensure_completeness
+INSERT INTO samples.completeness (source_partition)
+SELECT p FROM unnest(%(partitions)s::int[]) AS p ON CONFLICT DO NOTHING;
+
+-- name: put_completeness
+UPDATE samples.completeness
+SET first_ms = coalesce(first_ms, %(first_ms)s),
+    complete_ms = CASE WHEN first_ms IS NULL THEN %(complete_ms)s ELSE greatest(complete_ms, %(complete_ms)s) END
+WHERE source_partition = %(partition)s;
+
+-- name: read_completeness
+SELECT first_ms, complete_ms FROM samples.completeness;
+
+-- name: read_complete
+SELECT complete_ms FROM samples.complete;
+
+-- name: put_complete
+UPDATE samples.complete SET complete_ms = %(complete_ms)s;
 
 -- name: notify
 NOTIFY rtrec_samples;
@@ -119,8 +191,25 @@ SELECT count(*) FROM samples.current WHERE label = 1;
 SELECT reason, count(*) FROM samples.misses GROUP BY reason ORDER BY reason;
 
 -- name: count_held
-SELECT count(*) FROM samples.held_clicks;
+SELECT count(*) FROM samples.actions WHERE held;
+
+-- name: count_out
+SELECT count(*) FROM samples.sampled_out;
 
 -- name: count_outcomes (of the task, over its partitions)
 SELECT key, sum(value::bigint)::bigint FROM meta.progress, jsonb_each_text(counts)
 WHERE task = 'samples' GROUP BY key ORDER BY key;
+
+-- name: lock_settings
+SELECT change FROM samples.settings FOR UPDATE;
+
+-- name: read_newest (event time of anything that a committed decision may have been about)
+SELECT max(max_ts_ms) FROM meta.positions WHERE task = 'samples';
+
+-- name: add_definition
+WITH noted AS (UPDATE samples.settings SET change = change + 1)
+INSERT INTO samples.definitions (version, definition, from_ms) VALUES (%(version)s, %(definition)s::jsonb, %(from_ms)s);
+
+-- name: put_partitions
+UPDATE samples.settings SET partitions = %(partitions)s, mixed = mixed OR coalesce(partitions < %(partitions)s, false)
+WHERE partitions IS DISTINCT FROM %(partitions)s;
