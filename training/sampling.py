@@ -15,14 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rtrec_ray.samples.columns import SAMPLE_SCHEMA
-
 __all__ = ["SAMPLING_COLUMNS", "importance", "negative_rates"]
 
 _NAME: Final = "negative_rate"
 
-# A store that never thins out has no such column: the only place that knows of it is here.
-SAMPLING_COLUMNS: Final = tuple(name for name in (_NAME,) if name in SAMPLE_SCHEMA)
+SAMPLING_COLUMNS: Final = (_NAME,)
 """What to read of a sample, beside all else."""
 
 

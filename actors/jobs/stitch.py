@@ -24,7 +24,7 @@ from rtrec_ray.events import BEHAVIOR, INFERENCE
 from rtrec_ray.kafka.base import RecordBatch
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.samples.columns import KEY, SAMPLE_SCHEMA
-from rtrec_ray.samples.definition import SampleDefinition
+from rtrec_ray.samples.timeline import Timeline
 from rtrec_ray.stores.history import FOREVER_MS, History
 from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
@@ -39,11 +39,11 @@ _RAW: Final = ["offset", "kafka_ts", "raw"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StitchOptions:
-    """Impressions of [from_ms, to_ms), ms UTC, of `partitions` of Kafka, by `definition`."""
+    """Impressions of [from_ms, to_ms), ms UTC, of `partitions` of Kafka, each by the definition that held for it."""
 
     postgres: PostgresOptions
     history_uri: str
-    definition: SampleDefinition
+    timeline: Timeline
     partitions: int
     from_ms: int
     to_ms: int
@@ -82,12 +82,13 @@ def stitch(options: StitchOptions, *, progress: Callable[[int, int], None]) -> I
 def stitch_partition(history: History, options: StitchOptions, *, partition: int) -> pl.DataFrame:
     """The samples of one partition: (n, SAMPLE_SCHEMA + source_partition, source_offset). Raises StoreUnavailable."""
     kept = MemorySamples()
+    kept.timeline = options.timeline
     ledger = MemorySampleLedger(kept, partition=partition)
-    operator = SampleOperator(options.definition, ledger=ledger, latest_ms=_believe)
+    operator = SampleOperator(options.timeline.newest, ledger=ledger, latest_ms=_believe)
     operator.restore(None, committed={})  # type: ignore[arg-type]  # the ledger in memory has no cursor
     taken = [operator.apply(batch).max_ts_ms for batch in _batches(history, options, partition=partition)]
     newest_ms = max((ms for ms in taken if ms is not None), default=options.to_ms)
-    operator.advance(watermark_ms=newest_ms + options.definition.horizon_ms + MARGIN_MS)  # every wait is over
+    operator.advance(watermark_ms=newest_ms + options.timeline.longest_horizon_ms + MARGIN_MS)  # every wait is over
     operator.write(None)  # type: ignore[arg-type]
     within = pl.col("event_time_ms").is_between(options.from_ms, options.to_ms, closed="left")
     rows = pl.concat([SAMPLE_SCHEMA.to_frame(), *kept.store.current()]).filter(within)
@@ -104,7 +105,7 @@ def _batches(history: History, options: StitchOptions, *, partition: int) -> Ite
     # Items differ in how late they are acted on by page: the longest that any rule allows.
     spans = {
         INFERENCE: (own, options.to_ms + MARGIN_MS),
-        BEHAVIOR: (own & wanted, min(options.to_ms + options.definition.horizon_ms, FOREVER_MS)),
+        BEHAVIOR: (own & wanted, min(options.to_ms + options.timeline.longest_horizon_ms, FOREVER_MS)),
     }
     for topic, (where, to_ms) in spans.items():
         frames = history.scan(topic, from_ms=options.from_ms - MARGIN_MS, to_ms=to_ms, columns=_RAW, where=where)

@@ -110,7 +110,7 @@ def _trimmer(system: System) -> LogTrimmer:
 
 def _sample_keeper(system: System) -> SampleKeeper:
     kept, rules = system.settings.samples, system.samples
-    keep_ms = max(kept.retention_days * _DAY_MS, rules.horizon_ms + rules.wait_ms)
+    keep_ms = max(kept.retention_days * _DAY_MS, rules.longest_horizon_ms + rules.longest_wait_ms)
     return SampleKeeper(PostgresSampleRetention(system.postgres, keep_ms=keep_ms), every_s=kept.look_every_s)
 
 

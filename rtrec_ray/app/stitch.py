@@ -14,10 +14,13 @@ from actors.jobs.stitch import StitchOptions, stitch
 from rtrec_ray.app.system import System
 from rtrec_ray.errors import VerifyImpossible
 from rtrec_ray.events import BEHAVIOR
+from rtrec_ray.postgres.connection import connect, transaction
 from rtrec_ray.samples.columns import KEY, SAMPLE_SCHEMA, without
+from rtrec_ray.samples.timeline import Timeline
 from rtrec_ray.samples.verify import LIVE_SCHEMA, STITCHED_SCHEMA, Comparison, compare
 from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
 from rtrec_ray.stores.samples_export import Export, write_export
+from rtrec_ray.stores.samples_live import read_timeline
 from rtrec_ray.stores.samples_scan import ScanAsk
 from rtrec_ray.stores.samples_scan_postgres import PostgresSampleScan
 from rtrec_ray.stores.samples_verify import read_origins, read_standing
@@ -44,7 +47,7 @@ def verify_samples(system: System, *, from_ms: int, to_ms: int, progress: Progre
     """
     options = _options(system, from_ms=from_ms, to_ms=to_ms)
     # What a position covers was committed before the table is looked at; the history is read after both.
-    standing = read_standing(system.postgres, from_ms=from_ms, to_ms=to_ms, wait_ms=system.samples.wait_ms)
+    standing = read_standing(system.postgres, from_ms=from_ms, to_ms=to_ms, wait_ms=options.timeline.longest_wait_ms)
     live = _live(system, from_ms=from_ms, to_ms=to_ms)
     frames = [frame.select(STITCHED_SCHEMA.names()) for frame in stitch(options, progress=progress)]
     stitched = pl.concat([STITCHED_SCHEMA.to_frame(), *frames])
@@ -62,11 +65,16 @@ def _options(system: System, *, from_ms: int, to_ms: int) -> StitchOptions:
     return StitchOptions(
         postgres=system.postgres,
         history_uri=system.history_uri,
-        definition=system.samples,
+        timeline=_timeline(system),
         partitions=1 + max(file.partition for file in files),
         from_ms=from_ms,
         to_ms=to_ms,
     )
+
+
+def _timeline(system: System) -> Timeline:
+    with closing(connect(system.postgres)) as connection, transaction(connection) as cursor:
+        return read_timeline(cursor) or Timeline.of(system.samples)
 
 
 def _live(system: System, *, from_ms: int, to_ms: int) -> pl.DataFrame:

@@ -78,7 +78,7 @@ def stats(where: Where, wait_ms: int | None, plot: Path | None) -> None:
     """
     system = open_system(where.config, where.data_dir)
     found = PostgresSampleStore(system.postgres).stats().as_dict()
-    clicks, share = read_delays(system.postgres, horizon_ms=system.samples.horizon_ms)
+    clicks, share = read_delays(system.postgres, horizon_ms=system.samples.longest_horizon_ms)
     delays = report_delays(clicks, wait_ms=system.samples.wait_ms if wait_ms is None else wait_ms, sampled=share)
     if plot is not None and delays is not None:
         from rtrec_ray.demo.charts.delays import draw_delays  # matplotlib takes a second to import

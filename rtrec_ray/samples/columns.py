@@ -31,10 +31,14 @@ SAMPLE_SCHEMA: Final = pl.Schema(
         "features": pl.String,  # JSON object: the request's features, overridden by the item's own
         "negative_rate": pl.Float64,  # share in (0, 1] of the negatives that were kept where it comes from
         "definition_version": pl.Int64,  # of the rules of its labels
-        "backfilled": pl.String,  # JSON object: features computed afterwards, beside those; null: none
     }
 )
 """One revision of one sample, as readers of the ledger get it."""
+
+LEDGER_SCHEMA: Final = pl.Schema([*SAMPLE_SCHEMA.items(), ("backfilled", pl.String())])
+"""The same with what is added later, which a stream of revisions does not have: a JSON object of features computed
+afterwards, null for none.
+"""
 
 IMPRESSION_SCHEMA: Final = pl.Schema(
     {

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import polars as pl
 
-from rtrec_ray.samples.columns import KEY, SAMPLE_SCHEMA
+from rtrec_ray.samples.columns import KEY, LEDGER_SCHEMA, SAMPLE_SCHEMA
 
 BATCH_ROWS = 50_000
 
@@ -58,7 +58,8 @@ class SampleStore(Protocol):
     ) -> Iterator[pl.DataFrame]:
         """The revisions numbered (from_seq_exclusive, to_seq], in that order, in frames of at most `batch_rows` rows.
 
-        Every revision comes, first ones and corrections alike. `columns`: of `SAMPLE_SCHEMA`, all by default; only
+        Every revision comes, first ones and corrections alike. `columns`: of `LEDGER_SCHEMA`, by default those of
+        `SAMPLE_SCHEMA`; only
         these are read. Frames are never empty. No transaction is held between two frames.
         """
         ...
@@ -86,20 +87,20 @@ class MemorySampleStore:
     """The ledger in memory: the twin that tests read from."""
 
     def __init__(self) -> None:
-        self._ledger = pl.DataFrame(schema=SAMPLE_SCHEMA)
+        self._ledger = pl.DataFrame(schema=LEDGER_SCHEMA)
         self.misses: dict[str, int] = {}
         self.held = 0
         self.sampled_out = 0
 
     def append(self, rows: pl.DataFrame) -> None:
-        """Append revisions: (n, any of `SAMPLE_SCHEMA`); missing columns are null, `commit_seq` is given out here.
+        """Append revisions: (n, any of `LEDGER_SCHEMA`); missing columns are null, `commit_seq` is given out here.
 
         >>> store = MemorySampleStore()
         >>> store.append(pl.DataFrame({"request_id": ["r"], "item_id": [1], "revision": [0], "label": [1]}))
         >>> store.high_water(), [frame["label"].to_list() for frame in store.scan(to_seq=9)]
         (1, [[1]])
         """
-        known = [pl.col(name).cast(dtype) for name, dtype in SAMPLE_SCHEMA.items() if name in rows.columns]
+        known = [pl.col(name).cast(dtype) for name, dtype in LEDGER_SCHEMA.items() if name in rows.columns]
         full = pl.concat([self._ledger.clear(), rows.select(known)], how="diagonal")
         first = self.high_water() + 1
         numbers = pl.int_range(first, first + full.height, eager=True).alias("commit_seq")

@@ -23,10 +23,8 @@ def read_delays(options: PostgresOptions, *, horizon_ms: int, most: int = MOST_C
     sql = load("rtrec_ray.stores.queries", "samples_delays.sql")
     with closing(connect(options, application="rtrec-delays")) as connection, transaction(connection) as cursor:
         cursor.execute(sql["count_actions"])
-        found = cursor.fetchone()
-        if found is None:
-            return pl.DataFrame(schema=DELAY_SCHEMA), 1.0
-        rows = max(found[0], found[1] // _BYTES_A_ROW, 1)
+        known, size = cursor.fetchone() or (0, 0)
+        rows = max(known, size // _BYTES_A_ROW, 1)
         share = min(1.0, most / rows)
         days = -(-horizon_ms // _DAY_MS) + 1  # a request is asked on the day of its impression or the one before
         drawn = {"percent": 100 * share, "horizon_days": days, "most": 2 * most}

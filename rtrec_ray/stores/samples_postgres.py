@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import polars as pl
 
 from rtrec_ray.postgres.connection import Cursor, PostgresOptions, connect, transaction
-from rtrec_ray.samples.columns import SAMPLE_SCHEMA, empty
+from rtrec_ray.samples.columns import LEDGER_SCHEMA, SAMPLE_SCHEMA, empty
 from rtrec_ray.stores.samples import BATCH_ROWS, SampleStats
 from rtrec_ray.stores.samples_sql import one, rows, sql
 
@@ -109,7 +109,7 @@ def _high_water(cursor: Cursor) -> int:
 
 
 def _copy_out(cursor: Cursor, name: str, columns: Sequence[str], at: Mapping[str, int]) -> pl.DataFrame:
-    schema = pl.Schema([(column, SAMPLE_SCHEMA[column]) for column in columns])
+    schema = pl.Schema([(column, LEDGER_SCHEMA[column]) for column in columns])
     out = io.BytesIO()
     cursor.copy_expert(sql(name).format(columns=", ".join(f'"{column}"' for column in columns), **at), out)
     if not out.tell():

@@ -11,7 +11,8 @@ import datetime as dt
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from functools import partial
+from itertools import groupby, takewhile
 from typing import Final
 
 from psycopg2 import errors, sql
@@ -80,7 +81,7 @@ class PostgresSampleRetention:
             removed, held_by, busy = 0, "", False
             for tables in _old_days(cursor, bound_ms):
                 held_by = _held_by(cursor, tables, bound_ms=bound_ms)
-                done = 0 if held_by else sum(_remove(cursor, table) for table in tables)
+                done = 0 if held_by else _remove_day(cursor, tables)
                 removed += done
                 if not held_by and done < len(tables):
                     held_by, busy = f"readers of {tables[0].day}", True
@@ -143,6 +144,11 @@ def _held_by(cursor: Cursor, tables: list[DayTable], *, bound_ms: int) -> str:
     return ""
 
 
+def _remove_day(cursor: Cursor, tables: list[DayTable]) -> int:
+    """How many went, up to the first that somebody reads in: a sample is never there without its request."""
+    return sum(1 for _ in takewhile(partial(_remove, cursor), tables))
+
+
 def _remove(cursor: Cursor, table: DayTable) -> bool:
     steps = {"attached": ("detach", "drop"), "pending": ("finalize", "drop"), "detached": ("drop",)}[table.state]
     try:
@@ -154,11 +160,9 @@ def _remove(cursor: Cursor, table: DayTable) -> bool:
 
 
 def _remove_rows(cursor: Cursor, bound_ms: int) -> int:
-    misses = _remove_portions(cursor, "drop_misses", bound_ms)
-    cursor.execute(_sql("has_actions"))
-    if _first(cursor):
-        _remove_portions(cursor, "drop_actions", bound_ms)
-    return misses
+    for statement in ("drop_actions", "drop_backfilled"):
+        _remove_portions(cursor, statement, bound_ms)
+    return _remove_portions(cursor, "drop_misses", bound_ms)
 
 
 def _remove_portions(cursor: Cursor, statement: str, bound_ms: int) -> int:

@@ -29,8 +29,6 @@ def read_standing(options: PostgresOptions, *, from_ms: int, to_ms: int, wait_ms
     with closing(connect(options, application="rtrec-verify")) as connection, transaction(connection) as cursor:
         cursor.execute(_sql("watermark"))
         found = cursor.fetchone()
-        cursor.execute(_sql("has_sampled_out"))
-        drawn = cursor.fetchone()
         return Standing(
             watermark_ms=None if found is None else found[0],
             wait_ms=wait_ms,
@@ -38,7 +36,7 @@ def read_standing(options: PostgresOptions, *, from_ms: int, to_ms: int, wait_ms
             written=read_positions(cursor, task="history", topic=BEHAVIOR),
             kept_from_ms=removed.kept_from_ms,
             misses=_keys(cursor, "list_misses", within),
-            sampled_out=_keys(cursor, "list_sampled_out", within) if drawn == (True,) else pl.DataFrame(schema=_KEYS),
+            sampled_out=_keys(cursor, "list_sampled_out", within),
         )
 
 

@@ -150,7 +150,6 @@ def test_a_sample_carries_its_request_overridden_by_its_item(backend):
     (row,) = read(backend)
     assert json.loads(row.pop("features")) == {"a": 1.5, "b": [1, 2], "c": "x"}
     assert json.loads(row.pop("labels")) == {"click": 1}
-    assert row.pop("backfilled") is None
     row.pop("known_at_ms")
     assert row == {
         "commit_seq": 1,

@@ -23,7 +23,8 @@ from rtrec_ray.postgres.connection import connect, transaction
 from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
 from rtrec_ray.stores.progress import Committed, write_committed
-from rtrec_ray.stores.samples_postgres import PostgresSampleLedger, PostgresSampleStore
+from rtrec_ray.stores.samples_postgres import PostgresSampleStore
+from rtrec_ray.stores.samples_writing import PostgresSampleLedger
 
 pytestmark = [pytest.mark.server, pytest.mark.ray]
 

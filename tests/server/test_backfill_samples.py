@@ -34,7 +34,7 @@ from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOption
 from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
 from rtrec_ray.stores.progress import Committed, write_committed
 from rtrec_ray.stores.samples_backfill import SamplesBackfill
-from rtrec_ray.stores.samples_postgres import PostgresSampleLedger
+from rtrec_ray.stores.samples_writing import PostgresSampleLedger
 
 pytestmark = pytest.mark.server
 
@@ -153,8 +153,10 @@ def samples(pool: Pool) -> None:
         for request in requests()
         for item in request["items"]
     ]
-    whole = pl.DataFrame(rows).with_columns(
-        pl.lit(None).alias(name) for name in ("arm", "as_of", "propensity", "score", "source_offset")
+    whole = (
+        pl.DataFrame(rows)
+        .with_columns(pl.lit(None).alias(name) for name in ("arm", "as_of", "propensity", "score", "source_offset"))
+        .with_columns(negative_rate=1.0, definition_version=1)
     )
     asked = whole.unique("request_id", maintain_order=True)
     settled = Settled(

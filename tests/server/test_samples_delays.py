@@ -10,15 +10,6 @@ from tests.scanned_samples import DAY_MS, FIRST_MS, PostgresPuts, clicked, sampl
 
 pytestmark = pytest.mark.server
 
-# As migration 19 makes it; here for as long as that is not there.
-ACTIONS = """
-CREATE TABLE IF NOT EXISTS samples.actions (
-    request_id text COLLATE "C" NOT NULL, item_id bigint NOT NULL, action_id bigint NOT NULL, kind text NOT NULL,
-    action_ms bigint NOT NULL, value bigint, taken_back boolean NOT NULL DEFAULT false,
-    held boolean NOT NULL DEFAULT false, expires_ms bigint, source_partition int NOT NULL,
-    PRIMARY KEY (request_id, item_id, action_id)
-)
-"""
 PUT = """
 INSERT INTO samples.actions (request_id, item_id, action_id, kind, action_ms, taken_back, held, source_partition)
 VALUES (%s, %s, %s, %s, %s, %s, %s, 0)
@@ -27,10 +18,7 @@ VALUES (%s, %s, %s, %s, %s, %s, %s, 0)
 
 @pytest.fixture
 def options(dsn) -> PostgresOptions:
-    options = PostgresOptions(dsn=dsn)
-    with closing(connect(options)) as connection, transaction(connection) as cursor:
-        cursor.execute(ACTIONS)
-    return options
+    return PostgresOptions(dsn=dsn)
 
 
 def put(options, *actions):

@@ -18,6 +18,7 @@ from rtrec_ray.kafka.memory import MemoryBroker, MemoryProducer
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.samples.columns import KEY
 from rtrec_ray.samples.definition import SampleDefinition
+from rtrec_ray.samples.timeline import Timeline
 from rtrec_ray.samples.verify import LIVE_SCHEMA, STITCHED_SCHEMA, UNEXPLAINED, Standing, compare
 from rtrec_ray.stores.history import History
 from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
@@ -102,8 +103,8 @@ def history(tmp_path: Path, behavior: list[bytes], log: list[bytes]) -> History:
 
 
 def options(**changes: int) -> StitchOptions:
-    asked = {"from_ms": START_MS, "to_ms": START_MS + 2 * SPAN_MS} | changes
-    return StitchOptions(postgres=PostgresOptions(dsn=""), history_uri="", definition=RULES, partitions=1, **asked)
+    asked = {"from_ms": START_MS, "to_ms": START_MS + 2 * SPAN_MS, "timeline": Timeline.of(RULES)} | changes
+    return StitchOptions(postgres=PostgresOptions(dsn=""), history_uri="", partitions=1, **asked)
 
 
 def shape(rows: pl.DataFrame) -> list[dict]:

@@ -1,5 +1,5 @@
 -- name: count_actions (as the server estimates it; unknown before its first look at the table)
-SELECT reltuples::bigint, pg_relation_size(oid) FROM pg_class WHERE oid = to_regclass('samples.actions');
+SELECT reltuples::bigint, pg_relation_size(oid) FROM pg_class WHERE oid = 'samples.actions'::regclass;
 
 -- name: read_delays (of a share of the table's blocks: the first click on each impression)
 WITH drawn AS MATERIALIZED (

@@ -36,12 +36,15 @@ DROP TABLE samples.{table};
 DELETE FROM samples.misses
 WHERE ctid = ANY (ARRAY(SELECT ctid FROM samples.misses WHERE event_time_ms < %(bound_ms)s LIMIT %(most)s));
 
--- name: has_actions
-SELECT to_regclass('samples.actions') IS NOT NULL;
-
 -- name: drop_actions (those on samples that are gone; one that is held has a time of its own)
 DELETE FROM samples.actions WHERE ctid = ANY (
     ARRAY(SELECT ctid FROM samples.actions WHERE action_ms < %(bound_ms)s AND NOT held LIMIT %(most)s)
+);
+
+-- name: drop_backfilled
+DELETE FROM samples.backfilled WHERE ctid = ANY (
+    ARRAY(SELECT ctid FROM samples.backfilled
+          WHERE event_day < (to_timestamp(%(bound_ms)s / 1000) AT TIME ZONE 'UTC')::date LIMIT %(most)s)
 );
 
 -- name: put_retention

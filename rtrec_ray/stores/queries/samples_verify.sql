@@ -4,9 +4,6 @@ SELECT min(watermark_ms) FROM meta.progress WHERE task = 'samples';
 -- name: list_misses
 SELECT request_id, item_id FROM samples.misses WHERE event_time_ms >= %(from_ms)s AND event_time_ms < %(to_ms)s;
 
--- name: has_sampled_out
-SELECT to_regclass('samples.sampled_out') IS NOT NULL;
-
 -- name: list_sampled_out
 SELECT request_id, item_id FROM samples.sampled_out WHERE event_time_ms >= %(from_ms)s AND event_time_ms < %(to_ms)s;
 
