@@ -25,7 +25,7 @@ demo: $(READY) ## Show in a drifting world what real time is worth; leaves out/d
 	$(BIN)/rtrec demo
 
 test: $(READY) ## Run every test but the soak tests, against real servers that the suite starts
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadgroup --no-loadscope-reorder --durations=15
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadscope --no-loadscope-reorder --durations=15
 
 lint: $(READY) ## Check style, types and the import contract
 	$(BIN)/ruff check .

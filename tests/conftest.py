@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from rtrec_ray import clock
 from rtrec_ray.embedded.kafka import KafkaServer, KafkaServerOptions
@@ -23,19 +24,31 @@ hypothesis.settings.register_profile("ci", max_examples=200, derandomize=True, d
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
 
 _TEMPLATE = "rtrec_template"
-_WHOLE_SYSTEMS = ("e2e", "ray", "test_embedded_system.py", "test_embedded_whole.py")
+_WHOLE_SYSTEMS = (
+    "tests/e2e/",
+    "tests/ray/",
+    "tests/server/test_backfill",
+    "tests/server/test_embedded_system",
+    "tests/server/test_embedded_whole",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Share the files between the workers of pytest-xdist; whole systems come first and one after the other.
+    """Whole systems come first: they take longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_WHOLE_SYSTEMS))
 
-    Two systems at once are more than two cores bear, and a file's fixtures are made once only if one worker has it.
-    """
-    for item in items:
-        whole = item.get_closest_marker("ray") is not None or any(name in item.path.parts for name in _WHOLE_SYSTEMS)
-        group = "systems" if whole else str(item.path.relative_to(item.config.rootpath))
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "systems")  # type: ignore[union-attr]
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Share the files between the workers; all whole systems go to one of them."""
+    return _Shares(config, log)
+
+
+class _Shares(LoadScopeScheduling):
+    """Two systems at once are more than two cores bear, and a file's fixtures are made once if one worker has it."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "systems" if nodeid.startswith(_WHOLE_SYSTEMS) else nodeid.split("::")[0]
 
 
 class Eventually(Protocol):
