@@ -10,6 +10,8 @@ RUNS = (
     ("bench_events.py",),
     ("bench_freshness.py",),
     ("bench_recovery.py",),
+    ("bench_corrected.py",),
+    ("bench_corrections.py",),
     ("bench_reads.py",),
     ("bench_stitch_local.py", "1000000"),
     ("bench_stitch_local.py", "1000000", "--postgres"),

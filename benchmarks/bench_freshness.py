@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 from live_stage import Hot, load, running_system
 
+from configs.settings import Pipeline
 from rtrec_ray.app.cluster import end_actors, stop_actors
 from rtrec_ray.app.pipeline import shares, start_pipeline
 from rtrec_ray.app.system import System
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--hot-user", type=float, default=0.0)
     parser.add_argument("--hot-item", type=float, default=0.0)
     arguments = parser.parse_args()
-    with running_system(arguments.actors) as system:
+    with running_system(Pipeline(feature_actors=arguments.actors, sample_actors=0, history_actors=0)) as system:
         actors = start_pipeline(system)
         names = [share.name for share in shares(system)]
         try:

@@ -26,6 +26,7 @@ import ray
 from live_stage import load, running_system
 from ray.exceptions import GetTimeoutError, RayError
 
+from configs.settings import Pipeline
 from rtrec_ray.app.cluster import end_actors, stop_actors
 from rtrec_ray.app.pipeline import Share, shares, start_pipeline
 from rtrec_ray.app.system import System
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--generator", type=Path)
     arguments = parser.parse_args()
-    with running_system(arguments.actors) as system:
+    with running_system(Pipeline(feature_actors=arguments.actors, sample_actors=0, history_actors=0)) as system:
         actors = dict(zip(shares(system), start_pipeline(system), strict=True))
         names = [share.name for share in actors]
         try:

@@ -30,6 +30,7 @@ from rtrec_ray.features.file import load_definitions
 from rtrec_ray.kafka.base import KafkaOptions
 from rtrec_ray.kafka.codec import encode
 from rtrec_ray.kafka.connect import connect_producer
+from rtrec_ray.samples.definition import SampleDefinition
 from rtrec_ray.samples.file import load_definition
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -78,8 +79,8 @@ def events(random: np.random.Generator, first: int, n: int, *, hot: Hot) -> pl.D
 
 
 @contextmanager
-def running_system(actors: int) -> Iterator[System]:
-    """A system of which only the features' actors run."""
+def running_system(pipeline: Pipeline, *, samples: SampleDefinition | None = None) -> Iterator[System]:
+    """A system with nothing but the actors of `pipeline`."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rtrec-bench-")))
         kafka = KafkaServer(KafkaServerOptions(directory=folder / "kafka"))
@@ -93,12 +94,12 @@ def running_system(actors: int) -> Iterator[System]:
             System(
                 settings=Settings(
                     servers=Servers(kafka=KafkaSettings(suffix=SUFFIX)),
-                    pipeline=Pipeline(feature_actors=actors, sample_actors=0, history_actors=0),
+                    pipeline=pipeline,
                 ),
                 directory=folder,
                 addresses=Addresses(kafka=kafka.bootstrap, postgres=postgres.dsn(), ray="local"),
                 features=load_definitions(CONFIGS / "features.yaml"),
-                samples=load_definition(CONFIGS / "samples.yaml"),
+                samples=samples or load_definition(CONFIGS / "samples.yaml"),
             )
         )
 

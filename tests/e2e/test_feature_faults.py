@@ -6,8 +6,6 @@ does the clock have a say in what is late.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import os
 import random
 import signal
@@ -15,7 +13,6 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -31,7 +28,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from configs.settings import ClockSettings, Pipeline, Servers, Settings
 from configs.settings import KafkaServer as KafkaSettings
 from rtrec_ray.app.cluster import end_actors, stop_actors
-from rtrec_ray.app.pipeline import FEATURES, Share, make_work, shares, start_pipeline
+from rtrec_ray.app.pipeline import FEATURES, Share, shares, start_pipeline
 from rtrec_ray.app.prepare import prepare
 from rtrec_ray.app.system import Addresses, System
 from rtrec_ray.embedded.kafka import KafkaServer
@@ -41,23 +38,24 @@ from rtrec_ray.features.compute import compute
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.profiles import attribute
-from rtrec_ray.kafka.base import EARLIEST, TopicPartition
-from rtrec_ray.kafka.connect import connect_consumer, connect_producer
+from rtrec_ray.kafka.base import EARLIEST
+from rtrec_ray.kafka.connect import connect_consumer
 from rtrec_ray.kafka.partitioner import partition_of
 from rtrec_ray.kafka.topics import topic_specs
 from rtrec_ray.postgres.connection import Pool, connect
 from rtrec_ray.samples.file import load_definition
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from tests.conftest import Eventually
+from tests.e2e.crew import LEASE_MS, START_S, Crew, Watch, Worker, run_alone, send_all
 from tests.e2e.feature_content import Tiles, added_up, content, query, tiles
-from tests.e2e.feature_load import CLOCK_MS, START_MS, STEP_MS, Load, profiles, records, send
-from tests.e2e.feature_worker import work
+from tests.e2e.feature_load import CLOCK_MS, START_MS, STEP_MS, Load, profiles, records
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-LEASE_MS = 2_000
-START_S = 30.0  # of a process on a busy machine: importing takes 2 s of a free core
+WATCH = Watch(stage=FEATURES, topics=(BEHAVIOR, PROFILE, ITEM))
+places, ends, applied, events_applied = WATCH.places, WATCH.ends, WATCH.applied, WATCH.events_applied
+epochs, owners, until_more = WATCH.epochs, WATCH.owners, WATCH.until_more
 
 
 @pytest.fixture
@@ -92,81 +90,13 @@ def undisturbed(
     system: System, postgres_server: PostgresServer, template_database: str, eventually: Eventually
 ) -> Iterator[Callable[[], dict[str, object]]]:
     """What one owner of all partitions makes of the log as it is now."""
-    name = f"undisturbed_{uuid.uuid4().hex[:8]}"
-
-    def run() -> dict[str, object]:
-        postgres_server.create_database(name, template=template_database)
-        alone = prepare(replace(system, addresses=replace(system.addresses, postgres=postgres_server.dsn(name))))
-        (loop, *_) = make_work(alone, Share(stage=FEATURES, index=0, of=1, partitions=system.partitions))
-        stop = threading.Event()
-        thread = threading.Thread(target=loop.run, args=(stop,))
-        thread.start()
-        upto = ends(alone)
-        try:
-            eventually(lambda: applied(alone) == upto, timeout_s=30, what="the undisturbed run is through")
-        finally:
-            stop.set()
-            thread.join()
-        return content(alone)
-
-    yield run
-    postgres_server.drop_database(name)
-
-
-@dataclass(kw_only=True)
-class Worker:
-    """One share of the stage as a process of its own."""
-
-    process: Any
-    log: Path
-
-    def facts(self, event: str) -> list[dict[str, Any]]:
-        """What it logged under that name."""
-        told = (json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{"))
-        return [fact for fact in told if fact["event"] == event]
-
-    def signal(self, number: signal.Signals) -> None:
-        os.kill(self.process.pid, number)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.join()
-
-    def stop(self) -> None:
-        """End it in order."""
-        self.process.terminate()
-        self.process.join(timeout=30)
-        assert self.process.exitcode == 0
-
-
-class Crew:
-    """The workers of a test; whoever is left at its end is killed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._workers: list[Worker] = []
-        # Every process imports the same; the server that they are forked from has done it for all.
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["actors.stage", "rtrec_ray.app.pipeline"])
-
-    def start(self, system: System, *, index: int = 0, of: int = 1) -> Worker:
-        """Start the `index`-th of `of` workers, which has to wait when its partitions have an owner."""
-        share = Share(stage=FEATURES, index=index, of=of, partitions=system.partitions)
-        log = self._folder / f"worker-{len(self._workers)}.log"
-        log.touch()
-        process = self._context.Process(target=work, args=(system, share, log))
-        process.start()
-        self._workers.append(Worker(process=process, log=log))
-        return self._workers[-1]
-
-    def end(self) -> None:
-        for worker in self._workers:
-            worker.kill()
+    with run_alone(WATCH, postgres_server, template_database, eventually) as run:
+        yield lambda: content(run(system))
 
 
 @pytest.fixture
 def crew(tmp_path: Path) -> Iterator[Crew]:
-    crew = Crew(tmp_path)
+    crew = Crew(tmp_path, stage=FEATURES)
     yield crew
     crew.end()
 
@@ -180,57 +110,6 @@ def load(system: System, *, seed: int) -> Iterator[Load]:
         assert running.running(), "the stream was long enough"
     finally:
         running.finish()
-
-
-def send_all(system: System, batch: list[Any]) -> None:
-    with closing(connect_producer(system.kafka)) as producer:
-        send(producer, batch)
-        producer.flush()
-
-
-def places(system: System) -> list[TopicPartition]:
-    return [
-        TopicPartition(topic=topic, partition=partition)
-        for topic in (BEHAVIOR, PROFILE, ITEM)
-        for partition in range(system.partitions)
-    ]
-
-
-def ends(system: System) -> dict[TopicPartition, int]:
-    with closing(connect_consumer(system.kafka)) as consumer:
-        return consumer.end_offsets(places(system))
-
-
-POSITIONS = "SELECT topic, partition, next_offset FROM meta.positions WHERE task = 'features'"
-LEASES = "SELECT partition, epoch, owner FROM meta.leases WHERE task = 'features' ORDER BY partition"
-
-
-def applied(system: System) -> dict[TopicPartition, int]:
-    rows = query(system, POSITIONS)
-    return {TopicPartition(topic=topic, partition=partition): offset for topic, partition, offset in rows}
-
-
-def events_applied(system: System) -> int:
-    return sum(offset for place, offset in applied(system).items() if place.topic == BEHAVIOR)
-
-
-def epochs(system: System) -> dict[int, int]:
-    return {partition: epoch for partition, epoch, _ in query(system, LEASES)}
-
-
-def owners(system: System) -> dict[int, str]:
-    return {partition: owner for partition, _, owner in query(system, LEASES)}
-
-
-def until_more(system: System, eventually: Eventually, *, timeout_s: float = START_S) -> None:
-    """Wait until events that are not applied yet are, in every partition."""
-    upto = {place: end for place, end in ends(system).items() if place.topic == BEHAVIOR}
-
-    def more() -> bool:
-        now = applied(system)
-        return all(now.get(place, 0) > end for place, end in upto.items())
-
-    eventually(more, timeout_s=timeout_s, what="commits in every partition")
 
 
 def assert_undisturbed(system: System, eventually: Eventually, undisturbed: Callable[[], dict[str, object]]) -> None:
@@ -571,5 +450,5 @@ def test_other_numbers_of_actors_and_partitions_lose_and_double_nothing(
     assert over_partitions(system) == recomputed(system)
     system = add_partitions(system, 6)
     run_with(system, crew, eventually, of=3, events=(3_000, 4_500))
-    assert {partition for partition, _, _ in query(system, LEASES)} == set(range(6))
+    assert set(owners(system)) == set(range(6))
     assert over_partitions(system) == recomputed(system)

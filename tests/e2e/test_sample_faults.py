@@ -1,0 +1,257 @@
+"""The sample stage under faults and load: its tables come to be those of a run that nothing disturbed.
+
+As for features, the undisturbed run reads the same log, in one go, into a database of its own.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import pytest
+
+from configs.settings import ClockSettings, Pipeline, Servers, Settings
+from configs.settings import KafkaServer as KafkaSettings
+from rtrec_ray.app.pipeline import SAMPLES
+from rtrec_ray.app.prepare import prepare
+from rtrec_ray.app.system import Addresses, System
+from rtrec_ray.embedded.kafka import KafkaServer
+from rtrec_ray.embedded.postgres import PostgresServer
+from rtrec_ray.events import BEHAVIOR, INFERENCE, RETRACT
+from rtrec_ray.features.file import load_definitions
+from rtrec_ray.kafka.base import EARLIEST
+from rtrec_ray.kafka.connect import connect_consumer
+from rtrec_ray.postgres.connection import connect
+from rtrec_ray.samples.file import load_definition
+from tests.conftest import Eventually
+from tests.e2e.crew import LEASE_MS, START_S, Crew, Watch, Worker, run_alone
+from tests.e2e.feature_content import query
+from tests.e2e.feature_load import CLOCK_MS, Load
+from tests.e2e.sample_load import records
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+WATCH = Watch(stage=SAMPLES, topics=(BEHAVIOR, INFERENCE))
+TABLES = {
+    "samples": """
+        SELECT request_id, item_id, user_id, event_time_ms, label, labels::text, features::text, model_version, arm,
+               page_id, position, score, negative_rate, definition_version
+        FROM samples.current ORDER BY 1, 2""",
+    "misses": "SELECT request_id, item_id, reason FROM samples.misses ORDER BY 1, 2",
+    "sampled out": "SELECT request_id, item_id FROM samples.sampled_out ORDER BY 1, 2",
+    "actions": "SELECT request_id, item_id, action_id, kind, taken_back, held FROM samples.actions ORDER BY 1, 2, 3",
+    "positions": """
+        SELECT topic, partition, next_offset, max_ts_ms FROM meta.positions WHERE task = 'samples' ORDER BY 1, 2""",
+    "watermarks": "SELECT partition, watermark_ms FROM meta.progress WHERE task = 'samples' ORDER BY 1",
+    "complete": "SELECT value FROM meta.events WHERE key = 'SAMPLES_COMPLETE' ORDER BY event_offset",
+}
+
+
+@pytest.fixture
+def system(dsn: str, kafka_bootstrap: str, tmp_path: Path) -> System:
+    """Tables and topics; nothing runs yet."""
+    shipped = load_definition(CONFIGS / "samples.yaml")
+    return prepare(
+        System(
+            settings=Settings(
+                servers=Servers(kafka=KafkaSettings(suffix=f"-faults-{uuid.uuid4().hex[:8]}")),
+                clock=ClockSettings(origin_event_ms=CLOCK_MS),
+                pipeline=Pipeline(
+                    feature_actors=0,
+                    sample_actors=2,
+                    history_actors=0,
+                    sample_commit_s=0.05,
+                    disorder_ms=1_000,
+                    idle_after_ms=600_000,
+                    lease_ttl_ms=LEASE_MS,
+                ),
+            ),
+            directory=tmp_path,
+            addresses=Addresses(kafka=kafka_bootstrap, postgres=dsn, ray="local"),
+            features=load_definitions(CONFIGS / "features.yaml"),
+            samples=replace(shipped, wait_ms=5_000, horizon_ms=120_000, negative_rate=0.5),
+        )
+    )
+
+
+@pytest.fixture
+def undisturbed(
+    system: System, postgres_server: PostgresServer, template_database: str, eventually: Eventually
+) -> Iterator[Callable[[], dict[str, object]]]:
+    """What one owner of all partitions makes of the log as it is now."""
+    with run_alone(WATCH, postgres_server, template_database, eventually) as run:
+        yield lambda: content(run(system))
+
+
+@pytest.fixture
+def crew(tmp_path: Path) -> Iterator[Crew]:
+    crew = Crew(tmp_path, stage=SAMPLES)
+    yield crew
+    crew.end()
+
+
+@contextmanager
+def load(system: System, *, seed: int) -> Iterator[Load]:
+    """Records come for as long as the block lasts, and were coming all the time."""
+    running = Load(system.kafka, records(seed))
+    try:
+        yield running
+        assert running.running(), "the stream was long enough"
+    finally:
+        running.finish()
+
+
+def content(system: System) -> dict[str, object]:
+    """Everything that a fault may not change."""
+    return {name: query(system, statement) for name, statement in TABLES.items()}
+
+
+def assert_undisturbed(system: System, eventually: Eventually, undisturbed: Callable[[], dict[str, object]]) -> None:
+    WATCH.until_through(system, eventually)
+    expected, found = undisturbed(), content(system)
+    for name, value in expected.items():
+        assert value, f"the load makes some {name}"
+        assert found[name] == value, name
+    minutes = [int(value) for (value,) in query(system, TABLES["complete"])]
+    assert minutes == list(range(minutes[0], minutes[-1] + 1, 60_000)), "each minute once, in order"
+    assert positives(system) == expected_positives(system)
+
+
+def positives(system: System) -> set[tuple[str, int]]:
+    return set(query(system, "SELECT request_id, item_id FROM samples.current WHERE label = 1"))
+
+
+def expected_positives(system: System) -> set[tuple[str, int]]:
+    """Of the log alone: shown, clicked by an event that was not taken back, and known to the inference log."""
+    values = [value for value in read_log(system) if value.endswith(b"}")]
+    log = [orjson.loads(value) for value in values]
+    asked = {record["request_id"] for record in log if "model_version" in record}
+    events = [event for event in log if "event_type" in event]
+    gone = {event["retracts"]["event_id"] for event in events if event["event_type"] == RETRACT}
+    shown, clicked = (
+        {
+            (event["request_id"], event["item_id"])
+            for event in events
+            if event["event_type"] == kind and event["event_id"] not in gone and "request_id" in event
+        }
+        for kind in ("impression", "click")
+    )
+    return {key for key in shown & clicked if key[0] in asked}
+
+
+def read_log(system: System) -> list[bytes]:
+    parts = WATCH.places(system)
+    values: list[bytes] = []
+    with closing(connect_consumer(system.kafka)) as consumer:
+        consumer.assign(dict.fromkeys(parts, EARLIEST))
+        total = sum(consumer.end_offsets(parts).values())
+        while len(values) < total:
+            for batch in consumer.poll(max_records=10_000, timeout_s=5.0):
+                values += [value for value in batch.values if value is not None]
+    return values
+
+
+def test_owners_killed_at_any_moment_are_followed_by_others_and_nothing_changes(
+    system: System, crew: Crew, eventually: Eventually, undisturbed: Callable[[], dict[str, object]]
+) -> None:
+    rng, pause = random.Random(1), threading.Event()
+    with load(system, seed=1):
+        workers = [crew.start(system, index=index, of=2) for index in range(2)]
+        for victim in (0, 1, 1, 0):
+            WATCH.until_more(system, eventually)
+            pause.wait(rng.uniform(0, 0.5))
+            workers[victim].kill()
+            workers[victim] = crew.start(system, index=victim, of=2)
+        WATCH.until_more(system, eventually)
+    assert_undisturbed(system, eventually, undisturbed)
+    for worker in workers:
+        worker.stop()
+
+
+WAITING = """
+SELECT pid FROM pg_stat_activity
+WHERE datname = current_database() AND application_name ~ '^samples-' AND wait_event_type = 'Lock'
+"""
+
+
+@contextmanager
+def held_at(system: System, eventually: Eventually, table: str) -> Iterator[int]:
+    """A commit stands in front of its write to the table during the block; gives the backend."""
+    with closing(connect(system.postgres)) as blocker, blocker.cursor() as cursor:
+        cursor.execute(f"LOCK TABLE {table} IN SHARE MODE")
+        ((pid, *_), *_) = eventually(lambda: query(system, WAITING), what=f"a commit waits for {table}")
+        yield pid
+
+
+@pytest.mark.parametrize("table", ["samples.actions", "samples.revisions", "meta.events", "meta.positions"])
+def test_a_commit_cut_off_at_any_step_counts_once(
+    system: System, crew: Crew, eventually: Eventually, undisturbed: Callable[[], dict[str, object]], table: str
+) -> None:
+    with load(system, seed=2):
+        worker = crew.start(system)
+        WATCH.until_more(system, eventually)
+        before = WATCH.epochs(system)[0]
+        with held_at(system, eventually, table) as backend:
+            assert query(system, "SELECT pg_terminate_backend(%s, 5000)", backend) == [(True,)]
+        eventually(lambda: WATCH.epochs(system)[0] > before, timeout_s=START_S, what="a new session")
+        WATCH.until_more(system, eventually)
+        with held_at(system, eventually, table):
+            worker.kill()
+        worker = crew.start(system)
+        WATCH.until_more(system, eventually)
+    assert_undisturbed(system, eventually, undisturbed)
+    worker.stop()
+
+
+def test_an_owner_that_stood_still_in_a_commit_while_it_was_replaced_writes_nothing(
+    system: System, crew: Crew, eventually: Eventually, undisturbed: Callable[[], dict[str, object]]
+) -> None:
+    with load(system, seed=3):
+        first = crew.start(system)
+        WATCH.until_more(system, eventually)
+        (one,) = set(WATCH.owners(system).values())
+        with held_at(system, eventually, "samples.revisions"):
+            first.signal(signal.SIGSTOP)
+        second = crew.start(system)
+        eventually(lambda: one not in WATCH.owners(system).values(), timeout_s=START_S, what="another has all")
+        WATCH.until_more(system, eventually)
+        first.signal(signal.SIGCONT)
+        eventually(lambda: first.facts("session_ended"), timeout_s=START_S, what="its session ends")
+        WATCH.until_more(system, eventually)
+    assert_undisturbed(system, eventually, undisturbed)
+    for worker in (first, second):
+        worker.stop()
+
+
+@pytest.mark.parametrize("which", ["postgres", "kafka"])
+def test_a_server_that_went_away_under_load_is_gone_on_with(
+    system: System,
+    crew: Crew,
+    eventually: Eventually,
+    undisturbed: Callable[[], dict[str, object]],
+    postgres_server: PostgresServer,
+    kafka_server: KafkaServer,
+    which: str,
+) -> None:
+    server = {"postgres": postgres_server, "kafka": kafka_server}[which]
+    with load(system, seed=4):
+        workers: list[Worker] = [crew.start(system, index=index, of=2) for index in range(2)]
+        WATCH.until_more(system, eventually)
+        server.kill()
+        try:
+            for worker in workers:
+                eventually(lambda worker=worker: worker.facts("session_ended"), timeout_s=30, what="it is noticed")
+        finally:
+            server.start()
+        WATCH.until_more(system, eventually, timeout_s=60)
+    assert_undisturbed(system, eventually, undisturbed)
+    for worker in workers:
+        worker.stop()
