@@ -12,8 +12,11 @@ import orjson
 from rtrec_ray.events import BEHAVIOR, INFERENCE, RETRACT
 from tests.e2e.feature_load import START_MS, Record
 
-STEP_MS: Final = 100
-"""Event time between two requests. All 7,000 of them end before the clock of events begins."""
+STEP_MS: Final = 500
+"""Event time between two requests."""
+
+CLOCK_MS: Final = START_MS + 7_200_000
+"""Where the clock of events may begin: no record is ahead of it."""
 
 _USERS, _ITEMS = 60, 40
 _AT_ONCE, _LATE = 5, 200  # requests that come meanwhile

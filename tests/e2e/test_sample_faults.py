@@ -33,8 +33,8 @@ from rtrec_ray.samples.file import load_definition
 from tests.conftest import Eventually
 from tests.e2e.crew import LEASE_MS, START_S, Crew, Watch, Worker, run_alone
 from tests.e2e.feature_content import query
-from tests.e2e.feature_load import CLOCK_MS, Load
-from tests.e2e.sample_load import records
+from tests.e2e.feature_load import Load
+from tests.e2e.sample_load import CLOCK_MS, records
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -231,26 +231,22 @@ def test_an_owner_that_stood_still_in_a_commit_while_it_was_replaced_writes_noth
         worker.stop()
 
 
-@pytest.mark.parametrize("which", ["postgres", "kafka"])
-def test_a_server_that_went_away_under_load_is_gone_on_with(
+def test_a_broker_that_went_away_under_load_is_gone_on_with(
     system: System,
     crew: Crew,
     eventually: Eventually,
     undisturbed: Callable[[], dict[str, object]],
-    postgres_server: PostgresServer,
     kafka_server: KafkaServer,
-    which: str,
 ) -> None:
-    server = {"postgres": postgres_server, "kafka": kafka_server}[which]
     with load(system, seed=4):
         workers: list[Worker] = [crew.start(system, index=index, of=2) for index in range(2)]
         WATCH.until_more(system, eventually)
-        server.kill()
+        kafka_server.kill()
         try:
             for worker in workers:
                 eventually(lambda worker=worker: worker.facts("session_ended"), timeout_s=30, what="it is noticed")
         finally:
-            server.start()
+            kafka_server.start()
         WATCH.until_more(system, eventually, timeout_s=60)
     assert_undisturbed(system, eventually, undisturbed)
     for worker in workers:
