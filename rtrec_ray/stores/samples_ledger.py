@@ -30,6 +30,8 @@ from rtrec_ray.samples.timeline import Timeline
 from rtrec_ray.stores.samples import MemorySampleStore
 
 MINUTE_MS = 60_000
+# A log of last year before today's traffic makes a step of half a million minutes: no rule wants to hear each of them.
+MOST_MINUTES = 1_440
 
 
 class SampleLedger(Protocol):
@@ -62,7 +64,8 @@ class SampleLedger(Protocol):
     def complete(self, cursor: Cursor, *, first_ms: int | None, complete_ms: int | None) -> list[int]:
         """All impressions of the partition up to `complete_ms` have their outcome; `first_ms`: of its first event.
 
-        Answers the minutes (ms UTC) up to which the whole store has come to be complete, ascending, each once ever.
+        Answers the minutes (ms UTC) up to which the whole store has come to be complete, ascending, each once ever;
+        of a step of more than MOST_MINUTES the last ones, which the others follow from.
         """
         ...
 
@@ -76,7 +79,9 @@ def settle(ledger: SampleLedger, cursor: Cursor, stitcher: Stitcher, *, read_to:
     counts = Counter(settled.counts)
     existing = ledger.write(cursor, settled)
     if existing:
-        answers = ledger.answer(cursor, Questions(acted=existing.samples.select(KEY)))
+        # What came for a repetition was done with the impression that was there before, drawn as the repetition may be.
+        acted = pl.concat([existing.samples.select(KEY), existing.out.select(KEY)])
+        answers = ledger.answer(cursor, Questions(acted=acted))
         amended = stitcher.amend(existing, answers)
         ledger.correct(cursor, amended.corrections)
         counts.update(amended.counts)
@@ -232,19 +237,21 @@ def complete_minutes(partitions: list[tuple[int | None, int | None]], *, sent_ms
     """The minutes (ms UTC) that all partitions have come to be complete up to, beginning after `sent_ms`.
 
     `partitions`: of each the time of its first event, and up to where it is complete; None where it is not known.
-    The first minute of all is the one after the first event.
+    The first minute of all is the one after the first event. Of more than MOST_MINUTES they are the last ones.
 
     >>> list(complete_minutes([(59_000, 185_000), (70_000, 130_000)], sent_ms=None))
     [60000, 120000]
     >>> list(complete_minutes([(59_000, 185_000), (70_000, None)], sent_ms=None))
     []
+    >>> len(complete_minutes([(0, 10**12)], sent_ms=None)) == MOST_MINUTES
+    True
     """
     begun = [first for first, _ in partitions if first is not None]
     known = [end for _, end in partitions if end is not None]
     if not begun or len(known) < len(partitions):
         return range(0)
     start = min(begun) if sent_ms is None else sent_ms
-    return range((start // MINUTE_MS + 1) * MINUTE_MS, min(known) + 1, MINUTE_MS)
+    return range((start // MINUTE_MS + 1) * MINUTE_MS, min(known) + 1, MINUTE_MS)[-MOST_MINUTES:]
 
 
 def _of_ids(frame: pl.DataFrame, ids: pl.Series) -> pl.DataFrame:

@@ -17,7 +17,7 @@ from rtrec_ray.samples.columns import ACTION_SCHEMA, IMPRESSION_SCHEMA, REQUEST_
 from rtrec_ray.samples.definition import Label, SampleDefinition
 from rtrec_ray.samples.stitch import Stitcher
 from rtrec_ray.stores.samples import SampleStore
-from rtrec_ray.stores.samples_ledger import MemorySampleLedger, MemorySamples, SampleLedger, settle
+from rtrec_ray.stores.samples_ledger import MOST_MINUTES, MemorySampleLedger, MemorySamples, SampleLedger, settle
 from rtrec_ray.stores.samples_postgres import PostgresSampleStore
 from rtrec_ray.stores.samples_writing import PostgresSampleLedger
 
@@ -404,6 +404,15 @@ def test_reading_again_knows_what_was_not_drawn(backend):
     assert backend.store.stats().sampled_out == 2
 
 
+def test_what_was_done_while_a_repetition_waits_is_the_samples_though_the_repetition_is_not_drawn(backend):
+    task = Task(backend, rules=replace(MANY, negative_rate=1e-9)).serve("r").show(("r", 1)).click(("r", 1))
+    task.commit(LATER)
+    task.show(("r", 1), ts=NOON_MS + DAY_MS).act(("r", 1), kind="view", ts=NOON_MS + DAY_MS + 1, value=11)
+    assert task.commit(LATER + 2 * DAY_MS)["corrected"] == 1
+    assert labels(backend) == {("r", 1): {"click": 1, "long_view": 1, "dwell_ms": 11}}
+    assert backend.store.stats().sampled_out == 0
+
+
 MINUTE = NOON_MS
 
 
@@ -420,3 +429,11 @@ def test_the_store_is_complete_when_all_partitions_are_each_minute_once(backend)
     assert complete(one, MINUTE + 5, 2) == [MINUTE + 120_000]
     assert complete(Task(backend, partition=1), None, 3.2) == []
     assert complete(one, MINUTE + 5, 5) == [MINUTE + 180_000]
+
+
+def test_a_jump_of_event_time_completes_a_day_of_minutes_at_most(backend):
+    task = Task(backend)
+    with backend.transaction() as cursor:
+        minutes = task.ledger.complete(cursor, first_ms=0, complete_ms=MINUTE + 5)
+        assert (len(minutes), minutes[-1]) == (MOST_MINUTES, MINUTE)
+        assert task.ledger.complete(cursor, first_ms=0, complete_ms=MINUTE + 60_005) == [MINUTE + 60_000]

@@ -27,7 +27,6 @@ from tests.e2e.feature_load import send
 from tests.e2e.feature_worker import work
 
 LEASE_MS = 2_000
-START_S = 30.0  # of a process on a busy machine: importing takes 2 s of a free core
 
 _POSITIONS = "SELECT topic, partition, next_offset FROM meta.positions WHERE task = %s"
 _LEASES = "SELECT partition, epoch, owner FROM meta.leases WHERE task = %s ORDER BY partition"
@@ -55,7 +54,7 @@ class Worker:
     def stop(self) -> None:
         """End it in order."""
         self.process.terminate()
-        self.process.join(timeout=30)
+        self.process.join(timeout=120)
         assert self.process.exitcode == 0
 
 
@@ -116,7 +115,7 @@ class Watch:
     def owners(self, system: System) -> dict[int, str]:
         return {partition: owner for partition, _, owner in query(system, _LEASES, self.stage)}
 
-    def until_more(self, system: System, eventually: Eventually, *, timeout_s: float = START_S) -> None:
+    def until_more(self, system: System, eventually: Eventually) -> None:
         """Wait until events that are not applied yet are, in every partition."""
         upto = {place: end for place, end in self.ends(system).items() if place.topic == BEHAVIOR}
 
@@ -124,12 +123,12 @@ class Watch:
             now = self.applied(system)
             return all(now.get(place, 0) > end for place, end in upto.items())
 
-        eventually(more, timeout_s=timeout_s, what="commits in every partition")
+        eventually(more, what="commits in every partition")
 
-    def until_through(self, system: System, eventually: Eventually, *, timeout_s: float = 60.0) -> None:
+    def until_through(self, system: System, eventually: Eventually) -> None:
         """Wait until all that is in the log is applied."""
         upto = self.ends(system)
-        eventually(lambda: self.applied(system) == upto, timeout_s=timeout_s, what="the whole log is applied")
+        eventually(lambda: self.applied(system) == upto, what="the whole log is applied")
 
 
 @contextmanager

@@ -69,16 +69,14 @@ def send(installation: Any, late: Event, eventually: Eventually) -> None:
         producer.send(BEHAVIOR, key=str(late["user_id"]).encode(), value=as_sent(late))
         producer.flush()
     kept = status["stages"]["history"]["out"]
-    eventually(
-        lambda: installation.json("status")["stages"]["history"]["out"] == kept + 1, timeout_s=60, what="kept late"
-    )
+    eventually(lambda: installation.json("status")["stages"]["history"]["out"] == kept + 1, what="kept late")
 
 
 def test_values_come_by_themselves_when_a_day_is_over_and_are_corrected_by_hand(
     installation: Any, events: list[Event], eventually: Eventually
 ) -> None:
     end_ms = start_ms(LAST) + DAY_MS
-    eventually(lambda: read(installation, events)["as_of_ms"] == end_ms, timeout_s=120, what="a first run")
+    eventually(lambda: read(installation, events)["as_of_ms"] == end_ms, what="a first run")
     assert read(installation, events)["values"] == expected(events)
 
     late = event("late", "click", at_ms=5, user=7, item=1)

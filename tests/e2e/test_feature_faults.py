@@ -46,7 +46,7 @@ from rtrec_ray.postgres.connection import Pool, connect
 from rtrec_ray.samples.file import load_definition
 from rtrec_ray.stores.features_postgres import PostgresFeatureStore
 from tests.conftest import Eventually
-from tests.e2e.crew import LEASE_MS, START_S, Crew, Watch, Worker, run_alone, send_all
+from tests.e2e.crew import LEASE_MS, Crew, Watch, Worker, run_alone, send_all
 from tests.e2e.feature_content import Tiles, added_up, content, query, tiles
 from tests.e2e.feature_load import CLOCK_MS, START_MS, STEP_MS, Load, profiles, records
 
@@ -113,7 +113,7 @@ def load(system: System, *, seed: int) -> Iterator[Load]:
 
 
 def assert_undisturbed(system: System, eventually: Eventually, undisturbed: Callable[[], dict[str, object]]) -> None:
-    eventually(lambda: applied(system) == ends(system), timeout_s=60, what="the whole log is applied")
+    eventually(lambda: applied(system) == ends(system), what="the whole log is applied")
     expected, found = undisturbed(), content(system)
     outcomes: set[str] = set().union(*(counts for _, _, counts in expected["progress"]))  # type: ignore[attr-defined]
     assert outcomes >= {"in", "dead", "late", "corrected", "beyond_horizon", "duplicate", "retract", "retracted"}
@@ -171,7 +171,7 @@ def test_actors_killed_at_any_moment_come_back_and_change_nothing(
     assert list(by_name) == list(actors) == ["features-0", "features-1"]
     with closing(Pool(system.postgres, size=1)) as pool, load(system, seed=1) as running:
         for name in ("features-0", "features-1", "features-1", "features-0"):
-            victim = eventually(lambda name=name: living(actors[name]), timeout_s=START_S, what=f"{name} answers")
+            victim = eventually(lambda name=name: living(actors[name]), what=f"{name} answers")
             pause.wait(rng.uniform(0, 0.7))  # somewhere between its start and a few commits later
             os.kill(victim, signal.SIGKILL)
         # Its sessions' ends free the leases at once, so that what is waited for is the start of a process; the lease's
@@ -181,7 +181,6 @@ def test_actors_killed_at_any_moment_come_back_and_change_nothing(
         for user in users:
             eventually(
                 lambda user=user: seen_at(system, pool, user, ts),
-                timeout_s=LEASE_MS / 1_000 + START_S,
                 what="an event sent after the kill is readable",
             )
         until_more(system, eventually)
@@ -201,7 +200,7 @@ def assert_lists_follow(system: System, eventually: Eventually) -> None:
             listed = store.get(asks, as_of_ms=None, now_ms=now_ms, cached=True)
             return any(listed.values()) and listed == store.get(asks, as_of_ms=None, now_ms=now_ms)
 
-        eventually(alike, timeout_s=START_S, what="lists as the tiles")
+        eventually(alike, what="lists as the tiles")
 
 
 # --- commits that are cut off --------------------------------------------------------------------------------------
@@ -334,7 +333,7 @@ def test_an_owner_that_stood_still_while_it_was_replaced_writes_nothing(
         (one,) = set(owners(system).values())
         stand_still(system, first, eventually)
         second = crew.start(system)
-        eventually(lambda: one not in owners(system).values(), timeout_s=START_S, what="another has all partitions")
+        eventually(lambda: one not in owners(system).values(), what="another has all partitions")
         until_more(system, eventually)
         (two,) = set(owners(system).values())
 
@@ -371,10 +370,10 @@ def test_a_server_that_went_away_under_load_is_gone_on_with(
         server.kill()
         try:
             for worker in workers:
-                eventually(lambda worker=worker: worker.facts("session_ended"), timeout_s=30, what="it is noticed")
+                eventually(lambda worker=worker: worker.facts("session_ended"), what="it is noticed")
         finally:
             server.start()
-        until_more(system, eventually, timeout_s=60)
+        until_more(system, eventually)
     assert_undisturbed(system, eventually, undisturbed)
     for worker in workers:
         worker.stop()
@@ -434,10 +433,10 @@ def run_with(system: System, crew: Crew, eventually: Eventually, *, of: int, eve
     running = Load(system.kafka, records(5, *events))
     workers = [crew.start(system, index=index, of=of) for index in range(of)]
     try:
-        eventually(lambda: events_applied(system) > 0 and not running.running(), timeout_s=30, what="all is sent")
+        eventually(lambda: events_applied(system) > 0 and not running.running(), what="all is sent")
     finally:
         running.finish()
-    eventually(lambda: applied(system) == ends(system), timeout_s=60, what="the whole log is applied")
+    eventually(lambda: applied(system) == ends(system), what="the whole log is applied")
     for worker in workers:
         worker.stop()
 

@@ -65,16 +65,16 @@ def test_a_submitted_job_runs_the_pipeline_and_its_stop_ends_it_in_order(servers
         *("--runtime-env-json", json.dumps({"env_vars": variables})),
         *("--", "rtrec", "up", "--only", "pipeline", "--config", "rtrec.yaml", "--data-dir", str(tmp_path / "job")),
     )
-    eventually(lambda: up(servers) == ["features", "history", "samples"], timeout_s=120, what="every stage is up")
+    eventually(lambda: up(servers) == ["features", "history", "samples"], what="every stage is up")
     ray_job(status, "stop", "pipeline")
-    eventually(lambda: up(servers) == [], timeout_s=90, what="every lease is given back")
+    eventually(lambda: up(servers) == [], what="every lease is given back")
 
 
 def test_a_second_system_with_shoppers_runs_beside_the_first_and_ends_alone(servers, tmp_path, eventually):
     second, before = Installation(tmp_path / "second"), servers.json("status")
     second.run("up", "--only", "kafka,postgres,mlflow,ray,pipeline,serve", "--traffic", "5", "--detach")
     try:
-        eventually(lambda: shoppers_came(second), timeout_s=60, what="features, samples and history of shoppers")
+        eventually(lambda: shoppers_came(second), what="features, samples and history of shoppers")
         there = second.json("status")
         assert [there[part] != before[part] for part in SERVERS] == [True] * 3
     finally:

@@ -109,7 +109,7 @@ def test_05_a_trained_model_goes_online_without_a_failed_request(system, http, e
     asking.start()
     try:
         trained = system.json("train", "base", timeout_s=400)
-        eventually(lambda: recommend(http)["model_version"] == trained["version"], timeout_s=90, what="it serves")
+        eventually(lambda: recommend(http)["model_version"] == trained["version"], what="it serves")
     finally:
         stop.set()
         asking.join()
@@ -131,9 +131,7 @@ def test_06_what_was_shown_and_clicked_comes_back_as_samples_of_that_request(sys
     events.append(event("click", answer, answer["items"][0], user_id=77, later_ms=500))
     posted = http.post("/v1/events", json=events)
     assert (posted.status_code, posted.json()["accepted"]) == (202, 4)
-    eventually(
-        lambda: counts(system) == (before[0] + 3, before[1] + 1), timeout_s=60, what="three samples, one clicked"
-    )
+    eventually(lambda: counts(system) == (before[0] + 3, before[1] + 1), what="three samples, one clicked")
     rows = query(
         system,
         f"SELECT item_id, label, features, model_version FROM samples.current"
@@ -153,13 +151,12 @@ def test_07_increments_are_published_and_served(system, http, eventually):
         lambda: any(
             model["kind"] == "increment" and model["parent"] for model in system.json("models", "list")["models"]
         ),
-        timeout_s=120,
         what="an increment on the base",
     )
     increment = next(m for m in system.json("models", "list")["models"] if m["kind"] == "increment")
     chain = system.json("models", "lineage", increment["version"])["lineage"]
     assert chain[-1]["version"] == first or chain[-1]["kind"] == "base"
-    eventually(lambda: ended(system, increment["version"]), timeout_s=60, what="the gate has judged it")
+    eventually(lambda: ended(system, increment["version"]), what="the gate has judged it")
 
 
 def test_08_bad_events_are_named_and_the_good_ones_taken(http):
@@ -187,7 +184,7 @@ def test_09_kafka_and_postgresql_killed_under_load_lose_nothing_and_fail_no_requ
         items = answer.json()["items"]
         shown += send_until_taken(http, [event("impression", answer.json(), item, user_id=turn) for item in items])
     assert statuses == {200}
-    eventually(lambda: outcomes(system) == before[0] + shown, timeout_s=120, what=f"{shown} more impressions")
+    eventually(lambda: outcomes(system) == before[0] + shown, what=f"{shown} more impressions")
     assert counts(system)[0] == before[0] + shown, "every request's record reached the log, so nothing missed its join"
 
 
@@ -212,7 +209,7 @@ def test_10_what_was_served_before_between_and_after_the_kills_is_what_the_event
         found = system.json("features", "verify", "--sample", "1")
         return found if found["not_yet"] == 0 else None
 
-    found = eventually(verified, timeout_s=120, what="the history has every event")
+    found = eventually(verified, what="the history has every event")
     assert found["compared"] == found["requests"] >= 31
     assert found["examples"] == []
     of_views = [counts for name, counts in found["features"].items() if name.startswith("user_")]

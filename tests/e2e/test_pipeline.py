@@ -69,13 +69,13 @@ COUNTS = "SELECT count(*)::int, coalesce(sum(label), 0)::int FROM samples.curren
 def test_a_real_log_becomes_exactly_its_samples_though_a_sample_actor_is_killed_half_way(system, pipeline, eventually):
     victim = ray.get(pipeline["samples-0"].health.remote()).pid
     summary = replay_open_bandit(system)
-    eventually(lambda: query(system, COUNTS)[0][0] > 10_000, timeout_s=60, what="a part of the samples is written")
+    eventually(lambda: query(system, COUNTS)[0][0] > 10_000, what="a part of the samples is written")
     os.kill(victim, signal.SIGKILL)
-    eventually(lambda: query(system, COUNTS) == [(60_000, 287)], timeout_s=120, what="60,000 samples, 287 positive")
+    eventually(lambda: query(system, COUNTS) == [(60_000, 287)], what="60,000 samples, 287 positive")
     after = stages(system)
     behavior, inference = summary.records["behavior"], summary.records["inference-log"]
     assert after["samples"].counts["in"] == behavior + inference
     assert after["features"].counts["in"] == behavior
-    eventually(lambda: stages(system)["history"].counts.get("out") == sum(summary.records.values()), timeout_s=30)
+    eventually(lambda: stages(system)["history"].counts.get("out") == sum(summary.records.values()))
     assert query(system, "SELECT count(*) FROM samples.misses") == [(0,)]
     assert all(stage.lag == 0 and stage.up for stage in stages(system).values())

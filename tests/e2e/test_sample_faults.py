@@ -31,7 +31,7 @@ from rtrec_ray.kafka.connect import connect_consumer
 from rtrec_ray.postgres.connection import connect
 from rtrec_ray.samples.file import load_definition
 from tests.conftest import Eventually
-from tests.e2e.crew import LEASE_MS, START_S, Crew, Watch, Worker, run_alone
+from tests.e2e.crew import LEASE_MS, Crew, Watch, Worker, run_alone
 from tests.e2e.feature_content import query
 from tests.e2e.feature_load import Load
 from tests.e2e.sample_load import CLOCK_MS, records
@@ -201,7 +201,7 @@ def test_a_commit_cut_off_at_any_step_counts_once(
         before = WATCH.epochs(system)[0]
         with held_at(system, eventually, table) as backend:
             assert query(system, "SELECT pg_terminate_backend(%s, 5000)", backend) == [(True,)]
-        eventually(lambda: WATCH.epochs(system)[0] > before, timeout_s=START_S, what="a new session")
+        eventually(lambda: WATCH.epochs(system)[0] > before, what="a new session")
         WATCH.until_more(system, eventually)
         with held_at(system, eventually, table):
             worker.kill()
@@ -221,33 +221,37 @@ def test_an_owner_that_stood_still_in_a_commit_while_it_was_replaced_writes_noth
         with held_at(system, eventually, "samples.revisions"):
             first.signal(signal.SIGSTOP)
         second = crew.start(system)
-        eventually(lambda: one not in WATCH.owners(system).values(), timeout_s=START_S, what="another has all")
+        eventually(lambda: one not in WATCH.owners(system).values(), what="another has all")
         WATCH.until_more(system, eventually)
         first.signal(signal.SIGCONT)
-        eventually(lambda: first.facts("session_ended"), timeout_s=START_S, what="its session ends")
+        eventually(lambda: first.facts("session_ended"), what="its session ends")
         WATCH.until_more(system, eventually)
     assert_undisturbed(system, eventually, undisturbed)
     for worker in (first, second):
         worker.stop()
 
 
-def test_a_broker_that_went_away_under_load_is_gone_on_with(
+@pytest.mark.parametrize("which", ["postgres", "kafka"])
+def test_a_server_that_went_away_under_load_is_gone_on_with(
     system: System,
     crew: Crew,
     eventually: Eventually,
     undisturbed: Callable[[], dict[str, object]],
+    postgres_server: PostgresServer,
     kafka_server: KafkaServer,
+    which: str,
 ) -> None:
+    server: PostgresServer | KafkaServer = {"postgres": postgres_server, "kafka": kafka_server}[which]
     with load(system, seed=4):
         workers: list[Worker] = [crew.start(system, index=index, of=2) for index in range(2)]
         WATCH.until_more(system, eventually)
-        kafka_server.kill()
+        server.kill()
         try:
             for worker in workers:
-                eventually(lambda worker=worker: worker.facts("session_ended"), timeout_s=30, what="it is noticed")
+                eventually(lambda worker=worker: worker.facts("session_ended"), what="it is noticed")
         finally:
-            kafka_server.start()
-        WATCH.until_more(system, eventually, timeout_s=60)
+            server.start()
+        WATCH.until_more(system, eventually)
     assert_undisturbed(system, eventually, undisturbed)
     for worker in workers:
         worker.stop()

@@ -52,12 +52,12 @@ def test_an_event_starts_a_batch_job_whose_end_starts_an_endless_one(
     file.write_text(FILE)
     assert installation.json("workflow", "apply", str(file))["in_force"]
     installation.run("events", "send", "--key", "k", "--value", "v", "--type", "GO")
-    eventually(lambda: _states(installation)["serve"] == "running", timeout_s=120)
+    eventually(lambda: _states(installation)["serve"] == "running")
     assert _states(installation)["train"] == "succeeded"
-    eventually(lambda: "serving" in installation.json("workflow", "logs", "serve")["log"], timeout_s=60)
+    eventually(lambda: "serving" in installation.json("workflow", "logs", "serve")["log"])
     installation.run("workflow", "start", "broken")
-    eventually(lambda: _states(installation)["broken"] == "failed", timeout_s=120)
+    eventually(lambda: _states(installation)["broken"] == "failed")
     events = installation.json("events", "list", "--key", "broken")["events"]
     assert [event["type"] for event in events][1:] == [*["JOB_STARTED", "JOB_FAILED"] * 2, "NODE_FAILED"]
     installation.run("workflow", "stop", "serve")
-    eventually(lambda: _states(installation)["serve"] == "stopped", timeout_s=60)
+    eventually(lambda: _states(installation)["serve"] == "stopped")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import polars as pl
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rtrec_ray.samples.columns import ACTION_SCHEMA, IMPRESSION_SCHEMA, REQUEST_SCHEMA
@@ -52,6 +52,7 @@ LABELS = {
 }
 definitions = st.builds(
     SampleDefinition,
+    labels=st.sampled_from([SampleDefinition().labels, LABELS]),
     wait_ms=st.just(WAIT),
     horizon_ms=st.just(HORIZON),
     emit=st.sampled_from(["on_click", "on_close"]),
@@ -68,6 +69,14 @@ def later(definition: SampleDefinition) -> Timeline:
 
 
 timelines = st.one_of(definitions.map(Timeline.of), definitions.map(later))
+# A clicked impression is a sample; a view comes while its repetition waits, and the repetition is not drawn.
+REPEATED_AND_NOT_DRAWN = (
+    Timeline.of(SampleDefinition(wait_ms=WAIT, horizon_ms=HORIZON, negative_rate=1e-9, labels=LABELS)),
+    [(CLICK, ("r1", 1), 1, 0), ("view", ("r1", 1), 13, 3)],
+    [("impression", ("r1", 1), 0), ("act", 0, False), ("impression", ("r1", 1), 12), ("act", 1, False)],
+    ["r1"],
+    [("behavior", 2), ("inference", 1), ("watermark", 10), ("commit", 0)],
+)
 
 
 @dataclass
@@ -200,6 +209,7 @@ def recompute(timeline, actions, events, requests):
 
 
 @settings(max_examples=300)
+@example(*REPEATED_AND_NOT_DRAWN)
 @given(timelines, actions, behavior, inference, steps)
 def test_labels_equal_the_batch_and_outcomes_add_up_whatever_the_order_cuts_repetitions_and_crashes(
     timeline, actions, events, requests, steps

@@ -74,7 +74,7 @@ def test_a_model_is_exchanged_under_load_without_a_failed_request(url, champion,
                 answers.append(answer.json()["model_version"])
 
     with httpx.Client(base_url=url, timeout=20.0) as client:
-        eventually(lambda: client.get("/readyz").status_code == 200, timeout_s=20.0)
+        eventually(lambda: client.get("/readyz").status_code == 200)
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -124,13 +124,13 @@ def test_a_consumer_killed_at_any_moment_misses_nothing_and_repeats_nothing(
                 rows += 40
             # Somewhere within what there is, so that it dies in the midst of reading, storing or acknowledging.
             wanted = dice.randint(before, rows - 1)
-            eventually(lambda wanted=wanted: seen() > wanted, timeout_s=60, what="the worker got somewhere")
+            eventually(lambda wanted=wanted: seen() > wanted, what="the worker got somewhere")
         finally:
             child.kill()
             child.wait()
     child = subprocess.Popen([sys.executable, "-m", "tests.server.change_log_worker", dropping, str(file)], cwd=ROOT)
     try:
-        eventually(lambda: seen() == rows, timeout_s=60, what="the worker came to the end")
+        eventually(lambda: seen() == rows, what="the worker came to the end")
     finally:
         child.kill()
         child.wait()

@@ -94,7 +94,7 @@ def up(tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Up]:
         state = read_state(directory)
         return state if state is not None and state.facts.get("ready") else None
 
-    yield Up(child=child, state=eventually(ready, timeout_s=60, what="the other process to be up"))
+    yield Up(child=child, state=eventually(ready, what="the other process to be up"))
     child.kill()
     child.wait()
     process.kill_all(lambda: _left(directory))
@@ -125,7 +125,7 @@ def test_a_second_up_says_what_runs_and_changes_nothing(up: Up, begin: Callable[
 def test_down_stops_everything_another_process_started(up: Up, tmp_path: Path) -> None:
     assert _left(tmp_path / "data")
     assert stop_other(tmp_path / "data").parts == ("postgres",)
-    assert up.child.wait(timeout=10) == 0
+    assert up.child.wait(timeout=120) == 0
     assert _left(tmp_path / "data") == []
     assert read_state(tmp_path / "data") is None
     with pytest.raises(NotRunning):
@@ -183,7 +183,7 @@ def test_a_server_that_dies_is_reported_and_started_again(
     assert _number(running.addresses.postgres_dsn) == 1
     running.watch()
     running.servers["postgres"].processes()[0].kill()
-    eventually(lambda: "postgres restarted" in steps, timeout_s=30, what="a restart")
+    eventually(lambda: "postgres restarted" in steps, what="a restart")
     assert steps.index("postgres ended") < steps.index("postgres restarted")
     assert _number(running.addresses.postgres_dsn) == 2
     state = read_state(running.directory)
@@ -201,10 +201,10 @@ def test_an_interrupt_while_starting_leaves_nothing_even_when_it_comes_twice(
         state = read_state(directory)
         return state is not None and "kafka" in state.processes
 
-    eventually(started, timeout_s=60, what="Kafka's process to be recorded")
+    eventually(started, what="Kafka's process to be recorded")
     for _ in range(2):
         child.send_signal(signal.SIGTERM)
-    assert child.wait(timeout=30) == 130
+    assert child.wait(timeout=120) == 130
     assert _left(directory) == []
     assert read_state(directory) is None
 

@@ -88,7 +88,7 @@ def test_a_submitted_job_runs_in_this_environment(whole: Running, eventually: Ca
         status = _ask(_ray(whole), f"/api/jobs/{job}")["status"]
         return status if status in ("SUCCEEDED", "FAILED", "STOPPED") else None
 
-    status = eventually(ended, timeout_s=60, what="the job to end")
+    status = eventually(ended, what="the job to end")
     logs = _ask(_ray(whole), f"/api/jobs/{job}/logs")["logs"]
     assert status == "SUCCEEDED", logs
     assert f"{whole.addresses.ray_address} seen" in logs

@@ -128,7 +128,7 @@ def run_pipeline(dsn, broker, store, make, eventually):
     worker = threading.Thread(target=loop.run, args=(stop,))
     worker.start()
     try:
-        eventually(lambda: applied(dsn) == len(broker.records("behavior")), timeout_s=30, what="the log is applied")
+        eventually(lambda: applied(dsn) == len(broker.records("behavior")), what="the log is applied")
     finally:
         stop.set()
         worker.join()
@@ -236,7 +236,7 @@ def test_two_writers_may_need_the_same_new_hour(pool, eventually):
         other = threading.Thread(target=second)
         other.start()
         eventually(lambda: waiting(cursor), what="the second one waits for the first")
-    other.join(timeout=10)
+    other.join(timeout=120)
     assert not failed
     with pool.transaction() as cursor:
         make_hours(cursor)

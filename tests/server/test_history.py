@@ -118,7 +118,7 @@ def test_a_kill_between_any_two_steps_of_a_commit_leaves_each_record_in_the_hist
         good, bad = good + more[0], bad + more[1]
     last = Worker(*arguments, "never", "0")
     try:
-        eventually(lambda: _visible(manifest) >= len(good), timeout_s=60.0)
+        eventually(lambda: _visible(manifest) >= len(good))
     finally:
         last.process.terminate()
         assert last.wait() == 0

@@ -92,7 +92,7 @@ def test_who_reads_a_number_has_every_smaller_one(options, open_session):
         with transaction(reader) as look:
             look.execute("SELECT count(*) FROM meta.counters")
             assert look.fetchone() == (0,)
-    waiting.join(timeout=10)
+    waiting.join(timeout=120)
     assert seen == [3]
 
 

@@ -72,13 +72,13 @@ def filled(dsn):
 def make_replica():
     made = []
 
-    def make(dsn, kafka):
+    def make(dsn, kafka, events_deadline_s=120.0):
         options = ReplicaOptions(
             postgres=PostgresOptions(dsn=dsn),
             kafka=kafka,
             registry=RegistryOptions(url=f"http://{NOBODY}"),
             definitions=DEFINITIONS,
-            serving=ServingOptions(exploration=0.0, events_deadline_s=2.0, champion_poll_s=0.2),
+            serving=ServingOptions(exploration=0.0, events_deadline_s=events_deadline_s, champion_poll_s=0.2),
         )
         backends = dataclasses.replace(
             serving_connect.connect(options),
@@ -124,7 +124,7 @@ def test_a_request_reads_postgresql_and_is_logged_to_kafka(filled, kafka, make_r
     answer = ask(replica)
     assert (len(answer["items"]), answer["degraded"], answer["model_version"]) == (10, [], "7")
     assert 2_000 <= answer["freshness"]["feature_age_ms"] < 20_000
-    ((partition, record),) = eventually(lambda: records(kafka, INFERENCE), timeout_s=20.0)
+    ((partition, record),) = eventually(lambda: records(kafka, INFERENCE))
     assert record["request_id"] == answer["request_id"]
     assert (record["features"]["country"], record["features"]["city"]) == ("CN", "Shanghai")
     assert partition == partition_of(b"1", partitions=4)
@@ -143,7 +143,7 @@ def test_posted_events_are_on_kafka_when_they_are_accepted(filled, kafka, make_r
 
 
 def test_without_kafka_requests_are_answered_and_events_are_for_later(filled, make_replica):
-    replica = make_replica(filled, KafkaOptions(bootstrap=NOBODY))
+    replica = make_replica(filled, KafkaOptions(bootstrap=NOBODY), events_deadline_s=2.0)
     answer = call(replica, "POST", "/v1/events", json=[])
     assert answer.status_code == 202
     event = {"event_id": "e", "event_type": "view", "ts": REAL.now_ms(), "user_id": 1}
@@ -174,7 +174,7 @@ def test_hanging_sessions_cost_a_request_its_deadline_and_come_back(
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
-    eventually(lambda: ask(replica)["degraded"] == [], timeout_s=20.0)
+    eventually(lambda: ask(replica)["degraded"] == [])
 
 
 def test_ended_sessions_are_replaced(filled, kafka, make_replica, eventually):
@@ -186,7 +186,7 @@ def test_ended_sessions_are_replaced(filled, kafka, make_replica, eventually):
         cursor.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {ours}")
         assert cursor.rowcount >= 2
     connection.close()
-    eventually(lambda: ask(replica)["degraded"] == [], timeout_s=20.0)
+    eventually(lambda: ask(replica)["degraded"] == [])
     assert len(ask(replica)["items"]) == 10
 
 

@@ -123,7 +123,7 @@ class Bench:
         for stop in self.stops:
             stop.set()
         for thread in self.threads:
-            thread.join(timeout=20)
+            thread.join(timeout=120)
             assert not thread.is_alive()
 
 
@@ -163,7 +163,7 @@ def test_a_second_owner_waits_and_goes_on_where_the_first_ended(bench, eventuall
     bench.send(100, 200)
     eventually(lambda: len(bench.rows()) == 200)
     stop.set()
-    thread.join(timeout=20)
+    thread.join(timeout=120)
     bench.send(200, 300)
     eventually(lambda: len(bench.rows()) >= 300)
     assert bench.rows() == values(0, 300)
@@ -218,7 +218,7 @@ def test_a_stalled_topic_makes_the_others_wait_within_bounds_and_nothing_is_lost
     eventually(lambda: bench.loops[0].trouble == "" and bench.rows() == held)
     assert Joiner.most_open <= 1_000 + 100
     bench.send(0, 20_000, topic="inference-log")
-    eventually(lambda: len(bench.rows()) >= 40_000, timeout_s=30)
+    eventually(lambda: len(bench.rows()) >= 40_000)
     assert bench.rows() == values(0, 20_000) + values(0, 20_000, topic="inference-log")
 
 
@@ -232,7 +232,7 @@ def test_progress_is_what_was_committed(bench, eventually):
     stop, thread = bench.start("one")
     eventually(lambda: len(bench.rows()) == 100)
     stop.set()
-    thread.join(timeout=20)
+    thread.join(timeout=120)
     connection = bench.session()
     with transaction(connection) as cursor:
         stage = read_stages(cursor)["keep"]

@@ -169,7 +169,7 @@ class Shop:
     def keep(self, eventually):
         """Let the history have everything."""
         with self.running("history"):
-            eventually(self._kept, timeout_s=20, what="the history has the log")
+            eventually(self._kept, what="the history has the log")
 
     def verify(self, **options):
         history = History(self.files, self.manifest)
@@ -238,7 +238,7 @@ def trade(shop, eventually, *, steps=60):
         eventually(lambda: len(shop.store.catalogue()) == ITEMS, what="the catalogue is there")
         for step in range(steps):
             shop.shop()
-            applied = eventually(partial(shop.applied_beyond, applied), timeout_s=20)
+            applied = eventually(partial(shop.applied_beyond, applied))
             if step % 3 == 0:
                 shop.refresh()
             records += [shop.ask(shop.rng.randrange(USERS + 1), page=shop.rng.randrange(2)) for _ in range(3)]

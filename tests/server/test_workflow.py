@@ -79,15 +79,15 @@ def test_each_expected_start_happens_once_however_often_the_scheduler_is_killed(
         closing(PostgresWorkflowStore(options, sending(log))) as store,
     ):
         store.apply(example())
-        eventually(lambda: store.load().workflows, timeout_s=60, what="a scheduler took the workflow")
+        eventually(lambda: store.load().workflows, what="a scheduler took the workflow")
         for number in range(count):
             log.send(NewEvent(key=rng.choice("aabcdddddd"), value=str(number)))
             if (number + 1) % (count // kills) == 0:
                 # In the middle of what it does: as soon as it has begun to act on the last event, or a little later.
                 seen = log.end_offset() - rng.randrange(10)
-                eventually(lambda at=seen: store.load().position >= at, timeout_s=60, what="a scheduler reads on")
+                eventually(lambda at=seen: store.load().position >= at, what="a scheduler reads on")
                 schedulers.kill(rng)
-        eventually(lambda: _quiet(store, log), timeout_s=120, what="all is done")
+        eventually(lambda: _quiet(store, log), what="all is done")
         schedulers.end()
         events = [occurred(event) for event in log.list(after_offset=0, limit=100_000)]
         expected = Counter({rule.name: len(firings(rule.when, events)) for rule in example().rules})

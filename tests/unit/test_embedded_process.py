@@ -40,10 +40,10 @@ def _start(directory: Path, *, stay: bool, eventually: Callable[..., Any]) -> tu
     log = directory / "log"
     child = process.spawn(process.Command(arguments=arguments, directory=directory, log=log, environment={}))
     identity = process.identify(child.pid)
-    pids = eventually(lambda: log.exists() and log.read_text().split(), what="the family to start")
+    eventually(lambda: log.exists() and log.read_text().endswith("\n"), what="the family to start")
     if not stay:
         child.wait()
-    return identity, {int(pid) for pid in pids}
+    return identity, {int(pid) for pid in log.read_text().split()}
 
 
 @pytest.mark.parametrize("stay", [True, False], ids=["its parent lives", "its parent crashed"])
@@ -82,7 +82,7 @@ def test_one_that_ignores_the_request_is_killed(tmp_path: Path, eventually: Call
     )
     eventually(lambda: log.read_text(), what="the process to start")
     process.end([psutil.Process(child.pid)], timeout_s=0.1)
-    assert child.wait(timeout=1) == -signal.SIGKILL
+    assert child.wait(timeout=120) == -signal.SIGKILL
 
 
 def test_a_failure_names_the_log_and_quotes_its_end(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def run_until(gate: ValidationGate, done, eventually) -> None:
     thread = threading.Thread(target=gate.run, daemon=True)
     thread.start()
     try:
-        eventually(done, timeout_s=60.0, what="the gate judged")
+        eventually(done, what="the gate judged")
     finally:
         gate.stop()
         thread.join(20.0)

@@ -278,7 +278,7 @@ def test_a_job_that_is_asked_to_end_ends_its_command(
     job.start()
     eventually(lambda: desk.store.runs_going()[0].state == "running")
     desk.store.request_stop(run)
-    job.join(timeout=20)
+    job.join(timeout=120)
     assert desk.store.runs_of("w", "n")[0].state == "stopped"
 
 

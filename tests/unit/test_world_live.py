@@ -36,7 +36,7 @@ def come(server, eventually, options, *, until, drifts=()):
     visits = Background(partial(shoppers.run, stop), name="shoppers")
     visits.start()
     try:
-        eventually(partial(until, answered, broker), timeout_s=20, what="enough of them came")
+        eventually(partial(until, answered, broker), what="enough of them came")
     finally:
         stop.set()
         visits.join()
