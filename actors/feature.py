@@ -22,7 +22,7 @@ from rtrec_ray.features.stream import FeatureStream
 from rtrec_ray.kafka.base import RecordBatch
 from rtrec_ray.kafka.codec import LatestMs, decode
 from rtrec_ray.postgres.connection import Cursor
-from rtrec_ray.stores.features import FeatureKeeping, FeatureWriter, Live, TaskOutput, TopLists
+from rtrec_ray.stores.features.store import FeatureKeeping, FeatureWriter, Live, TaskOutput, TopLists
 
 log = logging.getLogger(__name__)
 

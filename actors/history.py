@@ -20,8 +20,8 @@ from rtrec_ray.kafka.base import Producer, RecordBatch
 from rtrec_ray.kafka.codec import LatestMs, decode
 from rtrec_ray.kafka.deadletter import DeadLetter, send_dead
 from rtrec_ray.postgres.connection import Cursor
-from rtrec_ray.stores.history import HistoryFile, HistoryFiles, HistoryManifest, schema
-from rtrec_ray.stores.history_tidy import TidyOptions, tidy
+from rtrec_ray.stores.history.store import HistoryFile, HistoryFiles, HistoryManifest, schema
+from rtrec_ray.stores.history.tidy import TidyOptions, tidy
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
-from rtrec_ray.stores.workflow import End, WorkflowStore
+from rtrec_ray.stores.workflow.store import End, WorkflowStore
 from rtrec_ray.workflow.nodes import Order
 
 # unknown: the job server never heard of it, or forgot it when it died.

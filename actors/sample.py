@@ -18,7 +18,7 @@ from rtrec_ray.samples.definition import SampleDefinition
 from rtrec_ray.samples.keys import actions_of, impressions_of, keyed, requests_of
 from rtrec_ray.samples.stitch import Stitcher
 from rtrec_ray.samples.timeline import Timeline
-from rtrec_ray.stores.samples_ledger import SampleLedger, settle
+from rtrec_ray.stores.samples.ledger import SampleLedger, settle
 
 SAMPLES_COMPLETE: Final = "SAMPLES_COMPLETE"
 _NOTHING_CAME_MS: Final = 1 << 62

@@ -7,7 +7,7 @@ import threading
 from typing import Final, Protocol
 
 from rtrec_ray.errors import ServerUnavailable
-from rtrec_ray.stores.samples_retention import Removed
+from rtrec_ray.stores.samples.retention import Removed
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from rtrec_ray.clock import Clock, monotonic_s, wall_ms
 from rtrec_ray.errors import LeaseHeld, LeaseLost, ServerUnavailable
 from rtrec_ray.notification.backoff import Backoff
 from rtrec_ray.notification.base import Event, EventFilter, NotificationStore
-from rtrec_ray.stores.workflow import Run, SchedulerSession, WorkflowStore
+from rtrec_ray.stores.workflow.store import Run, SchedulerSession, WorkflowStore
 from rtrec_ray.workflow.events import WORKFLOW_REQUESTED
 from rtrec_ray.workflow.nodes import Order
 from rtrec_ray.workflow.scheduler import Changes, Scheduler

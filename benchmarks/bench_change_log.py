@@ -19,10 +19,10 @@ from rtrec_ray.clock import monotonic_s
 from rtrec_ray.embedded.postgres import PostgresServer, PostgresServerOptions
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.postgres.migrate import migrate
-from rtrec_ray.stores.bell import LedgerBell
-from rtrec_ray.stores.changes import LogPlace
-from rtrec_ray.stores.changes_postgres import PostgresChangeLog
-from rtrec_ray.stores.samples_postgres import PostgresSampleStore
+from rtrec_ray.stores.changes.bell import LedgerBell
+from rtrec_ray.stores.changes.log import LogPlace
+from rtrec_ray.stores.changes.postgres import PostgresChangeLog
+from rtrec_ray.stores.samples.postgres import PostgresSampleStore
 from tests.sample_rows import put_samples, sample_rows
 from training.dataset import COLUMNS
 

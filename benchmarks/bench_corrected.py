@@ -35,7 +35,7 @@ from rtrec_ray.kafka.base import KafkaOptions, Producer
 from rtrec_ray.kafka.connect import connect_producer
 from rtrec_ray.postgres.connection import connect
 from rtrec_ray.samples.definition import SampleDefinition
-from rtrec_ray.stores.samples_postgres import PostgresSampleStore
+from rtrec_ray.stores.samples.postgres import PostgresSampleStore
 
 SHOWN = 10
 CLICKED = 0.05

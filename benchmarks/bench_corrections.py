@@ -25,8 +25,8 @@ from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.postgres.connection import Connection, connect, transaction
 from rtrec_ray.samples.definition import SampleDefinition
-from rtrec_ray.stores.samples_live import enter_definition, enter_partitions
-from rtrec_ray.stores.samples_writing import PostgresSampleLedger
+from rtrec_ray.stores.samples.live import enter_definition, enter_partitions
+from rtrec_ray.stores.samples.writing import PostgresSampleLedger
 
 DAY_MS = 86_400_000
 START_MS = 20_454 * DAY_MS  # 2026-01-01

@@ -29,7 +29,7 @@ from rtrec_ray.events import BEHAVIOR, BehaviorEvent
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.connect import connect_producer
 from rtrec_ray.postgres.connection import Pool
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 
 NOBODY = 1_000_000_000
 EACH_S = 0.1

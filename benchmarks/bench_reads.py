@@ -54,8 +54,8 @@ from rtrec_ray.features.stream import FeatureStream
 from rtrec_ray.garbage import collect_rarely
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
 from rtrec_ray.postgres.migrate import migrate
-from rtrec_ray.stores.features import HOUR_MS, TaskOutput, TopLists
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.store import HOUR_MS, TaskOutput, TopLists
 
 if TYPE_CHECKING:
     from feast_reads import FeastReads

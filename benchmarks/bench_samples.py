@@ -50,9 +50,9 @@ from rtrec_ray.postgres.connection import Cursor, PostgresOptions, connect
 from rtrec_ray.samples.definition import SampleDefinition
 from rtrec_ray.samples.settlement import Answers, Existing, Place, Questions, Settled
 from rtrec_ray.samples.timeline import Timeline
-from rtrec_ray.stores.samples_live import enter_definition, enter_partitions
-from rtrec_ray.stores.samples_postgres import PostgresSampleStore
-from rtrec_ray.stores.samples_writing import PostgresSampleLedger
+from rtrec_ray.stores.samples.live import enter_definition, enter_partitions
+from rtrec_ray.stores.samples.postgres import PostgresSampleStore
+from rtrec_ray.stores.samples.writing import PostgresSampleLedger
 
 TASK: Final = "samples"
 WAIT_MS: Final = 600_000

@@ -25,10 +25,10 @@ from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.postgres.migrate import migrate
 from rtrec_ray.samples.columns import REQUEST_SCHEMA, REVISION_SCHEMA
 from rtrec_ray.samples.settlement import Settled
-from rtrec_ray.stores.samples_postgres import PostgresSampleStore
-from rtrec_ray.stores.samples_scan import ALL, ScanAsk, ScanPart, ScanPlan
-from rtrec_ray.stores.samples_scan_postgres import PostgresSampleScan
-from rtrec_ray.stores.samples_writing import PostgresSampleLedger
+from rtrec_ray.stores.samples.postgres import PostgresSampleStore
+from rtrec_ray.stores.samples.scan import ALL, ScanAsk, ScanPart, ScanPlan
+from rtrec_ray.stores.samples.scan_postgres import PostgresSampleScan
+from rtrec_ray.stores.samples.writing import PostgresSampleLedger
 
 START_MS, COMMIT = 1_767_225_600_000, 50_000
 FEATURES = json.dumps({f"feature_{n}": 0.1234 * n for n in range(24)} | {"last": [1, 2, 3, 4, 5], "city": "x"})

@@ -28,9 +28,9 @@ from rtrec_ray.samples.definition import SampleDefinition
 from rtrec_ray.samples.keys import actions_of, impressions_of, keyed, requests_of
 from rtrec_ray.samples.settlement import Answers
 from rtrec_ray.samples.stitch import Stitcher
-from rtrec_ray.stores.samples_ledger import settle
-from rtrec_ray.stores.samples_postgres import PostgresSampleStore
-from rtrec_ray.stores.samples_writing import PostgresSampleLedger
+from rtrec_ray.stores.samples.ledger import settle
+from rtrec_ray.stores.samples.postgres import PostgresSampleStore
+from rtrec_ray.stores.samples.writing import PostgresSampleLedger
 
 START_MS, SLOTS, MINUTE_MS = 1_767_225_600_000, 10, 60_000
 FEATURES = json.dumps({f"f{n}": 0.1234 * n for n in range(20)} | {"recent_items": [1, 2, 3, 4, 5]})

@@ -29,7 +29,7 @@ from rtrec_ray.embedded.postgres import PostgresServer, PostgresServerOptions
 from rtrec_ray.notification import NewEvent, PostgresNotificationStore
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.postgres.migrate import migrate
-from rtrec_ray.stores.workflow_postgres import PostgresSchedulerSession, PostgresWorkflowStore
+from rtrec_ray.stores.workflow.postgres import PostgresSchedulerSession, PostgresWorkflowStore
 from rtrec_ray.workflow.conditions import Count, EventIs
 from rtrec_ray.workflow.definition import Action, Node, Rule, Workflow
 from rtrec_ray.workflow.nodes import Order

@@ -25,8 +25,8 @@ from rtrec_ray.simulate.world.play import PLACES, Play, Request, Slate, Step
 from rtrec_ray.simulate.world.visits import plan_visits
 from rtrec_ray.simulate.world.world import World
 from rtrec_ray.simulate.world.yesterday import DayOptions, inference_row, new_items, play_day
-from rtrec_ray.stores.samples import MemorySampleStore
-from rtrec_ray.stores.samples_ledger import MemorySampleLedger, MemorySamples, settle
+from rtrec_ray.stores.samples.ledger import MemorySampleLedger, MemorySamples, settle
+from rtrec_ray.stores.samples.store import MemorySampleStore
 from serving.explore import arrange
 from serving.rank import best_first, columns_of
 from training.dataset import SampleBatch, encode

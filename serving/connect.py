@@ -19,8 +19,8 @@ from rtrec_ray.postgres.statements import load as load_statements
 from rtrec_ray.registry.base import ModelCenter
 from rtrec_ray.registry.changes_postgres import PostgresChangeBook
 from rtrec_ray.registry.mlflow import MlflowModelCenter, RegistryOptions
-from rtrec_ray.stores.features_past import past_of
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.past import past_of
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from serving.model import fetch
 from serving.options import ServingOptions
 from serving.rank import Scorer

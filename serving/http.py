@@ -17,7 +17,7 @@ from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.errors import BeyondRetention, MetadataUnknown, RecordInvalid, RtrecError, ServerUnavailable, UnknownView
 from rtrec_ray.metadata.catalogue import Catalogue
 from rtrec_ray.notification import NotificationStore, Step
-from rtrec_ray.stores.features import FeatureReader, read_view
+from rtrec_ray.stores.features.store import FeatureReader, read_view
 from serving import openapi
 from serving.auth import RequireToken
 from serving.calls import BoundedCalls, CallTimedOut

@@ -15,7 +15,7 @@ from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.events import CatalogItem, ItemType
 from rtrec_ray.features.keys import CATEGORY_TOP_ITEMS_10M, TOP_VIEWED_30M, ViewKey
 from rtrec_ray.features.request import item_asks
-from rtrec_ray.stores.features import FeatureReader, ReadPoint
+from rtrec_ray.stores.features.store import FeatureReader, ReadPoint
 from serving.metrics import ServingMetrics
 from serving.retrieve import Top, interleave, merged_top
 

@@ -23,8 +23,8 @@ from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.metadata.memory import MemoryMetadataStore
 from rtrec_ray.notification import MemoryNotificationStore
 from rtrec_ray.registry.changes import MemoryChangeBook
-from rtrec_ray.stores.features import Reading, ReadPoint, TaskOutput
-from rtrec_ray.stores.features_memory import MemoryFeatureStore, MemoryFeatureTables
+from rtrec_ray.stores.features.memory import MemoryFeatureStore, MemoryFeatureTables
+from rtrec_ray.stores.features.store import Reading, ReadPoint, TaskOutput
 from serving.rank import Scorer
 from serving.replica import Backends
 from serving.stages import PipelineState

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from rtrec_ray.clock import Clock
 from rtrec_ray.events import InferenceRecord, RankedItem
 from rtrec_ray.features.request import VIEW_OF, item_features, recently_viewed, request_features, trends
-from rtrec_ray.stores.features import ReadPoint
+from rtrec_ray.stores.features.store import ReadPoint
 from serving.calls import BoundedCalls
 from serving.explore import Shown, arrange
 from serving.lists import Lists, ListsReader, without_trends

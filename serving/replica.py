@@ -18,7 +18,7 @@ from rtrec_ray.metadata.base import MetadataStore
 from rtrec_ray.metadata.catalogue import Catalogue
 from rtrec_ray.notification import MODEL, MODEL_DEPLOYED, NOW, EventFilter, Listener, NewEvent, NotificationStore
 from rtrec_ray.registry.changes import NewChange
-from rtrec_ray.stores.features import FeatureReader
+from rtrec_ray.stores.features.store import FeatureReader
 from serving.calls import BoundedCalls
 from serving.collect import EventIntake
 from serving.feedback import InferenceLog

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from rtrec_ray.postgres.connection import Pool
-from rtrec_ray.stores.features_sizes import ViewSize, read_sizes
+from rtrec_ray.stores.features.sizes import ViewSize, read_sizes
 from rtrec_ray.stores.progress import Stage, read_stages
 
 

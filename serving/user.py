@@ -16,7 +16,7 @@ from rtrec_ray.features.keys import (
     ViewKey,
 )
 from rtrec_ray.features.request import FEATURE_VIEWS, request_asks
-from rtrec_ray.stores.features import FeatureReader, ReadPoint
+from rtrec_ray.stores.features.store import FeatureReader, ReadPoint
 from serving.lists import Values, known
 
 _MOST_PROFILES: Final = 100_000

@@ -14,8 +14,8 @@ import polars as pl
 
 from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.features.daily import COUNTED, DAY_MS, ENTITIES, VALUES, day_of
-from rtrec_ray.stores.history import HistoryFile, schema
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.store import HistoryFile, schema
 
 DAY = dt.date(2026, 1, 1)
 DAY_START_MS = 1_767_225_600_000

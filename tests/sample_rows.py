@@ -13,7 +13,7 @@ import polars as pl
 from rtrec_ray.postgres.connection import Cursor, PostgresOptions, connect, transaction
 from rtrec_ray.samples.columns import OUTCOME_SCHEMA, REQUEST_SCHEMA, REVISION_SCHEMA
 from rtrec_ray.samples.settlement import Settled
-from rtrec_ray.stores.samples_writing import PostgresSampleLedger
+from rtrec_ray.stores.samples.writing import PostgresSampleLedger
 
 START_MS = 1_700_000_000_000
 

@@ -13,7 +13,7 @@ import polars as pl
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.postgres.copy import copy_frame
 from rtrec_ray.samples.columns import REQUEST_SCHEMA, SAMPLE_SCHEMA
-from rtrec_ray.stores.samples import MemorySampleStore
+from rtrec_ray.stores.samples.store import MemorySampleStore
 
 DAY_MS = 86_400_000
 FIRST_MS = 20_000 * DAY_MS

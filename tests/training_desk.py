@@ -13,8 +13,8 @@ from rtrec_ray.notification.memory import MemoryNotificationStore
 from rtrec_ray.registry.base import Draft, ModelVersion
 from rtrec_ray.registry.changes import MemoryChangeBook
 from rtrec_ray.registry.memory import MemoryModelCenter
-from rtrec_ray.stores.changes import MemoryChangeLog, MemorySlots
-from rtrec_ray.stores.samples import MemorySampleStore
+from rtrec_ray.stores.changes.log import MemoryChangeLog, MemorySlots
+from rtrec_ray.stores.samples.store import MemorySampleStore
 from rtrec_ray.stores.training import MemoryTrainingBook
 from tests.sample_rows import START_MS
 from training.definition import DcnOptions, ModelDefinition, load_definition

@@ -5,7 +5,7 @@ from __future__ import annotations
 from actors.workflow_log import new_event, occurred
 from rtrec_ray.clock import Clock
 from rtrec_ray.notification import Event, MemoryNotificationStore
-from rtrec_ray.stores.workflow_memory import MemoryWorkflowStore
+from rtrec_ray.stores.workflow.memory import MemoryWorkflowStore
 from rtrec_ray.workflow.conditions import EventIs
 from rtrec_ray.workflow.definition import Action, Node, Rule, Workflow
 from rtrec_ray.workflow.events import Announcement

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from rtrec_ray.clock import Clock
 from rtrec_ray.notification.base import NotificationStore
 from rtrec_ray.registry.base import ModelCenter
-from rtrec_ray.stores.changes import ChangeLog
-from rtrec_ray.stores.samples import SampleStore
+from rtrec_ray.stores.changes.log import ChangeLog
+from rtrec_ray.stores.samples.store import SampleStore
 from rtrec_ray.stores.training import TrainingBook
 from training.options import Connections
 

@@ -19,7 +19,7 @@ from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import ModelRejected, ServerUnavailable
 from rtrec_ray.notification.base import CHANGE_LOG, CHANGE_LOG_FELL_BACK, NewEvent
 from rtrec_ray.registry.base import ModelVersion, fallen
-from rtrec_ray.stores.changes import Changes, LogPlace
+from rtrec_ray.stores.changes.log import Changes, LogPlace
 from rtrec_ray.stores.training import Beat, RunState
 from training.chain import Chain, begin_chain, newest_of_chain
 from training.dataset import COLUMNS, SampleBatch, encode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from rtrec_ray.samples.columns import KEY
-from rtrec_ray.stores.samples import SampleStore
+from rtrec_ray.stores.samples.store import SampleStore
 from training.dataset import COLUMNS, held_out
 
 __all__ = ["HeldOutRows"]

@@ -15,10 +15,10 @@ from rtrec_ray.registry.base import ModelCenter
 from rtrec_ray.registry.changes import ChangeBook
 from rtrec_ray.registry.changes_postgres import PostgresChangeBook
 from rtrec_ray.registry.options import RegistryOptions
-from rtrec_ray.stores.changes import ChangeLog
-from rtrec_ray.stores.changes_postgres import PostgresChangeLog
-from rtrec_ray.stores.samples import SampleStore
-from rtrec_ray.stores.samples_postgres import PostgresSampleStore
+from rtrec_ray.stores.changes.log import ChangeLog
+from rtrec_ray.stores.changes.postgres import PostgresChangeLog
+from rtrec_ray.stores.samples.postgres import PostgresSampleStore
+from rtrec_ray.stores.samples.store import SampleStore
 from rtrec_ray.stores.training import PostgresTrainingBook, TrainingBook
 from training.dataset import COLUMNS
 from training.definition import ModelDefinition

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from rtrec_ray.errors import ModelRejected, ServerUnavailable
 from rtrec_ray.registry.base import Draft, ModelVersion
-from rtrec_ray.stores.changes import lsn_text
+from rtrec_ray.stores.changes.log import lsn_text
 from rtrec_ray.stores.training import ProgressPoint
 from training.chain import Chain
 from training.desk import Desk

@@ -17,7 +17,7 @@ from polars import CompatLevel
 from ray.data import Dataset
 
 from rtrec_ray.samples.columns import SAMPLE_SCHEMA
-from rtrec_ray.stores.samples_scan import SampleScan, ScanAsk, ScanPart, ScanPlan, select_schema
+from rtrec_ray.stores.samples.scan import SampleScan, ScanAsk, ScanPart, ScanPlan, select_schema
 
 __all__ = ["PartReader", "open_dataset"]
 

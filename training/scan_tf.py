@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import tensorflow as tf
 
-from rtrec_ray.stores.samples_scan import SampleScan, ScanPlan, select_schema
+from rtrec_ray.stores.samples.scan import SampleScan, ScanPlan, select_schema
 
 __all__ = ["frames_of", "tf_dataset"]
 

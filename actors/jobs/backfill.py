@@ -19,9 +19,9 @@ from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import BackfillImpossible
 from rtrec_ray.features.definition import Definitions
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
-from rtrec_ray.stores.features_backfill import BackfillPlan, FeatureBackfill
-from rtrec_ray.stores.features_past import past_of
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.backfill import BackfillPlan, FeatureBackfill
+from rtrec_ray.stores.features.past import past_of
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 
 _HISTORY_S: Final = 120.0  # the history commits every few seconds; longer, and it does not run
 

@@ -16,11 +16,11 @@ from ray.exceptions import RayError
 from actors.jobs.quiet import keep_quiet
 from rtrec_ray.errors import RayUnavailable, RtrecError
 from rtrec_ray.postgres.connection import PostgresOptions
-from rtrec_ray.stores.history import History, HistoryFile
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
-from rtrec_ray.stores.static_features_postgres import PostgresStaticFeatures
-from rtrec_ray.stores.static_run import (
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.store import History, HistoryFile
+from rtrec_ray.stores.static.postgres import PostgresStaticFeatures
+from rtrec_ray.stores.static.run import (
     Progress,
     Run,
     RunOrder,
@@ -47,7 +47,7 @@ class StaticOptions:
 def correct_static_features(
     options: StaticOptions, order: RunOrder, progress: Progress = lambda done, total: None
 ) -> RunReport:
-    """A run (`stores/static_run.py`) whose history is read by Ray Data. Needs a Ray connection.
+    """A run (`stores/static/run.py`) whose history is read by Ray Data. Needs a Ray connection.
 
     Raises LeaseHeld while another run goes on, LeaseLost, StoreUnavailable, RayUnavailable.
     """

@@ -25,10 +25,10 @@ from rtrec_ray.kafka.base import RecordBatch
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.samples.columns import KEY, SAMPLE_SCHEMA
 from rtrec_ray.samples.timeline import Timeline
-from rtrec_ray.stores.history import FOREVER_MS, History
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
-from rtrec_ray.stores.samples_ledger import MemorySampleLedger, MemorySamples
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.store import FOREVER_MS, History
+from rtrec_ray.stores.samples.ledger import MemorySampleLedger, MemorySamples
 
 MARGIN_MS: Final = 3_600_000
 """An item is shown within that after its request was answered, or its record of the inference log is not found."""

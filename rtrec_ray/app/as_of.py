@@ -10,9 +10,9 @@ from rtrec_ray.app.system import System
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.features.as_of import schema_of
 from rtrec_ray.postgres.connection import Pool
-from rtrec_ray.stores.features_as_of import AsOfReader, Progress, unknown_yet
-from rtrec_ray.stores.features_past import past_of
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.as_of import AsOfReader, Progress, unknown_yet
+from rtrec_ray.stores.features.past import past_of
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from rtrec_ray.stores.progress import read_stages
 from rtrec_ray.stores.row_files import known_format, read_rows, write_rows
 

@@ -6,10 +6,10 @@ from contextlib import closing
 
 from rtrec_ray.app.system import System
 from rtrec_ray.postgres.connection import Pool
-from rtrec_ray.stores.features_as_of import AsOfReader, Progress
-from rtrec_ray.stores.features_past import past_of
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
-from rtrec_ray.stores.samples_backfill import SamplesBackfill, SamplesBackfillSummary
+from rtrec_ray.stores.features.as_of import AsOfReader, Progress
+from rtrec_ray.stores.features.past import past_of
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.samples.backfill import SamplesBackfill, SamplesBackfillSummary
 
 
 def backfill_samples(

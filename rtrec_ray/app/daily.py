@@ -23,8 +23,8 @@ from rtrec_ray.metadata.postgres import PostgresMetadataStore
 from rtrec_ray.metadata.recording import recorded
 from rtrec_ray.postgres.connection import connect, transaction
 from rtrec_ray.stores.progress import read_stages
-from rtrec_ray.stores.static_features_postgres import PostgresStaticFeatures
-from rtrec_ray.stores.static_run import Progress, RunOrder, RunReport
+from rtrec_ray.stores.static.postgres import PostgresStaticFeatures
+from rtrec_ray.stores.static.run import Progress, RunOrder, RunReport
 
 log = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ from rtrec_ray.kafka.connect import connect_consumer, connect_producer
 from rtrec_ray.notification import PostgresNotificationStore, Retention
 from rtrec_ray.notification.trimmer import LogTrimmer
 from rtrec_ray.postgres.connection import Pool, connect
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
-from rtrec_ray.stores.samples_retention import PostgresSampleRetention
-from rtrec_ray.stores.samples_writing import PostgresSampleLedger
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
+from rtrec_ray.stores.samples.retention import PostgresSampleRetention
+from rtrec_ray.stores.samples.writing import PostgresSampleLedger
 
 HISTORY, FEATURES, SAMPLES = "history", "features", "samples"
 _DAY_MS = 86_400_000

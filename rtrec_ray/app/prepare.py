@@ -15,10 +15,10 @@ from rtrec_ray.metadata.catalogue import system_datasets
 from rtrec_ray.metadata.postgres import PostgresMetadataStore
 from rtrec_ray.postgres.connection import Pool, connect, transaction
 from rtrec_ray.postgres.migrate import migrate
-from rtrec_ray.stores.features_live import move_users
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.live import move_users
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from rtrec_ray.stores.progress import put_clock
-from rtrec_ray.stores.samples_live import enter_definition, enter_partitions
+from rtrec_ray.stores.samples.live import enter_definition, enter_partitions
 
 
 def prepare(system: System) -> System:

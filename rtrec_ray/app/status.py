@@ -12,9 +12,9 @@ import httpx
 from rtrec_ray.app.system import System
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.postgres.connection import connect, transaction
-from rtrec_ray.stores.features_sizes import read_sizes
+from rtrec_ray.stores.features.sizes import read_sizes
 from rtrec_ray.stores.progress import Stage, read_stages
-from rtrec_ray.stores.samples_retention import Removed, read_removed
+from rtrec_ray.stores.samples.retention import Removed, read_removed
 from rtrec_ray.stores.training import PostgresTrainingBook, TrainingRun
 
 # Counts that every stage shows, also before anything was counted.

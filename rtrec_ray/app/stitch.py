@@ -18,12 +18,12 @@ from rtrec_ray.postgres.connection import connect, transaction
 from rtrec_ray.samples.columns import KEY, SAMPLE_SCHEMA, without
 from rtrec_ray.samples.timeline import Timeline
 from rtrec_ray.samples.verify import LIVE_SCHEMA, STITCHED_SCHEMA, Comparison, compare
-from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
-from rtrec_ray.stores.samples_export import Export, write_export
-from rtrec_ray.stores.samples_live import read_timeline
-from rtrec_ray.stores.samples_scan import ScanAsk
-from rtrec_ray.stores.samples_scan_postgres import PostgresSampleScan
-from rtrec_ray.stores.samples_verify import read_origins, read_standing
+from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
+from rtrec_ray.stores.samples.export import Export, write_export
+from rtrec_ray.stores.samples.live import read_timeline
+from rtrec_ray.stores.samples.scan import ScanAsk
+from rtrec_ray.stores.samples.scan_postgres import PostgresSampleScan
+from rtrec_ray.stores.samples.verify import read_origins, read_standing
 
 Progress = Callable[[int, int], None]
 

@@ -20,10 +20,10 @@ from rtrec_ray.features.recount import EVENT_SCHEMA, VERSION_SCHEMA, once
 from rtrec_ray.features.request import FEATURE_VIEWS
 from rtrec_ray.features.verify import Case, Difference, Report, by_late_profiles, cases_of, compare
 from rtrec_ray.postgres.connection import Pool
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
-from rtrec_ray.stores.history import BEGINNING_MS, FOREVER_MS, History
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.store import BEGINNING_MS, FOREVER_MS, History
 from rtrec_ray.stores.progress import read_positions
 
 HISTORY_TASK: Final = "history"

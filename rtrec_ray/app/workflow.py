@@ -20,8 +20,8 @@ from rtrec_ray.errors import UnknownNode
 from rtrec_ray.notification.postgres import PostgresNotificationStore
 from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.stores.progress import read_stages
-from rtrec_ray.stores.workflow import Loaded
-from rtrec_ray.stores.workflow_postgres import PostgresWorkflowStore
+from rtrec_ray.stores.workflow.postgres import PostgresWorkflowStore
+from rtrec_ray.stores.workflow.store import Loaded
 
 SCHEDULER = "scheduler"
 

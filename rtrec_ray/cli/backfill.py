@@ -14,7 +14,7 @@ from rtrec_ray.cli.cluster import on_cluster
 from rtrec_ray.cli.options import Where, command
 from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.features.definition import NOT_BEGUN_MS
-from rtrec_ray.stores.samples_backfill import SamplesBackfillSummary
+from rtrec_ray.stores.samples.backfill import SamplesBackfillSummary
 
 if TYPE_CHECKING:
     from actors.jobs.backfill import BackfillSummary

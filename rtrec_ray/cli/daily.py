@@ -14,8 +14,8 @@ from rtrec_ray.cli.options import Where, command
 from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.postgres.connection import connect, transaction
 from rtrec_ray.stores.progress import read_stages
-from rtrec_ray.stores.static_features import read_static
-from rtrec_ray.stores.static_features_postgres import PostgresStaticFeatures
+from rtrec_ray.stores.static.postgres import PostgresStaticFeatures
+from rtrec_ray.stores.static.store import read_static
 
 
 @click.command()

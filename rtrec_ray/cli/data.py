@@ -20,10 +20,10 @@ from rtrec_ray.postgres.connection import connect, transaction
 from rtrec_ray.samples.file import load_definition
 from rtrec_ray.simulate.replay import ReplayOptions, ReplaySummary
 from rtrec_ray.simulate.replay import replay as write_log
-from rtrec_ray.stores.changes import lsn_text
+from rtrec_ray.stores.changes.log import lsn_text
+from rtrec_ray.stores.changes.slots import drop_slot, list_slots, read_means
 from rtrec_ray.stores.progress import read_stages
-from rtrec_ray.stores.samples_live import Change, apply_definition
-from rtrec_ray.stores.slots import drop_slot, list_slots, read_means
+from rtrec_ray.stores.samples.live import Change, apply_definition
 
 
 @click.command()

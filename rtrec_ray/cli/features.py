@@ -26,12 +26,12 @@ from rtrec_ray.features.definition import NOT_BEGUN_MS
 from rtrec_ray.features.evolve import evolve
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.postgres.connection import Pool
-from rtrec_ray.stores.features import list_views, read_view
-from rtrec_ray.stores.features_past import past_of
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.past import past_of
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.store import list_views, read_view
 from rtrec_ray.stores.progress import read_stages
-from rtrec_ray.stores.static_features import VIEWS as STATIC_VIEWS
-from rtrec_ray.stores.static_features import list_static
+from rtrec_ray.stores.static.store import VIEWS as STATIC_VIEWS
+from rtrec_ray.stores.static.store import list_static
 
 _BEGIN_S: Final = 15.0  # a task that has nothing to commit looks for changes each third of its lease
 

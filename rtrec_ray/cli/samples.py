@@ -17,11 +17,11 @@ from rtrec_ray.errors import SamplesDiffer
 from rtrec_ray.samples.columns import SAMPLE_SCHEMA
 from rtrec_ray.samples.delays import DelayReport, report_delays
 from rtrec_ray.samples.verify import Comparison
-from rtrec_ray.stores.samples_delays import read_delays
-from rtrec_ray.stores.samples_export import Export, export_samples
-from rtrec_ray.stores.samples_postgres import PostgresSampleStore
-from rtrec_ray.stores.samples_scan import ALL, ScanAsk
-from rtrec_ray.stores.samples_scan_postgres import PostgresSampleScan
+from rtrec_ray.stores.samples.delays import read_delays
+from rtrec_ray.stores.samples.export import Export, export_samples
+from rtrec_ray.stores.samples.postgres import PostgresSampleStore
+from rtrec_ray.stores.samples.scan import ALL, ScanAsk
+from rtrec_ray.stores.samples.scan_postgres import PostgresSampleScan
 
 _UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _PAGES_SHOWN: Final = 20

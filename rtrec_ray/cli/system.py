@@ -22,7 +22,7 @@ from rtrec_ray.embedded.doctor import Check, checks
 from rtrec_ray.embedded.state import claim, read_state
 from rtrec_ray.embedded.system import stop_other
 from rtrec_ray.errors import AlreadyRunning, EmbeddedFailure, StoreUnavailable
-from rtrec_ray.stores.slots import list_slots, read_means
+from rtrec_ray.stores.changes.slots import list_slots, read_means
 
 _LOOK_S = 1.0
 

@@ -18,7 +18,7 @@ from rtrec_ray.cli.options import Where, command
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import UnknownNode
 from rtrec_ray.notification.base import EventFilter
-from rtrec_ray.stores.workflow import Loaded
+from rtrec_ray.stores.workflow.store import Loaded
 from rtrec_ray.workflow.definition import Rule
 from rtrec_ray.workflow.dryrun import dry_run
 from rtrec_ray.workflow.events import NODE_REQUESTED, WHOLE, WORKFLOW_REQUESTED, Announcement

@@ -11,7 +11,7 @@ import polars as pl
 from rtrec_ray.errors import MetadataUnknown
 from rtrec_ray.events import SCHEMAS
 from rtrec_ray.metadata.base import Dataset, Entity, EntityKind, JobRun, MetadataStore, ModelLineage, Snapshot
-from rtrec_ray.stores import history
+from rtrec_ray.stores.history import store as history
 
 Entry = Dataset | Entity | EntityKind | JobRun | ModelLineage | Snapshot
 

@@ -19,9 +19,9 @@ from rtrec_ray.kafka.codec import decode
 from rtrec_ray.kafka.connect import connect_admin, connect_consumer
 from rtrec_ray.metadata.base import Dataset, MetadataStore
 from rtrec_ray.postgres.connection import PostgresOptions, connect, translated
-from rtrec_ray.stores.history import History
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.store import History
 
 _ROWS: Final = 65_536
 _QUIET_POLLS: Final = 10

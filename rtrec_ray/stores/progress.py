@@ -113,4 +113,4 @@ def put_clock(cursor: Cursor, clock: ScaledClock) -> ScaledClock:
 
 
 def _sql() -> dict[str, str]:
-    return load("rtrec_ray.stores.queries", "progress.sql")
+    return load("rtrec_ray.stores", "progress.sql")

@@ -125,7 +125,7 @@ class PostgresTrainingBook:
 
     def __init__(self, options: PostgresOptions) -> None:
         self._pool = Pool(options, size=2, application="rtrec-training")
-        self._sql = load("rtrec_ray.stores.queries", "training.sql")
+        self._sql = load("rtrec_ray.stores", "training.sql")
 
     def open(self, run: str) -> int:
         """See TrainingBook."""

@@ -12,11 +12,11 @@ from rtrec_ray.embedded.postgres import PostgresServer
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.samples.columns import SAMPLE_SCHEMA
-from rtrec_ray.stores.changes import ChangeLog, Changes, LogPlace, MemoryChangeLog, MemorySlots
-from rtrec_ray.stores.changes_postgres import PostgresChangeLog
-from rtrec_ray.stores.samples import MemorySampleStore, SampleStore
-from rtrec_ray.stores.samples_postgres import PostgresSampleStore
-from rtrec_ray.stores.slots import drop_slot, list_slots
+from rtrec_ray.stores.changes.log import ChangeLog, Changes, LogPlace, MemoryChangeLog, MemorySlots
+from rtrec_ray.stores.changes.postgres import PostgresChangeLog
+from rtrec_ray.stores.changes.slots import drop_slot, list_slots
+from rtrec_ray.stores.samples.postgres import PostgresSampleStore
+from rtrec_ray.stores.samples.store import MemorySampleStore, SampleStore
 from tests.sample_rows import correct_samples, put_samples, sample_rows
 
 EMPTIED = "TRUNCATE samples.requests, samples.revisions; DELETE FROM meta.counters;"

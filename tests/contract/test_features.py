@@ -24,13 +24,13 @@ from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
-from rtrec_ray.stores.features import FeatureStore, ReadPoint, TaskOutput, TopLists, list_views, read_view
-from rtrec_ray.stores.features_memory import MemoryFeatureStore, MemoryFeatureTables
-from rtrec_ray.stores.features_past import HistoryPast
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
-from rtrec_ray.stores.history import History, schema
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import MemoryHistoryManifest
+from rtrec_ray.stores.features.memory import MemoryFeatureStore, MemoryFeatureTables
+from rtrec_ray.stores.features.past import HistoryPast
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.store import FeatureStore, ReadPoint, TaskOutput, TopLists, list_views, read_view
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import MemoryHistoryManifest
+from rtrec_ray.stores.history.store import History, schema
 
 DEFINITIONS = load_definitions(Path(__file__).parents[2] / "configs" / "features.yaml")
 BASE = 1_767_225_600_000

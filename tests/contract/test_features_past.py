@@ -22,16 +22,16 @@ from rtrec_ray.features.daily import DAY_MS
 from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.postgres.connection import PostgresOptions
-from rtrec_ray.stores.features_as_of import AsOfReader, unknown_yet
-from rtrec_ray.stores.features_past import HistoryPast
-from rtrec_ray.stores.history import HOUR_MS, History, HistoryFile
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import MemoryHistoryManifest
+from rtrec_ray.stores.features.as_of import AsOfReader, unknown_yet
+from rtrec_ray.stores.features.past import HistoryPast
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import MemoryHistoryManifest
+from rtrec_ray.stores.history.store import HOUR_MS, History, HistoryFile
 from rtrec_ray.stores.row_files import read_rows, write_rows
-from rtrec_ray.stores.static_features import StaticFeatures
-from rtrec_ray.stores.static_features_memory import MemoryStaticFeatures
-from rtrec_ray.stores.static_features_postgres import PostgresStaticFeatures
-from rtrec_ray.stores.static_run import HereCounting, Run, RunOrder
+from rtrec_ray.stores.static.memory import MemoryStaticFeatures
+from rtrec_ray.stores.static.postgres import PostgresStaticFeatures
+from rtrec_ray.stores.static.run import HereCounting, Run, RunOrder
+from rtrec_ray.stores.static.store import StaticFeatures
 from tests.daily_events import DAY_START_MS, day, event, random_events, retraction, write
 
 DEFINITIONS = load_definitions(Path(__file__).parents[2] / "configs" / "features.yaml")

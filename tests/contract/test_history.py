@@ -16,10 +16,10 @@ import pytest
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.events import SCHEMAS
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
-from rtrec_ray.stores.history import HOUR_MS, History, HistoryFile, HistoryManifest, arrow_schema, schema
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import MemoryHistoryManifest, PostgresHistoryManifest
-from rtrec_ray.stores.history_tidy import TidyOptions, groups, tidy
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import MemoryHistoryManifest, PostgresHistoryManifest
+from rtrec_ray.stores.history.store import HOUR_MS, History, HistoryFile, HistoryManifest, arrow_schema, schema
+from rtrec_ray.stores.history.tidy import TidyOptions, groups, tidy
 
 NOON_MS = 1_700_000_000_000 // HOUR_MS * HOUR_MS
 

@@ -16,10 +16,10 @@ from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.samples.columns import ACTION_SCHEMA, IMPRESSION_SCHEMA, REQUEST_SCHEMA, SAMPLE_SCHEMA
 from rtrec_ray.samples.definition import Label, SampleDefinition
 from rtrec_ray.samples.stitch import Stitcher
-from rtrec_ray.stores.samples import SampleStore
-from rtrec_ray.stores.samples_ledger import MOST_MINUTES, MemorySampleLedger, MemorySamples, SampleLedger, settle
-from rtrec_ray.stores.samples_postgres import PostgresSampleStore
-from rtrec_ray.stores.samples_writing import PostgresSampleLedger
+from rtrec_ray.stores.samples.ledger import MOST_MINUTES, MemorySampleLedger, MemorySamples, SampleLedger, settle
+from rtrec_ray.stores.samples.postgres import PostgresSampleStore
+from rtrec_ray.stores.samples.store import SampleStore
+from rtrec_ray.stores.samples.writing import PostgresSampleLedger
 
 DAY_MS = 86_400_000
 NOON_MS = 20_000 * DAY_MS + DAY_MS // 2

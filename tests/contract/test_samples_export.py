@@ -11,9 +11,9 @@ import pyarrow.dataset as ds
 import pytest
 
 from rtrec_ray.errors import ExportRefused, StoreUnavailable
-from rtrec_ray.stores.samples import MemorySampleStore
-from rtrec_ray.stores.samples_export import export_samples
-from rtrec_ray.stores.samples_scan import MemorySampleScan, ScanAsk, ScanPart, ScanPlan
+from rtrec_ray.stores.samples.export import export_samples
+from rtrec_ray.stores.samples.scan import MemorySampleScan, ScanAsk, ScanPart, ScanPlan
+from rtrec_ray.stores.samples.store import MemorySampleStore
 from tests.scanned_samples import DAY_MS, FIRST_MS, MemoryPuts, clicked, sample
 
 WHOLE = ScanAsk(from_ms=FIRST_MS, to_ms=FIRST_MS + 3 * DAY_MS)

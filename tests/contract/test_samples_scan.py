@@ -15,10 +15,10 @@ from rtrec_ray.embedded.postgres import PostgresServer
 from rtrec_ray.errors import SnapshotEnded
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.samples.columns import KEY, SAMPLE_SCHEMA
-from rtrec_ray.stores.samples import MemorySampleStore, SampleStore
-from rtrec_ray.stores.samples_postgres import PostgresSampleStore
-from rtrec_ray.stores.samples_scan import MemorySampleScan, SampleScan, ScanAsk, ScanPlan, select_schema
-from rtrec_ray.stores.samples_scan_postgres import PostgresSampleScan
+from rtrec_ray.stores.samples.postgres import PostgresSampleStore
+from rtrec_ray.stores.samples.scan import MemorySampleScan, SampleScan, ScanAsk, ScanPlan, select_schema
+from rtrec_ray.stores.samples.scan_postgres import PostgresSampleScan
+from rtrec_ray.stores.samples.store import MemorySampleStore, SampleStore
 from tests.scanned_samples import DAY_MS, FIRST_MS, MemoryPuts, PostgresPuts, Puts, clicked, sample
 
 WHOLE = ScanAsk(from_ms=0, to_ms=1 << 50)

@@ -18,14 +18,14 @@ from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.features.counted import NAME_SCHEMA
 from rtrec_ray.features.daily import COUNT_SCHEMA, COUNTED, DAY_MS, ENTITIES, VALUES, complete_day, start_ms
 from rtrec_ray.postgres.connection import PostgresOptions
-from rtrec_ray.stores.history import HOUR_MS, History
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import MemoryHistoryManifest
-from rtrec_ray.stores.history_tidy import TidyOptions, tidy
-from rtrec_ray.stores.static_features import StaticFeatures, StaticValues, list_static, read_static
-from rtrec_ray.stores.static_features_memory import MemoryStaticFeatures
-from rtrec_ray.stores.static_features_postgres import PostgresStaticFeatures
-from rtrec_ray.stores.static_run import HereCounting, Run, RunOrder, RunReport, Unit, units
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import MemoryHistoryManifest
+from rtrec_ray.stores.history.store import HOUR_MS, History
+from rtrec_ray.stores.history.tidy import TidyOptions, tidy
+from rtrec_ray.stores.static.memory import MemoryStaticFeatures
+from rtrec_ray.stores.static.postgres import PostgresStaticFeatures
+from rtrec_ray.stores.static.run import HereCounting, Run, RunOrder, RunReport, Unit, units
+from rtrec_ray.stores.static.store import StaticFeatures, StaticValues, list_static, read_static
 from tests.daily_events import Event, day, event, plain_counts, plain_values, random_events, retraction, write
 
 LAST = 8  # of nine days

@@ -13,9 +13,9 @@ from rtrec_ray.clock import REAL
 from rtrec_ray.errors import DefinitionInvalid, LeaseHeld, LeaseLost
 from rtrec_ray.notification import MemoryNotificationStore, NewEvent, NotificationStore, PostgresNotificationStore
 from rtrec_ray.postgres.connection import PostgresOptions
-from rtrec_ray.stores.workflow import WorkflowStore
-from rtrec_ray.stores.workflow_memory import MemoryWorkflowStore
-from rtrec_ray.stores.workflow_postgres import PostgresWorkflowStore
+from rtrec_ray.stores.workflow.memory import MemoryWorkflowStore
+from rtrec_ray.stores.workflow.postgres import PostgresWorkflowStore
+from rtrec_ray.stores.workflow.store import WorkflowStore
 from rtrec_ray.workflow.conditions import Absence, EventIs, Schedule, Sequence, StatusIs
 from rtrec_ray.workflow.definition import Workflow
 from rtrec_ray.workflow.nodes import Order

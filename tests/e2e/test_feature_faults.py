@@ -44,7 +44,7 @@ from rtrec_ray.kafka.partitioner import partition_of
 from rtrec_ray.kafka.topics import topic_specs
 from rtrec_ray.postgres.connection import Pool, connect
 from rtrec_ray.samples.file import load_definition
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from tests.conftest import Eventually
 from tests.e2e.crew import LEASE_MS, Crew, Watch, Worker, run_alone, send_all
 from tests.e2e.feature_content import Tiles, added_up, content, query, tiles

@@ -23,8 +23,8 @@ from rtrec_ray.features.profiles import newest_per_version
 from rtrec_ray.features.sliding import SlidingView
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.kafka.codec import decode
-from rtrec_ray.stores.features import TaskOutput
-from rtrec_ray.stores.features_memory import MemoryFeatureStore, MemoryFeatureTables
+from rtrec_ray.stores.features.memory import MemoryFeatureStore, MemoryFeatureTables
+from rtrec_ray.stores.features.store import TaskOutput
 
 ROOT = Path(__file__).parents[2]
 DEFINITIONS = load_definitions(ROOT / "configs" / "features.yaml")

@@ -18,9 +18,9 @@ from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.kafka.codec import decode
 from rtrec_ray.kafka.deadletter import decode_dead
 from rtrec_ray.kafka.memory import MemoryBroker
-from rtrec_ray.stores.history import HOUR_MS, History, HistoryFile
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import MemoryHistoryManifest
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import MemoryHistoryManifest
+from rtrec_ray.stores.history.store import HOUR_MS, History, HistoryFile
 
 START_MS = 1_700_000_000_000 // HOUR_MS * HOUR_MS
 FAR_MS = START_MS + 1_000 * HOUR_MS

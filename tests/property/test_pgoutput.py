@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtrec_ray.stores.pgoutput import Begin, Commit, Insert, Relation, Transactions, parse
+from rtrec_ray.stores.changes.pgoutput import Begin, Commit, Insert, Relation, Transactions, parse
 from tests import pgoutput_bytes as write
 
 lsns = st.integers(0, 2**63 - 1)

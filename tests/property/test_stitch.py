@@ -15,7 +15,7 @@ from rtrec_ray.samples.columns import ACTION_SCHEMA, IMPRESSION_SCHEMA, REQUEST_
 from rtrec_ray.samples.definition import CLICK, Label, PageRules, SampleDefinition
 from rtrec_ray.samples.stitch import Stitcher, draws
 from rtrec_ray.samples.timeline import Applied, Timeline
-from rtrec_ray.stores.samples_ledger import MemorySampleLedger, MemorySamples, settle
+from rtrec_ray.stores.samples.ledger import MemorySampleLedger, MemorySamples, settle
 
 WAIT, HORIZON, LAST_MARK = 4, 31, 30
 CHANGED_MS = 5

@@ -12,9 +12,9 @@ from ray.exceptions import RayTaskError
 
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.samples.columns import SAMPLE_SCHEMA
-from rtrec_ray.stores.samples_postgres import PostgresSampleStore
-from rtrec_ray.stores.samples_scan import ScanAsk, ScanPart, ScanPlan
-from rtrec_ray.stores.samples_scan_postgres import PostgresSampleScan
+from rtrec_ray.stores.samples.postgres import PostgresSampleStore
+from rtrec_ray.stores.samples.scan import ScanAsk, ScanPart, ScanPlan
+from rtrec_ray.stores.samples.scan_postgres import PostgresSampleScan
 from tests.scanned_samples import DAY_MS, FIRST_MS, PostgresPuts, clicked, sample
 from training.scan import open_dataset
 

@@ -20,10 +20,10 @@ from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.features.daily import DAY_MS, ENTITIES
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
-from rtrec_ray.stores.history import HistoryFile
-from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
-from rtrec_ray.stores.static_features_postgres import PostgresCorrection, PostgresStaticFeatures
-from rtrec_ray.stores.static_run import RunOrder
+from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.store import HistoryFile
+from rtrec_ray.stores.static.postgres import PostgresCorrection, PostgresStaticFeatures
+from rtrec_ray.stores.static.run import RunOrder
 from tests.daily_events import Event, day, event, plain_counts, plain_values, random_events, retraction, write
 
 pytestmark = [pytest.mark.ray, pytest.mark.server, pytest.mark.slow]

@@ -20,11 +20,11 @@ from rtrec_ray.events import BEHAVIOR, INFERENCE
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.kafka.memory import MemoryBroker, MemoryProducer
 from rtrec_ray.postgres.connection import connect, transaction
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
 from rtrec_ray.stores.progress import Committed, write_committed
-from rtrec_ray.stores.samples_postgres import PostgresSampleStore
-from rtrec_ray.stores.samples_writing import PostgresSampleLedger
+from rtrec_ray.stores.samples.postgres import PostgresSampleStore
+from rtrec_ray.stores.samples.writing import PostgresSampleLedger
 
 pytestmark = [pytest.mark.server, pytest.mark.ray]
 

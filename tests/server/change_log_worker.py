@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.postgres.connection import PostgresOptions
-from rtrec_ray.stores.changes import LogPlace
-from rtrec_ray.stores.changes_postgres import PostgresChangeLog
+from rtrec_ray.stores.changes.log import LogPlace
+from rtrec_ray.stores.changes.postgres import PostgresChangeLog
 
 
 def main(dsn: str, file: Path) -> None:

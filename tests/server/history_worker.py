@@ -22,9 +22,9 @@ from rtrec_ray.clock import REAL
 from rtrec_ray.kafka.base import KafkaOptions
 from rtrec_ray.kafka.connect import connect_consumer, connect_producer
 from rtrec_ray.postgres.connection import PostgresOptions, connect
-from rtrec_ray.stores.history import HistoryFile
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.store import HistoryFile
 
 
 class Death:

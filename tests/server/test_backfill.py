@@ -19,13 +19,13 @@ from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.kafka.codec import decode
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
-from rtrec_ray.stores.features import TopLists
-from rtrec_ray.stores.features_backfill import FeatureBackfill
-from rtrec_ray.stores.features_past import past_of
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
-from rtrec_ray.stores.history import schema
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
+from rtrec_ray.stores.features.backfill import FeatureBackfill
+from rtrec_ray.stores.features.past import past_of
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.store import TopLists
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.store import schema
 from rtrec_ray.stores.progress import Committed, write_committed
 
 pytestmark = [pytest.mark.server, pytest.mark.ray]

@@ -26,15 +26,15 @@ from rtrec_ray.kafka.codec import decode
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
 from rtrec_ray.samples.columns import REQUEST_SCHEMA, REVISION_SCHEMA
 from rtrec_ray.samples.settlement import Settled
-from rtrec_ray.stores.features_as_of import AsOfReader
-from rtrec_ray.stores.features_past import past_of
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
-from rtrec_ray.stores.history import schema
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
+from rtrec_ray.stores.features.as_of import AsOfReader
+from rtrec_ray.stores.features.past import past_of
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.store import schema
 from rtrec_ray.stores.progress import Committed, write_committed
-from rtrec_ray.stores.samples_backfill import SamplesBackfill
-from rtrec_ray.stores.samples_writing import PostgresSampleLedger
+from rtrec_ray.stores.samples.backfill import SamplesBackfill
+from rtrec_ray.stores.samples.writing import PostgresSampleLedger
 
 pytestmark = pytest.mark.server
 

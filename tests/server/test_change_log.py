@@ -22,9 +22,9 @@ from rtrec_ray.embedded.postgres import PostgresServer, PostgresServerOptions
 from rtrec_ray.errors import ChangeRefused, StoreUnavailable
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.postgres.migrate import migrate
-from rtrec_ray.stores.changes import LogPlace
-from rtrec_ray.stores.changes_postgres import PostgresChangeLog
-from rtrec_ray.stores.slots import drop_slot, list_slots, read_means
+from rtrec_ray.stores.changes.log import LogPlace
+from rtrec_ray.stores.changes.postgres import PostgresChangeLog
+from rtrec_ray.stores.changes.slots import drop_slot, list_slots, read_means
 from tests.conftest import Eventually
 from tests.sample_rows import put_samples, put_samples_in, sample_rows
 

@@ -15,9 +15,9 @@ from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.metadata import Dataset, PostgresMetadataStore, system_datasets
 from rtrec_ray.metadata.readers import Places, open_dataset, read_to_the_end
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
-from rtrec_ray.stores.history import schema
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.store import schema
 
 NOON_MS = 1_700_049_600_000
 

@@ -23,9 +23,9 @@ from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transaction
-from rtrec_ray.stores.features import TaskOutput, TopLists
-from rtrec_ray.stores.features_live import move_users
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.live import move_users
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.store import TaskOutput, TopLists
 from rtrec_ray.stores.progress import Committed, write_committed
 from serving.stages import read_pipeline
 

@@ -20,9 +20,9 @@ from rtrec_ray.kafka.connect import connect_admin, connect_consumer, connect_pro
 from rtrec_ray.kafka.deadletter import decode_dead
 from rtrec_ray.kafka.topics import ensure_topics
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
-from rtrec_ray.stores.history import HOUR_MS, History, HistoryManifest
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.store import HOUR_MS, History, HistoryManifest
 from rtrec_ray.stores.progress import read_stages
 
 pytestmark = pytest.mark.server

@@ -18,9 +18,9 @@ from rtrec_ray.notification.postgres import PostgresNotificationStore
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.samples.definition import Label, SampleDefinition
 from rtrec_ray.stores.progress import Committed, write_committed
-from rtrec_ray.stores.samples_live import apply_definition, enter_definition, enter_partitions
-from rtrec_ray.stores.samples_postgres import PostgresSampleStore
-from rtrec_ray.stores.samples_writing import PostgresSampleLedger
+from rtrec_ray.stores.samples.live import apply_definition, enter_definition, enter_partitions
+from rtrec_ray.stores.samples.postgres import PostgresSampleStore
+from rtrec_ray.stores.samples.writing import PostgresSampleLedger
 
 pytestmark = pytest.mark.server
 

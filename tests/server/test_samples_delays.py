@@ -5,7 +5,7 @@ from contextlib import closing
 import pytest
 
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
-from rtrec_ray.stores.samples_delays import read_delays
+from rtrec_ray.stores.samples.delays import read_delays
 from tests.scanned_samples import DAY_MS, FIRST_MS, PostgresPuts, clicked, sample
 
 pytestmark = pytest.mark.server

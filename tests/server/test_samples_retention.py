@@ -10,10 +10,10 @@ import pytest
 from actors.sample_keeper import SampleKeeper
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.stores.progress import Committed, write_committed
-from rtrec_ray.stores.samples_postgres import PostgresSampleStore
-from rtrec_ray.stores.samples_retention import PostgresSampleRetention, Removed, read_removed
-from rtrec_ray.stores.samples_scan import ScanAsk
-from rtrec_ray.stores.samples_scan_postgres import PostgresSampleScan
+from rtrec_ray.stores.samples.postgres import PostgresSampleStore
+from rtrec_ray.stores.samples.retention import PostgresSampleRetention, Removed, read_removed
+from rtrec_ray.stores.samples.scan import ScanAsk
+from rtrec_ray.stores.samples.scan_postgres import PostgresSampleScan
 from tests.scanned_samples import DAY_MS, FIRST_MS, PostgresPuts, clicked, sample
 
 pytestmark = pytest.mark.server

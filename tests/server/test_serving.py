@@ -21,8 +21,8 @@ from rtrec_ray.kafka.partitioner import partition_of
 from rtrec_ray.notification import MODEL_VALIDATED, NewEvent
 from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transaction
 from rtrec_ray.registry.mlflow import RegistryOptions
-from rtrec_ray.stores.features import TaskOutput
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.store import TaskOutput
 from rtrec_ray.stores.progress import Committed, write_committed
 from serving import connect as serving_connect
 from serving.connect import ReplicaOptions

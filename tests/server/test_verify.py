@@ -27,11 +27,11 @@ from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.verify import FEATURES
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect
-from rtrec_ray.stores.features import TopLists
-from rtrec_ray.stores.features_postgres import PostgresFeatureStore
-from rtrec_ray.stores.history import History
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import PostgresHistoryManifest
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.store import TopLists
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.store import History
 from rtrec_ray.stores.progress import read_positions
 from serving.memory import MemoryServers
 from serving.options import ServingOptions

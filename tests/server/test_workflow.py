@@ -16,7 +16,7 @@ from actors.workflow_log import occurred, sending
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.notification import NewEvent, PostgresNotificationStore
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
-from rtrec_ray.stores.workflow_postgres import PostgresWorkflowStore
+from rtrec_ray.stores.workflow.postgres import PostgresWorkflowStore
 from rtrec_ray.workflow.conditions import Count, EventIs, Sequence
 from rtrec_ray.workflow.definition import Workflow
 from tests.conftest import Eventually

@@ -20,7 +20,7 @@ from rtrec_ray.clock import REAL
 from rtrec_ray.errors import DefinitionInvalid, UnknownNode
 from rtrec_ray.notification import NewEvent, PostgresNotificationStore
 from rtrec_ray.postgres.connection import PostgresOptions
-from rtrec_ray.stores.workflow_postgres import PostgresWorkflowStore
+from rtrec_ray.stores.workflow.postgres import PostgresWorkflowStore
 from tests.conftest import Eventually
 
 pytestmark = pytest.mark.server

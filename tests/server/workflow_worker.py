@@ -11,7 +11,7 @@ from actors.workflow_log import sending
 from rtrec_ray.clock import REAL
 from rtrec_ray.notification import PostgresNotificationStore
 from rtrec_ray.postgres.connection import PostgresOptions
-from rtrec_ray.stores.workflow_postgres import PostgresWorkflowStore
+from rtrec_ray.stores.workflow.postgres import PostgresWorkflowStore
 
 ENDS = {"one": "succeeded", "pair": "succeeded", "third": "succeeded"}
 

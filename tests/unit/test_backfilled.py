@@ -10,7 +10,7 @@ import orjson
 import polars as pl
 import pytest
 
-from rtrec_ray.stores.samples import MemorySampleStore
+from rtrec_ray.stores.samples.store import MemorySampleStore
 from training.definition import InputColumn, ModelDefinition
 from training.reading import PREFIX, LedgerReader
 

@@ -22,7 +22,7 @@ from rtrec_ray.features.merge import merge
 from rtrec_ray.features.profiles import ProfileVersions, attribute
 from rtrec_ray.features.seen import MINUTE_MS, Seen
 from rtrec_ray.features.stream import FeatureStream
-from rtrec_ray.stores.features_values import KeptLists
+from rtrec_ray.stores.features.values import KeptLists
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "configs" / "features.yaml").read_text()

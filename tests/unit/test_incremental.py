@@ -14,7 +14,7 @@ from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import LeaseLost, RegistryUnavailable, StoreUnavailable
 from rtrec_ray.notification.base import CHANGE_LOG_FELL_BACK, MODEL, MODEL_GENERATED, EventFilter
 from rtrec_ray.registry.base import ModelCenter, rollback
-from rtrec_ray.stores.samples import MemorySampleStore
+from rtrec_ray.stores.samples.store import MemorySampleStore
 from tests.sample_rows import sample_rows
 from tests.training_desk import MemoryConnections, put_base, small_definition
 from training.dataset import encode, held_out

@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from rtrec_ray.errors import ChangeRefused
-from rtrec_ray.stores.pgoutput import Begin, Commit, Relation, Transactions, parse
-from rtrec_ray.stores.revisions import REQUEST_SCHEMA, attached, revisions
+from rtrec_ray.stores.changes.pgoutput import Begin, Commit, Relation, Transactions, parse
+from rtrec_ray.stores.changes.revisions import REQUEST_SCHEMA, attached, revisions
 from tests import pgoutput_bytes as write
 
 # CREATE TABLE recorded (id bigint PRIMARY KEY, label smallint, labels jsonb, known_at timestamptz); one INSERT of two

@@ -20,10 +20,10 @@ from rtrec_ray.samples.columns import KEY
 from rtrec_ray.samples.definition import SampleDefinition
 from rtrec_ray.samples.timeline import Timeline
 from rtrec_ray.samples.verify import LIVE_SCHEMA, STITCHED_SCHEMA, UNEXPLAINED, Standing, compare
-from rtrec_ray.stores.history import History
-from rtrec_ray.stores.history_files import ArrowHistoryFiles, HistoryFilesOptions
-from rtrec_ray.stores.history_manifest import MemoryHistoryManifest
-from rtrec_ray.stores.samples_ledger import MemorySampleLedger, MemorySamples
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import MemoryHistoryManifest
+from rtrec_ray.stores.history.store import History
+from rtrec_ray.stores.samples.ledger import MemorySampleLedger, MemorySamples
 
 START_MS, SPAN_MS = 1_767_225_600_000, 600_000
 RULES = SampleDefinition(wait_ms=30_000, horizon_ms=7_200_000)

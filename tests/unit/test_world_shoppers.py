@@ -36,7 +36,7 @@ from rtrec_ray.simulate.world.yesterday import (
     play_day,
     records,
 )
-from rtrec_ray.stores.samples_ledger import MemorySampleLedger, MemorySamples, settle
+from rtrec_ray.stores.samples.ledger import MemorySampleLedger, MemorySamples, settle
 
 DEFINITIONS = load_definitions(Path(__file__).parents[2] / "configs" / "features.yaml")
 START_MS, MINUTE_MS, STEP_MS = 1_767_225_600_000, 60_000, 60_000

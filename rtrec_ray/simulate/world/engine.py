@@ -17,8 +17,8 @@ from rtrec_ray.features.keys import CATEGORY_TOP_ITEMS_10M, TOP_VIEWED_30M, View
 from rtrec_ray.features.request import Values, item_asks, request_asks
 from rtrec_ray.features.seen import Seen
 from rtrec_ray.features.stream import FeatureStream
-from rtrec_ray.stores.features import TaskOutput
-from rtrec_ray.stores.features_memory import MemoryFeatureStore
+from rtrec_ray.stores.features.memory import MemoryFeatureStore
+from rtrec_ray.stores.features.store import TaskOutput
 
 _PARTITION: Final = 0
 _DROP_EVERY_MS: Final = 3_600_000

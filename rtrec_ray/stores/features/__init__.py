@@ -1,0 +1,1 @@
+"""The feature store: a port, PostgreSQL behind it, its twin in memory, and reads of the past out of the history."""

@@ -1,0 +1,122 @@
+"""What a backfill writes: slices of event time, each with its tiles in one transaction, so that one is written once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rtrec_ray.errors import BackfillImpossible
+from rtrec_ray.events import BEHAVIOR, PROFILE_SCHEMA
+from rtrec_ray.features.backfill import SLICE_MS, slices, tiles_before
+from rtrec_ray.features.definition import NOT_BEGUN_MS, FeatureView
+from rtrec_ray.postgres.connection import Cursor, Pool
+from rtrec_ray.postgres.statements import load
+from rtrec_ray.stores.features.live import LiveViews, read_live
+from rtrec_ray.stores.features.past import HistoryPast
+from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.store import TaskOutput
+from rtrec_ray.stores.progress import read_positions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackfillPlan:
+    """What is to be done for a view. `starts`: partition → first behaviour offset that the stream counts.
+
+    `todo`: starts of slices without their tiles, ms; `done`: how many have them already. `complete_from_ms`: since when
+    the view has all events when all is done.
+    """
+
+    view: FeatureView
+    starts: Mapping[int, int]
+    todo: tuple[int, ...]
+    done: int
+    complete_from_ms: int
+
+
+class FeatureBackfill:
+    """Fills the tiles of live views out of the history. `past` gives the events."""
+
+    def __init__(self, store: PostgresFeatureStore, *, pool: Pool, past: HistoryPast) -> None:
+        self._store = store
+        self._pool = pool
+        self._past = past
+        self._sql = load("rtrec_ray.stores.features", "live.sql")
+
+    def plan(self, name: str, *, from_ms: int | None, to_ms: int | None) -> BackfillPlan:
+        """What to do for [from_ms, to_ms) of a view; None is as far back as tiles are kept, and up to where it began.
+
+        Raises UnknownView, BackfillImpossible, StoreUnavailable.
+        """
+        with self._pool.transaction() as cursor:
+            live = read_live(cursor)
+            view = (self._store if live is None else live).definitions.view(name)
+            starts, began_ms = self._begun(cursor, live, view)
+            cursor.execute(load("rtrec_ray.stores.features", "features.sql")["kept_upto"])
+            (mark_ms,) = cursor.fetchone() or (None,)
+            cursor.execute(self._sql["list_slices"], {"view_id": live.view_ids[view.id] if live else 0})
+            known = {start for (start,) in cursor.fetchall()}
+        kept_from_ms = began_ms if mark_ms is None else mark_ms - self._store.definitions.retention_ms
+        first_ms = kept_from_ms if from_ms is None else from_ms
+        if first_ms < kept_from_ms:
+            raise BackfillImpossible(
+                f"tiles are kept from {kept_from_ms} on", mend="begin there; older times are read from the history"
+            )
+        wanted = list(slices(first_ms, began_ms if to_ms is None else min(to_ms, began_ms)))
+        todo = tuple(start for start in wanted if start not in known)
+        upto_end = to_ms is None or to_ms >= began_ms
+        complete_ms = wanted[0] if wanted and upto_end else began_ms
+        return BackfillPlan(
+            view=view, starts=starts, todo=todo, done=len(wanted) - len(todo), complete_from_ms=complete_ms
+        )
+
+    def reached(self, plan: BackfillPlan) -> bool:
+        """Whether the history has all events before the view began."""
+        with self._pool.transaction() as cursor:
+            offsets = read_positions(cursor, task="history", topic=BEHAVIOR)
+        return all(offsets.get(partition, 0) >= start for partition, start in plan.starts.items())
+
+    def fill(self, plan: BackfillPlan, *, from_ms: int) -> int:
+        """Write the tiles of one slice, unless somebody did; answers how many rows. Raises StoreUnavailable."""
+        events = self._past.below(plan.starts, from_ms=from_ms, to_ms=from_ms + SLICE_MS)
+        users = events["user_id"].unique().to_list() if plan.view.needs_profile else []
+        profiles = self._store.profile_versions(users) if users else PROFILE_SCHEMA.to_frame()
+        found = tiles_before(
+            plan.view, events, profiles, definitions=self._store.definitions, starts=plan.starts, from_ms=from_ms
+        )
+        with self._pool.transaction() as cursor:
+            live = read_live(cursor)
+            if live is None or plan.view.id not in live.view_ids:
+                return 0
+            cursor.execute(self._sql["add_slice"], {"view_id": live.view_ids[plan.view.id], "from_ms": from_ms})
+            if not cursor.rowcount:
+                return 0
+            outputs = [
+                TaskOutput(partition=partition, watermark_ms=None, tiles={plan.view.id: rows})
+                for partition, rows in found.items()
+            ]
+            return sum(self._store.append_tiles(cursor, output) for output in outputs)
+
+    def complete(self, plan: BackfillPlan) -> None:
+        """All slices are written: say so to readers. Raises StoreUnavailable."""
+        with self._pool.transaction() as cursor:
+            live = read_live(cursor)
+            if live is None or plan.view.id not in live.view_ids:
+                return
+            done = {"view_id": live.view_ids[plan.view.id], "complete_from_ms": plan.complete_from_ms}
+            cursor.execute(self._sql["complete_view"], done)
+            cursor.execute(self._sql["note_change"])
+
+    def _begun(self, cursor: Cursor, live: LiveViews | None, view: FeatureView) -> tuple[dict[int, int], int]:
+        cursor.execute(self._sql["read_starts"], {"view_id": live.view_ids.get(view.id, 0) if live else 0})
+        rows = cursor.fetchall()
+        since_ms = None if live is None else live.definitions.complete_from_ms.get(view.id)
+        if not rows or (since_ms == NOT_BEGUN_MS):
+            raise BackfillImpossible(
+                f"{view.id} has not begun in every partition", mend="begin with `rtrec up`, and try again"
+            )
+        begins = [begin for _, _, begin in rows if begin is not None]
+        if not begins:
+            raise BackfillImpossible(
+                f"{view.id} has had all events from the first one on", mend="nothing is to be done"
+            )
+        return {partition: offset for partition, offset, _ in rows}, max(begins)

@@ -1,0 +1,112 @@
+"""Events older than the tiles, out of the history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+import polars as pl
+import pyarrow.compute as pc
+
+from rtrec_ray.events import BEHAVIOR, BEHAVIOR_SCHEMA, RETRACT
+from rtrec_ray.features.seen import MINUTE_MS
+from rtrec_ray.postgres.connection import PostgresOptions
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
+from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.store import History, HistoryFile
+from rtrec_ray.stores.static.postgres import PostgresStaticFeatures
+
+EVENT_SCHEMA: Final = pl.Schema([*BEHAVIOR_SCHEMA.items(), ("partition", pl.Int32()), ("offset", pl.Int64())])
+_IS_RETRACTION: Final = pc.field("event_type") == RETRACT
+
+
+class NotedRetractions(Protocol):
+    """What the T+1 job has noted of retractions: StaticFeatures. Raises StoreUnavailable."""
+
+    def noted_upto(self) -> Mapping[int, int]:
+        """Partition → offset of behaviour below which every retraction is noted."""
+        ...
+
+    def taken_back(self, *, from_minute: int, to_minute: int) -> pl.DataFrame:
+        """Names (NAME_SCHEMA) of the events of these minutes that were taken back."""
+        ...
+
+
+def past_of(uri: str, postgres: PostgresOptions) -> HistoryPast:
+    """The history below `uri`, by the manifest in `postgres`."""
+    files = ArrowHistoryFiles(HistoryFilesOptions(uri=uri))
+    manifest, noted = PostgresHistoryManifest(postgres), PostgresStaticFeatures(postgres)
+    return HistoryPast(History(files, manifest), noted=noted, owned=(manifest, noted))
+
+
+class Closes(Protocol):
+    """Something with connections."""
+
+    def close(self) -> None:
+        """Give them back."""
+        ...
+
+
+class HistoryPast:
+    """Past over the history's files. Without `noted` every later hour is looked through for retractions.
+
+    `owned` is closed with it.
+    """
+
+    def __init__(
+        self, history: History, *, noted: NotedRetractions | None = None, owned: Sequence[Closes] = ()
+    ) -> None:
+        self._history = history
+        self._noted = noted
+        self._owned = owned
+
+    def close(self) -> None:
+        """Close the connections of what it owns."""
+        for each in self._owned:
+            each.close()
+
+    def behavior(self, *, from_ms: int, to_ms: int) -> pl.DataFrame:
+        """See Past. Of a retraction that the T+1 job has noted only the name of what it takes back is here."""
+        inside = list(self._history.scan(BEHAVIOR, from_ms=from_ms, to_ms=to_ms, columns=EVENT_SCHEMA.names()))
+        # First up to where all is noted, then what is noted: a run that ends in between adds names and takes none away.
+        upto = {} if self._noted is None else self._noted.noted_upto()
+        later = self._history.files(BEHAVIOR, from_ms=to_ms)
+        unnoted = [file for file in later if file.max_offset >= upto.get(file.partition, -1)]
+        frames = [EVENT_SCHEMA.to_frame(), *inside, self._retractions(unnoted, from_ms=to_ms)]
+        if self._noted is not None:
+            names = self._noted.taken_back(from_minute=from_ms // MINUTE_MS, to_minute=-(-to_ms // MINUTE_MS))
+            frames.append(_stand_ins(names))
+        return pl.concat(frames)
+
+    def below(self, offsets: Mapping[int, int], *, from_ms: int, to_ms: int) -> pl.DataFrame:
+        """Events with ts in [from_ms, to_ms), and of all later retractions at least those below these offsets
+        (partition → offset), as they came: BEHAVIOR_SCHEMA, `partition` and `offset`, in any order.
+        """
+        later = self._history.files(BEHAVIOR, from_ms=to_ms)
+        before = [file for file in later if file.min_offset < offsets.get(file.partition, 0)]
+        inside = self._history.scan(BEHAVIOR, from_ms=from_ms, to_ms=to_ms, columns=EVENT_SCHEMA.names())
+        return pl.concat([EVENT_SCHEMA.to_frame(), *inside, self._retractions(before, from_ms=to_ms)])
+
+    def until(self, *, from_ms: int, to_ms: int, columns: Sequence[str]) -> pl.DataFrame:
+        """Events and retractions with ts in [from_ms, to_ms), and nothing later. `columns`: of BEHAVIOR_SCHEMA;
+        `partition` and `offset` beside them.
+        """
+        wanted = [*columns, "partition", "offset"]
+        found = self._history.scan(BEHAVIOR, from_ms=from_ms, to_ms=to_ms, columns=wanted)
+        return pl.concat([EVENT_SCHEMA.to_frame().select(wanted), *found])
+
+    def files(self, *, from_ms: int, to_ms: int) -> tuple[HistoryFile, ...]:
+        """The files that may hold events of that time."""
+        return self._history.files(BEHAVIOR, from_ms=from_ms, to_ms=to_ms)
+
+    def _retractions(self, files: Sequence[HistoryFile], *, from_ms: int) -> pl.DataFrame:
+        # They are few, and the column that tells them compresses to almost nothing.
+        where = _IS_RETRACTION & (pc.field("ts") >= from_ms)
+        return self._history.frame(BEHAVIOR, files, columns=EVENT_SCHEMA.names(), where=where)
+
+
+def _stand_ins(names: pl.DataFrame) -> pl.DataFrame:
+    """Retractions that carry no more of an event than what names it: EVENT_SCHEMA."""
+    carried = pl.struct("event_id", ts=pl.col("minute") * MINUTE_MS).struct.json_encode()
+    rows = names.select("partition", event_type=pl.lit(RETRACT), retracts=carried)
+    return pl.concat([EVENT_SCHEMA.to_frame(), rows], how="diagonal")

@@ -1,0 +1,316 @@
+"""The feature store in PostgreSQL: tiles appended by COPY, added up by the reader, dropped by the hour."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import polars as pl
+from psycopg2 import errors, sql
+
+from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, ProfileVersion
+from rtrec_ray.features.definition import Definitions, FeatureView
+from rtrec_ray.features.keys import ViewKey
+from rtrec_ray.features.merge import Value
+from rtrec_ray.features.past import minutes_around, recompute
+from rtrec_ray.features.sliding import Row
+from rtrec_ray.postgres.connection import Cursor, Pool
+from rtrec_ray.postgres.copy import copy_frame
+from rtrec_ray.postgres.statements import load
+from rtrec_ray.stores.features.live import LiveViews, apply_live, begin_views, drop_live, read_live
+from rtrec_ray.stores.features.sizes import ViewSize, add_sizes, forget_hour, read_sizes
+from rtrec_ray.stores.features.store import (
+    HOUR_MS,
+    Appended,
+    Ask,
+    ListRound,
+    ListRows,
+    Live,
+    Past,
+    Reading,
+    TaskOutput,
+    TaskState,
+    beyond_retention,
+    plan,
+    refuse,
+)
+from rtrec_ray.stores.features.values import Found, KeptLists, ViewAsks, read_values, stored_text
+
+_NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
+_HOUR_TABLE: Final = re.compile(r"tiles_(m?)(\d+)")
+
+
+class PostgresFeatureStore:
+    """FeatureStore. A read of values is one statement, everything else a transaction on a connection of the pool.
+
+    `past` gives the events of times whose tiles are dropped; without it such reads raise BeyondRetention.
+    """
+
+    def __init__(self, definitions: Definitions, *, pool: Pool, past: Past | None = None) -> None:
+        self._given = definitions
+        self._live: LiveViews | None = None
+        self._past = past
+        self._pool = pool
+        self._lists = KeptLists()
+        self._sql = load("rtrec_ray.stores.features", "features.sql")
+
+    @property
+    def definitions(self) -> Definitions:
+        return self._given if self._live is None else self._live.definitions
+
+    def refresh(self) -> bool:
+        with self._pool.transaction() as cursor:
+            live = read_live(cursor)
+        changed = live is not None and (self._live is None or live.change != self._live.change)
+        if changed:
+            self._live = live
+        return changed
+
+    def apply(self, cursor: Cursor) -> None:
+        apply_live(cursor, self._given)
+
+    def begin(self, cursor: Cursor, *, partition: int, next_offset: int, complete_from_ms: int | None) -> Live:
+        self._live = begin_views(
+            cursor, partition=partition, next_offset=next_offset, complete_from_ms=complete_from_ms
+        )
+        return Live(definitions=self._live.definitions, change=self._live.change)
+
+    def changed(self, cursor: Cursor, *, since: int) -> bool:
+        cursor.execute(self._sql["read_change"])
+        row = cursor.fetchone()
+        return row is not None and row[0] != since
+
+    def drop_view(self, view_id: str) -> None:
+        with self._pool.transaction() as cursor:
+            drop_live(cursor, view_id)
+
+    def load(self, cursor: Cursor, *, partition: int) -> TaskState:
+        key = {"partition": partition}
+        cursor.execute(self._sql["load_partition"], key)
+        row = cursor.fetchone()
+        cursor.execute(self._sql["load_seen"], key)
+        seen = [(minute, bytes(hashes)) for minute, hashes in cursor.fetchall()]
+        cursor.execute(self._sql["load_profiles"], key)
+        profiles = pl.DataFrame(cursor.fetchall(), schema=PROFILE_SCHEMA, orient="row")
+        watermark_ms, seen_from_ms = row if row else (None, None)
+        return TaskState(watermark_ms=watermark_ms, seen=seen, profiles=profiles, seen_from_ms=seen_from_ms)
+
+    def append(self, cursor: Cursor, output: TaskOutput) -> Appended:
+        written = self.append_tiles(cursor, output)
+        key = {"partition": output.partition}
+        if output.seen_to_ms is not None:
+            cursor.execute(self._sql["forget_seen"], {**key, "to_minute_ms": output.seen_to_ms})
+        if output.seen:
+            minutes, hashes = zip(*output.seen, strict=True)
+            cursor.execute(self._sql["add_seen"], {**key, "minutes": list(minutes), "hashes": list(hashes)})
+        if output.profiles is not None:
+            cursor.execute(self._sql["put_profiles"], {**key, **output.profiles.to_dict(as_series=False)})
+        if output.items is not None:
+            cursor.execute(self._sql["put_items"], output.items.to_dict(as_series=False))
+        mark = {"watermark_ms": output.watermark_ms, "next_offset": output.next_offset}
+        cursor.execute(self._sql["put_partition"], {**key, **mark, "seen_from_ms": output.seen_from_ms})
+        row = cursor.fetchone()
+        return Appended(rows=written, change=row[0] if row and row[0] is not None else 0)
+
+    def read(self, asks: Sequence[ViewKey], *, now_ms: int, cached: bool) -> Reading:
+        planned = plan(self.definitions, asks, as_of_ms=None, now_ms=now_ms)
+        found = self._read(
+            [ask for ask in planned if not (cached and ask.view.cached)],
+            [ask for ask in planned if cached and ask.view.cached],
+            now_ms=now_ms,
+        )
+        values, points = found.values, found.points
+        if found.stale:
+            # The rebuilder was away: the tiles know as well.
+            again = self._read(found.stale, (), now_ms=now_ms)
+            values, points = {**values, **again.values}, {**points, **again.points}
+        return Reading(values={ask.key: values[ask.key] for ask in planned}, points=points)
+
+    def get(
+        self, asks: Sequence[ViewKey], *, as_of_ms: int | None, now_ms: int, cached: bool = False
+    ) -> dict[ViewKey, Value | None]:
+        if as_of_ms is None:
+            return dict(self.read(asks, now_ms=now_ms, cached=cached).values)
+        planned = plan(self.definitions, asks, as_of_ms=as_of_ms, now_ms=now_ms)
+        found = self._read(planned, (), now_ms=now_ms, retention=True)
+        gone = beyond_retention(planned, self.definitions, watermark_ms=found.kept_upto_ms)
+        of_past = self._from_past(gone)
+        return {ask.key: of_past[ask.key] if ask.key in of_past else found.values[ask.key] for ask in planned}
+
+    def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> dict[int, ProfileVersion]:
+        with self._pool.transaction() as cursor:
+            cursor.execute(self._sql["get_profiles"], {"user_ids": list(user_ids), "as_of_ms": as_of_ms})
+            return {row[0]: _profile(row) for row in cursor.fetchall()}
+
+    def items(self, item_ids: Iterable[int]) -> dict[int, CatalogItem]:
+        with self._pool.transaction() as cursor:
+            cursor.execute(self._sql["get_items"], {"item_ids": list(item_ids)})
+            return {row[0]: _item(row) for row in cursor.fetchall()}
+
+    def catalogue(self) -> list[CatalogItem]:
+        with self._pool.transaction() as cursor:
+            cursor.execute(self._sql["list_items"])
+            return [_item(row) for row in cursor.fetchall()]
+
+    def list_rows(self, *, after: Mapping[int, int], from_ms: int) -> ListRows:
+        known = {"partitions": list(after), "after": list(after.values()), "from_ms": from_ms}
+        with self._pool.statement() as cursor:
+            names = {self._view_id(cursor, view): view.id for view in self.definitions.views}
+            cursor.execute(self._sql["list_rows"], known)
+            answered = cursor.fetchall()
+        offsets: dict[int, int] = {}
+        rows: defaultdict[str, list[Row]] = defaultdict(list)
+        for partition, next_offset, view_id, key, start, state in answered:
+            if key is None:
+                offsets[partition] = next_offset
+            elif view_id in names:
+                rows[names[view_id]].append((key, start, state))
+        return ListRows(offsets=offsets, rows=rows)
+
+    def put_lists(self, rounds: Sequence[ListRound]) -> None:
+        with self._pool.transaction() as cursor:
+            for each in rounds:
+                self._put_round(cursor, each)
+
+    def drop_expired(self) -> int:
+        with self._pool.transaction() as cursor:
+            cursor.execute(self._sql["kept_upto"])
+            (mark,) = cursor.fetchone() or (None,)
+            cursor.execute(self._sql["list_tile_partitions"])
+            names = [name for (name,) in cursor.fetchall()]
+        if mark is None:
+            return 0
+        last_hour = (mark - self.definitions.retention_ms) // HOUR_MS
+        return sum(self._drop(name) for name in names if _hour(name) < last_hour)
+
+    def append_tiles(self, cursor: Cursor, output: TaskOutput) -> int:
+        """Add the tiles of an output and nothing else of it; answers the number of rows."""
+        if not any(frame.height for frame in output.tiles.values()):
+            return 0
+        # A view that was dropped while its tiles were computed has nobody to read them.
+        views = {view.id: view for view in self.definitions.views}
+        frames = [
+            frame.with_columns(
+                view_id=pl.lit(self._view_id(cursor, views[view_id])),
+                partition=pl.lit(output.partition),
+                next_offset=pl.lit(output.next_offset if views[view_id].cached else None, dtype=pl.Int64),
+            )
+            for view_id, frame in output.tiles.items()
+            if view_id in views
+        ]
+        if not frames:
+            return 0
+        rows = pl.concat(frames).sort("view_id", "key", "tile_start_ms")
+        hours = (rows["tile_start_ms"] // HOUR_MS).unique().sort().to_list()
+        cursor.execute(self._sql["ensure_tiles"], {"hours": hours})
+        add_sizes(cursor, rows, partition=output.partition)
+        return copy_frame(cursor, "features.tiles", rows)
+
+    def _read(self, tiled: Sequence[Ask], listed: Sequence[Ask], *, now_ms: int, retention: bool = False) -> Found:
+        with self._pool.statement() as cursor:
+            found = read_values(
+                cursor,
+                self._by_view(cursor, tiled),
+                self._by_view(cursor, listed),
+                now_ms=now_ms,
+                kept_lists=self._lists,
+                retention=retention,
+            )
+            if self._live is not None and found.change not in (None, self._live.change):
+                self._live = read_live(cursor)  # this answer is of what was live; the next one is not
+        return found
+
+    def _by_view(self, cursor: Cursor, asks: Sequence[Ask]) -> list[ViewAsks]:
+        by_name: defaultdict[str, list[Ask]] = defaultdict(list)
+        for ask in asks:
+            by_name[ask.key.view].append(ask)
+        return [
+            ViewAsks(
+                view=of_view[0].view,
+                view_id=self._view_id(cursor, of_view[0].view),
+                asks=of_view,
+                texts=[stored_text(ask.key.key) for ask in of_view],
+            )
+            for of_view in by_name.values()
+        ]
+
+    def _from_past(self, asks: Sequence[Ask]) -> dict[ViewKey, Value | None]:
+        """Values recomputed from the history, a view at a time. Raises BeyondRetention when there is none."""
+        if self._past is None:
+            refuse(asks)
+            return {}
+        values: dict[ViewKey, Value | None] = {}
+        for view in {ask.view.id: ask.view for ask in asks}.values():
+            of_view = [ask for ask in asks if ask.view is view]
+            values |= self._recompute(self._past, of_view)
+        return values
+
+    def _recompute(self, past: Past, asks: Sequence[Ask]) -> dict[ViewKey, Value | None]:
+        view, span = asks[0].view, asks[0].span
+        from_ms, to_ms = minutes_around(span)
+        events = past.behavior(from_ms=from_ms, to_ms=to_ms)
+        profiles = self.profile_versions(events["user_id"].unique().to_list()) if view.needs_profile else _NO_PROFILES
+        keys = [ask.key.key for ask in asks]
+        values = recompute(self.definitions, (view.id, keys), events, profiles, span=span)
+        return {ask.key: values[ask.key.key] for ask in asks}
+
+    def sizes(self) -> dict[str, ViewSize]:
+        """Live view (NAME@VERSION) → what it keeps. Raises StoreUnavailable."""
+        with self._pool.transaction() as cursor:
+            return read_sizes(cursor)
+
+    def profile_versions(self, user_ids: list[int]) -> pl.DataFrame:
+        """All versions of these users' profiles, (n, PROFILE_SCHEMA). Raises StoreUnavailable."""
+        with self._pool.transaction() as cursor:
+            cursor.execute(self._sql["get_profile_versions"], {"user_ids": user_ids})
+            return pl.DataFrame(cursor.fetchall(), schema=PROFILE_SCHEMA, orient="row")
+
+    def _put_round(self, cursor: Cursor, each: ListRound) -> None:
+        view = {"view_id": self._view_id(cursor, each.view)}
+        values = {
+            key: msgspec.json.encode(value).decode() for key, value in each.changes.values.items() if value is not None
+        }
+        if values:
+            cursor.execute(self._sql["put_lists"], {**view, "keys": list(values), "values": list(values.values())})
+        if each.whole:
+            cursor.execute(self._sql["drop_other_lists"], {**view, "keys": list(values)})
+        elif gone := [key for key, value in each.changes.values.items() if value is None]:
+            cursor.execute(self._sql["drop_lists"], {**view, "keys": gone})
+        round_ = {"as_of_ms": each.changes.as_of_ms, "offsets": json.dumps(each.offsets)}
+        cursor.execute(self._sql["put_round"], {**view, **round_})
+
+    def _drop(self, name: str) -> int:
+        with self._pool.transaction() as cursor:
+            cursor.execute(self._sql["patience"])
+            try:
+                cursor.execute(sql.SQL(self._sql["drop_partition"]).format(partition=sql.Identifier(name)))
+            except errors.LockNotAvailable:
+                return 0
+            forget_hour(cursor, _hour(name))
+        return 1
+
+    def _view_id(self, cursor: Cursor, view: FeatureView) -> int:
+        """What stands for a version of a view in the tables; 0, which no tile has, as long as it is not live."""
+        if self._live is None or view.id not in self._live.view_ids:
+            self._live = read_live(cursor) or self._live
+        return 0 if self._live is None else self._live.view_ids.get(view.id, 0)
+
+
+def _hour(name: str) -> int:
+    match = _HOUR_TABLE.fullmatch(name)
+    if match is None:
+        raise ValueError(f"features.{name} is no partition by the hour")
+    return -int(match[2]) if match[1] else int(match[2])
+
+
+def _profile(row: tuple[Any, ...]) -> ProfileVersion:
+    return ProfileVersion(**dict(zip(PROFILE_SCHEMA.names(), row, strict=True)))
+
+
+def _item(row: tuple[Any, ...]) -> CatalogItem:
+    item_id, ts, item_type, category_id, title = row
+    return CatalogItem(item_id=item_id, ts=ts, item_type=item_type, category_id=category_id, title=title)

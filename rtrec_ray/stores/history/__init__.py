@@ -1,0 +1,1 @@
+"""The history: every accepted record as Parquet, with its manifest."""

@@ -1,1 +1,0 @@
-"""The SQL of the stores, a file a store."""

@@ -1,0 +1,1 @@
+"""The static features of the T+1 jobs."""

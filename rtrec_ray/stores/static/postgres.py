@@ -1,0 +1,172 @@
+"""The static features in PostgreSQL."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+import polars as pl
+
+from rtrec_ray.features.counted import NAME_SCHEMA
+from rtrec_ray.features.daily import COUNT_SCHEMA, LONGEST, VALUE_SCHEMA, VALUES, static_values, whole_keys, window_of
+from rtrec_ray.postgres.connection import Connection, Cursor, Pool, PostgresOptions, connect, transaction
+from rtrec_ray.postgres.copy import copy_frame
+from rtrec_ray.postgres.lease import Lease, fence, release, take
+from rtrec_ray.postgres.statements import load
+from rtrec_ray.stores.static.store import TASK, State, StaticValues, chosen
+
+_LEASE_MS: Final = 600_000  # wall time, renewed with each portion of events; replacing all values takes minutes
+_STATEMENT_MS: Final = 3_600_000  # a day of many keys is replaced by one statement
+_READ_SCHEMA: Final = pl.Schema({name: VALUE_SCHEMA[name] for name in ("key", *VALUES)})
+
+
+class PostgresStaticFeatures:
+    """StaticFeatures. A run has a connection of its own, whose end frees its lease.
+
+    `portion_rows`: counts in memory while the values are made.
+    """
+
+    def __init__(self, options: PostgresOptions, *, portion_rows: int = 100_000) -> None:
+        self._options = options
+        self._portion_rows = portion_rows
+        self._pool = Pool(options, size=1, application="rtrec-static")
+        self._sql = _sql()
+
+    def static(self, entity: str, keys: Sequence[int], *, as_of_day: dt.date | None = None) -> StaticValues:
+        """See StaticReader."""
+        parameters = {"entity": entity, "keys": list(keys)}
+        with self._pool.statement() as cursor:
+            cursor.execute(self._sql["read_values"], parameters)
+            rows = cursor.fetchall()
+            newest: dt.date | None = rows[0][0]
+            if as_of_day is not None and newest is not None and as_of_day < newest:
+                return self._earlier(cursor, parameters, as_of_day)
+        values = pl.DataFrame([row[1:] for row in rows if row[1] is not None], schema=_READ_SCHEMA, orient="row")
+        return chosen(values, keys, as_of_day=newest)
+
+    def due(self, as_of_day: dt.date) -> bool:
+        """See StaticFeatures."""
+        return bool(self._rows("read_due", {"as_of_day": as_of_day})[0][0])
+
+    def noted_upto(self) -> Mapping[int, int]:
+        """See StaticFeatures."""
+        ((offsets, _, _),) = self._rows("read_state", {})
+        return {int(number): at for number, at in offsets.items()}
+
+    def taken_back(self, *, from_minute: int, to_minute: int) -> pl.DataFrame:
+        """See StaticFeatures."""
+        rows = self._rows("read_taken_back", {"from_minute": from_minute, "to_minute": to_minute})
+        return pl.DataFrame(rows, schema=NAME_SCHEMA, orient="row")
+
+    @contextmanager
+    def begin(self, owner: str) -> Iterator[PostgresCorrection]:
+        """See StaticFeatures."""
+        options = replace(self._options, statement_timeout_ms=_STATEMENT_MS)
+        with closing(connect(options, application="rtrec-daily")) as connection:
+            lease = take(connection, task=TASK, partition=0, owner=owner, ttl_ms=_LEASE_MS)
+            with transaction(connection) as cursor:
+                cursor.execute(self._sql["make_aside"])
+            yield PostgresCorrection(connection, lease, portion_rows=self._portion_rows)
+            release(connection, [lease])
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.close()
+
+    def _earlier(self, cursor: Cursor, parameters: dict[str, Any], as_of_day: dt.date) -> StaticValues:
+        first, last = window_of(as_of_day)
+        days = [first + dt.timedelta(days=n) for n in range((last - first).days + 1)]
+        cursor.execute(self._sql["read_counts"], {**parameters, "days": days})
+        counts = pl.DataFrame(cursor.fetchall(), schema=COUNT_SCHEMA, orient="row")
+        return chosen(static_values(counts, as_of_day=as_of_day), parameters["keys"], as_of_day=as_of_day)
+
+    def _rows(self, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        with self._pool.statement() as cursor:
+            cursor.execute(self._sql[statement], parameters)
+            return cursor.fetchall()
+
+
+class PostgresCorrection:
+    """Correction. Each transaction begins with the lease, so that of two runs only one writes."""
+
+    def __init__(self, connection: Connection, lease: Lease, *, portion_rows: int) -> None:
+        self._portion_rows = portion_rows
+        self._connection = connection
+        self._lease = lease
+        self._sql = _sql()
+
+    def state(self) -> State:
+        """See Correction."""
+        with self._fenced() as cursor:
+            cursor.execute(self._sql["read_state"])
+            row = cursor.fetchone()
+        assert row is not None
+        offsets, as_of_day, stale = row
+        return State(offsets={int(number): at for number, at in offsets.items()}, as_of_day=as_of_day, stale=stale)
+
+    def note(self, *, taken_back: pl.DataFrame, days: Iterable[dt.date], offsets: Mapping[int, int]) -> None:
+        """See Correction."""
+        with self._fenced() as cursor:
+            copy_frame(cursor, "pg_temp.daily_noted", taken_back)
+            cursor.execute(self._sql["note_taken_back"])
+            cursor.execute(self._sql["note_days"], {"days": list(days)})
+            cursor.execute(self._sql["note_offsets"], {"offsets": json.dumps(offsets)})
+
+    def pending(self, *, upto: dt.date) -> list[dt.date]:
+        """See Correction."""
+        return self._days("read_pending", {"upto": upto})
+
+    def days(self) -> list[dt.date]:
+        """See Correction."""
+        return self._days("read_days", {})
+
+    def add(self, counts: pl.DataFrame) -> None:
+        """See Correction."""
+        with self._fenced() as cursor:
+            copy_frame(cursor, "pg_temp.daily_aside", counts)
+
+    def replace(self, days: Iterable[dt.date]) -> None:
+        """See Correction."""
+        for day in days:
+            with self._fenced() as cursor:
+                cursor.execute(self._sql["replace_day"], {"day": day, "longest": LONGEST.days})
+        with self._fenced() as cursor:
+            cursor.execute(self._sql["empty_aside"])
+
+    def publish(self, as_of_day: dt.date) -> int:
+        """See Correction."""
+        keys = 0
+        with self._fenced() as cursor:
+            cursor.execute(self._sql["drop_values"])
+            for counts in whole_keys(self._window(as_of_day)):
+                values = static_values(counts, as_of_day=as_of_day).with_columns(as_of_day=as_of_day)
+                keys += copy_frame(cursor, "features.daily_values", values.sort("entity", "key"))
+            cursor.execute(self._sql["put_as_of_day"], {"as_of_day": as_of_day})
+        return keys
+
+    def _window(self, as_of_day: dt.date) -> Iterator[pl.DataFrame]:
+        first, last = window_of(as_of_day)
+        # By a name, or the driver would fetch all rows at once.
+        with self._connection.cursor(name="daily_window") as cursor:
+            cursor.execute(self._sql["read_window"], {"first": first, "last": last})
+            while rows := cursor.fetchmany(self._portion_rows):
+                yield pl.DataFrame(rows, schema=COUNT_SCHEMA, orient="row")
+
+    def _days(self, statement: str, parameters: dict[str, Any]) -> list[dt.date]:
+        with self._fenced() as cursor:
+            cursor.execute(self._sql[statement], parameters)
+            return [day for (day,) in cursor.fetchall()]
+
+    @contextmanager
+    def _fenced(self) -> Iterator[Cursor]:
+        with transaction(self._connection) as cursor:
+            fence(cursor, [self._lease])
+            yield cursor
+
+
+def _sql() -> dict[str, str]:
+    return load("rtrec_ray.stores.static", "static.sql")

@@ -1,0 +1,1 @@
+"""Workflows: definitions, the state of the scheduler, orders and runs."""
