@@ -45,7 +45,9 @@ class Up:
             parts=list(self._parts), config=config and str(config.absolute()), clock=clock_fact(self.system.clock)
         )
         if set(self._parts) - set(SERVERS):
-            os.environ.update(self._servers.environment())
+            # A driver whose parent is init takes a raylet that is away for its own parent's death, and exits; this one
+            # outlives the head that it starts again. What Ray looks at instead is the process of this number.
+            os.environ.update(self._servers.environment(), RAY_RAYLET_PID=str(os.getpid()))
             # Ray reads variables as it is imported, and these were not known before the head was started.
             from rtrec_ray.app import jobs
 

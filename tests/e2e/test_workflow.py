@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rtrec_ray.embedded.state import read_state
 from tests.conftest import Eventually
 from tests.e2e.commands import Installation
 
 pytestmark = [pytest.mark.server, pytest.mark.ray, pytest.mark.slow]
 
+LONG = "import time; time.sleep(4000)"
 FILE = f"""\
 name: talk
 nodes:
@@ -25,10 +29,14 @@ nodes:
   - name: broken
     command: [{json.dumps(sys.executable)}, -c, "raise SystemExit(3)"]
     retries: {{times: 1, first: 1s}}
+  - name: long
+    command: [{json.dumps(sys.executable)}, -c, {json.dumps(LONG)}]
+    retries: {{times: 1, first: 1s}}
 rules:
   - {{name: train, when: {{event: {{type: GO}}}}, then: [{{start: train}}]}}
   - {{name: serve, when: {{status: {{node: train, is: succeeded}}}}, then: [{{start: serve}}]}}
 """
+TRIED_AGAIN = ["JOB_STARTED", "JOB_FAILED", "JOB_STARTED"]
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +69,20 @@ def test_an_event_starts_a_batch_job_whose_end_starts_an_endless_one(
     assert [event["type"] for event in events][1:] == [*["JOB_STARTED", "JOB_FAILED"] * 2, "NODE_FAILED"]
     installation.run("workflow", "stop", "serve")
     eventually(lambda: _states(installation)["serve"] == "stopped")
+
+
+def test_a_job_that_dies_with_the_ray_head_is_tried_again_and_failed_in_the_end(
+    installation: Installation, eventually: Eventually
+) -> None:
+    installation.run("workflow", "start", "long")
+    eventually(lambda: _states(installation)["long"] == "running", what="it runs")
+    os.kill(read_state(installation.directory).processes["ray"].pid, signal.SIGKILL)
+    eventually(lambda: _told(installation, "long")[1:] == TRIED_AGAIN, what="it runs again")
+    (job,) = [each for each in installation.processes() if each.info["cmdline"][-1] == LONG]
+    job.kill()
+    eventually(lambda: _states(installation)["long"] == "failed", what="it is given up")
+    assert _told(installation, "long")[1:] == [*TRIED_AGAIN, "JOB_FAILED", "NODE_FAILED"]
+
+
+def _told(installation: Installation, node: str) -> list[str]:
+    return [event["type"] for event in installation.json("events", "list", "--key", node)["events"]]
