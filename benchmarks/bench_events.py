@@ -5,7 +5,7 @@
 Sending: one after another (a transaction each), by 16 threads, without waiting (group commit), and 100 in a call. Then
 1, 100 and 1,000 subscriptions on one switchboard, each to one of ten keys (so a tenth of them hears an event): how
 many events a second are sent until every one was called back with all of its own, and, at `--rate` a second, the time
-from `send_soon` until a callback runs. Then the log is filled by COPY up to `--log` events, and sending, following and
+from `send_soon` until a callback runs. Then the log is filled up to `--log` events, and sending, following and
 listing one rare key are measured again. Prints one JSON line; times in ms.
 """
 
