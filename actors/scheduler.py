@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from actors.job_runner import JobRunner
 from actors.workflow_log import occurred
+from rtrec_ray.backoff import Backoff
 from rtrec_ray.clock import Clock, monotonic_s, wall_ms
 from rtrec_ray.errors import LeaseHeld, LeaseLost, ServerUnavailable
-from rtrec_ray.notification.backoff import Backoff
 from rtrec_ray.notification.base import Event, EventFilter, NotificationStore
 from rtrec_ray.stores.workflow.store import Run, SchedulerSession, WorkflowStore
 from rtrec_ray.workflow.events import WORKFLOW_REQUESTED

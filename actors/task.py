@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from actors.operator import BatchOutcome, Operator
-from rtrec_ray.clock import Clock, monotonic_s, wall_ms
+from actors.operator import Operator
+from actors.part import Part
+from rtrec_ray.backoff import Backoff
+from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.errors import LeaseHeld, LeaseLost, ServerUnavailable
 from rtrec_ray.eventtime.watermark import Watermark, WatermarkOptions
 from rtrec_ray.kafka.base import Consumer, RecordBatch, TopicPartition
@@ -45,81 +46,8 @@ class TaskOptions:
     max_pending_rows: int = 200_000
     max_open_rows: int = 1_000_000
     max_ahead_ms: int | None = None
-    max_backoff_s: float = 5.0
+    backoff: Backoff = field(default_factory=Backoff)
     watermark: WatermarkOptions = field(default_factory=WatermarkOptions)
-
-
-@dataclass(slots=True, kw_only=True)
-class Part:
-    """One owned partition between two commits. `position`: topic → next offset to read; `applied`: ... to commit."""
-
-    operator: Operator
-    lease: lease.Lease
-    watermark: Watermark
-    position: dict[str, int]
-    applied: dict[str, int]
-    counts: Counter[str] = field(default_factory=Counter)
-    lag: int = 0
-    dirty: bool = False
-
-    def take(self, batch: RecordBatch) -> None:
-        """Apply a batch. Records below `applied` were committed before: they only rebuild the operator's state."""
-        outcome = self.operator.apply(batch)
-        self.position[batch.topic] = batch.next_offset
-        if batch.next_offset > self.applied.get(batch.topic, 0):
-            self.applied[batch.topic] = batch.next_offset
-            self.dirty = True
-        self._observe(batch.topic, outcome)
-
-    def advance(self, *, now_ms: int) -> None:
-        """Let event time come to where the watermark stands."""
-        before = self.watermark.value_ms
-        mark = self.watermark.advance(wall_ms=wall_ms(), now_ms=now_ms)
-        if mark is not None and not self.rebuilding():
-            self.counts.update(self.operator.advance(watermark_ms=mark))
-            self.dirty = self.dirty or mark != before
-        if mark is None and self.watermark.rests(wall_ms=wall_ms()):
-            self.dirty = self.operator.rest() or self.dirty
-
-    def rebuilding(self) -> bool:
-        """Whether records that were applied before are still being read again."""
-        return any(self.position[topic] < offset for topic, offset in self.applied.items())
-
-    def look(self, ends: Mapping[TopicPartition, int], partition: int) -> None:
-        """Compare the positions with the log's ends."""
-        self.lag = 0
-        for topic, position in self.position.items():
-            end = ends.get(TopicPartition(topic=topic, partition=partition), position)
-            self.lag += max(0, end - position)
-            if topic not in self.operator.preload:
-                self.watermark.looked(topic, at_end=position >= end, wall_ms=wall_ms())
-
-    def ahead(self) -> list[str]:
-        """Topics whose event time is beyond that of the slowest: those of unknown time are the slowest."""
-        times = self.times()
-        slowest = min((-1 if ts is None else ts) for ts in times.values())
-        return [topic for topic, ts in times.items() if ts is not None and ts > slowest]
-
-    def too_far(self, max_ahead_ms: int | None) -> list[str]:
-        """Topics whose event time is further than that beyond the slowest of those that are not idle.
-
-        The slowest is never among them, so reading goes on; one of unknown time bounds nobody.
-        """
-        known = [ts for ts in self.watermark.active_ms(wall_ms=wall_ms()).values() if ts is not None]
-        if max_ahead_ms is None or not known:
-            return []
-        bound = min(known) + max_ahead_ms
-        return [topic for topic, ts in self.times().items() if ts is not None and ts > bound]
-
-    def times(self) -> dict[str, int | None]:
-        """The largest event time of each topic that the watermark is the minimum over, ms; None for an unknown one."""
-        joined = (topic for topic in self.applied if topic not in self.operator.preload)
-        return {topic: self.watermark.max_ts_ms(topic) for topic in joined}
-
-    def _observe(self, topic: str, outcome: BatchOutcome) -> None:
-        self.counts.update(outcome.counts)
-        if topic not in self.operator.preload:
-            self.watermark.arrived(topic, max_ts_ms=outcome.max_ts_ms)
 
 
 class TaskLoop:
@@ -143,7 +71,7 @@ class TaskLoop:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set. A server that is away or a lease that is held is waited for, with back-off."""
-        wait_s = 0.1
+        failures, backoff = 0, self._options.backoff
         while not stop.is_set():
             started = monotonic_s()
             try:
@@ -151,9 +79,9 @@ class TaskLoop:
             except (LeaseHeld, LeaseLost, ServerUnavailable) as error:
                 self.trouble = error.line()
                 log.warning("session_ended", extra={"task": self._options.task, "cause": error.line()})
-                long_lived = monotonic_s() - started > self._options.max_backoff_s
-                wait_s = 0.1 if long_lived else min(2 * wait_s, self._options.max_backoff_s)
-                stop.wait(wait_s)
+                long_lived = monotonic_s() - started > backoff.longest_s
+                failures = 1 if long_lived else failures + 1
+                stop.wait(backoff.wait_s(failures))
 
     def _session(self, stop: threading.Event) -> None:
         connection = self._connect_store()

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rtrec_ray.backoff import Backoff
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import StoreUnavailable
-from rtrec_ray.notification.backoff import Backoff
 from rtrec_ray.stores.workflow.store import Claim, End, WorkflowStore
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from rtrec_ray.backoff import Backoff
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import ServerUnavailable
-from rtrec_ray.notification.backoff import Backoff
 
 __all__ = ["patiently"]
 

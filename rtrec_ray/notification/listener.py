@@ -10,9 +10,9 @@ import threading
 from collections.abc import Iterator
 from typing import Final
 
+from rtrec_ray.backoff import Backoff
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import StoreUnavailable
-from rtrec_ray.notification.backoff import Backoff
 from rtrec_ray.notification.base import Event, EventFilter, NotificationStore
 
 NOW: Final = "now"

@@ -17,9 +17,9 @@ from itertools import count
 from queue import SimpleQueue
 from typing import Final
 
+from rtrec_ray.backoff import Backoff
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import StoreUnavailable
-from rtrec_ray.notification.backoff import Backoff
 from rtrec_ray.notification.base import Event, EventFilter, NotificationStore
 from rtrec_ray.notification.listener import NOW
 

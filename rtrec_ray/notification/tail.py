@@ -14,8 +14,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from rtrec_ray.backoff import Backoff
 from rtrec_ray.errors import StoreUnavailable
-from rtrec_ray.notification.backoff import Backoff
 from rtrec_ray.notification.base import Event
 from rtrec_ray.postgres.connection import Connection, PostgresOptions, connect, translated
 from rtrec_ray.postgres.statements import load

@@ -14,6 +14,7 @@ import pytest
 
 from actors.feature import FeatureKeeper, FeatureOperator, KeeperOptions
 from actors.task import TaskLoop, TaskOptions
+from rtrec_ray.backoff import Backoff
 from rtrec_ray.clock import ManualClock
 from rtrec_ray.errors import BeyondRetention, StoreUnavailable
 from rtrec_ray.eventtime.watermark import WatermarkOptions
@@ -110,7 +111,7 @@ def run_pipeline(dsn, broker, store, make, eventually):
         owner="one",
         commit_every_s=0.01,
         max_poll_records=200,
-        max_backoff_s=0.1,
+        backoff=Backoff(first_s=0.1, longest_s=0.1),
     )
     loop = TaskLoop(
         options,

@@ -6,6 +6,7 @@ import pytest
 
 from actors.operator import BatchOutcome
 from actors.task import TaskLoop, TaskOptions
+from rtrec_ray.backoff import Backoff
 from rtrec_ray.clock import REAL
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.kafka.memory import MemoryBroker
@@ -96,7 +97,7 @@ class Bench:
                 owner=owner,
                 commit_every_s=0.05,
                 poll_s=0.02,
-                max_backoff_s=0.2,
+                backoff=Backoff(first_s=0.2, longest_s=0.2),
             ),
             make_operator=make or self.make,
             connect_consumer=self.broker.consumer,

@@ -19,6 +19,7 @@ from actors.feature import FeatureOperator
 from actors.history import HistoryOperator, HistoryOptions
 from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.app.verify import VerifyOptions, verify_history
+from rtrec_ray.backoff import Backoff
 from rtrec_ray.cli.features import features as features_command
 from rtrec_ray.clock import ManualClock
 from rtrec_ray.errors import FeaturesDiffer, StoreUnavailable, VerifyImpossible
@@ -137,7 +138,7 @@ class Shop:
             commit_every_s=0.01,
             poll_s=0.005,
             max_poll_records=7,
-            max_backoff_s=0.02,
+            backoff=Backoff(first_s=0.02, longest_s=0.02),
         )
         loop = TaskLoop(
             options,

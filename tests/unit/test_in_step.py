@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from actors.task import Part
+from actors.part import Part
 from rtrec_ray.eventtime.watermark import Watermark, WatermarkOptions
 
 
