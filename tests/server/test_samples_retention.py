@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from threading import Event
 
 import pytest
@@ -145,6 +147,55 @@ def test_a_scan_comes_to_its_end_while_new_readers_are_not_locked_out(options, r
         assert newer.stats().rows >= 4  # would wait for the statement's timeout behind a lock
         rows = [row for part in plan.parts for row in scan.read(plan, part).rows()]
         assert sorted(request for request, _ in rows) == [f"r{day}" for day in range(6)]
+    assert retention.remove_expired().held_by == ""
+    assert kept(options) == ["r2", "r3", "r4", "r5"]
+
+
+WAITING = """
+SELECT pid, query_start FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = 'rtrec-retention' AND wait_event_type = 'Lock'
+"""
+
+
+@contextmanager
+def looking(retention: PostgresSampleRetention) -> Iterator[list[Removed]]:
+    """Look after look, in a thread, during the block; gives what they answered."""
+    stop, looks = Event(), list[Removed]()
+
+    def look() -> None:
+        while not stop.is_set():
+            looks.append(retention.remove_expired())
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(look)
+        try:
+            yield looks
+        finally:
+            stop.set()
+        done.result()
+
+
+def test_who_comes_while_retention_waits_for_a_reader_is_not_kept_waiting_behind_it(options, retention, eventually):
+    put_days(options, 6)
+    advance(options, day=5)
+
+    def read_meanwhile() -> bool:
+        """Whether a reader came to its end all within one wait of retention."""
+        waits = execute(options, WAITING)
+        assert execute(options, "SET lock_timeout = '500ms'; SELECT count(*) FROM samples.current")[0][0] >= 4
+        return bool(waits) and execute(options, WAITING) == waits
+
+    with closing(connect(options)) as reading:
+        with transaction(reading) as cursor:
+            cursor.execute("SELECT count(*) FROM samples.current")
+            with looking(retention) as looks:
+                eventually(read_meanwhile, what="a read while retention waits")
+                # A new day's table cannot be attached meanwhile: that ends when retention gives up, long before this.
+                days = "SET lock_timeout = '20s'; SELECT samples.ensure_days(ARRAY[DATE '2030-01-01'])"
+                eventually(lambda: execute(options, WAITING), what="retention waits")
+                execute(options, days)
+                eventually(lambda: looks, what="a look gave up")
+        assert all(look.busy and not look.partitions for look in looks), "the reader was there all the time"
     assert retention.remove_expired().held_by == ""
     assert kept(options) == ["r2", "r3", "r4", "r5"]
 
