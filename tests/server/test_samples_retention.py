@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from itertools import count
 from threading import Event
 
 import pytest
@@ -179,22 +180,23 @@ def test_who_comes_while_retention_waits_for_a_reader_is_not_kept_waiting_behind
     put_days(options, 6)
     advance(options, day=5)
 
-    def read_meanwhile() -> bool:
-        """Whether a reader came to its end all within one wait of retention."""
+    days = count()
+
+    def come_and_go() -> bool:
+        """Whether a reader, and the writer of a new day, came to their ends all within one wait of retention."""
         waits = execute(options, WAITING)
         assert execute(options, "SET lock_timeout = '500ms'; SELECT count(*) FROM samples.current")[0][0] >= 4
+        new_day = "SET lock_timeout = '500ms'; SELECT samples.ensure_days(ARRAY[DATE '2030-01-01' + %s])"
+        execute(options, new_day, (next(days),))
         return bool(waits) and execute(options, WAITING) == waits
 
     with closing(connect(options)) as reading:
         with transaction(reading) as cursor:
             cursor.execute("SELECT count(*) FROM samples.current")
             with looking(retention) as looks:
-                eventually(read_meanwhile, what="a read while retention waits")
-                # A new day's table cannot be attached meanwhile: that ends when retention gives up, long before this.
-                days = "SET lock_timeout = '20s'; SELECT samples.ensure_days(ARRAY[DATE '2030-01-01'])"
-                eventually(lambda: execute(options, WAITING), what="retention waits")
-                execute(options, days)
-                eventually(lambda: looks, what="a look gave up")
+                eventually(come_and_go, what="a read and a write while retention waits")
+                # It waits 2 s for a lock, and may take 60 s for a statement.
+                eventually(lambda: looks, timeout_s=20, what="a look gives up")
         assert all(look.busy and not look.partitions for look in looks), "the reader was there all the time"
     assert retention.remove_expired().held_by == ""
     assert kept(options) == ["r2", "r3", "r4", "r5"]
