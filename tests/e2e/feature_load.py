@@ -120,13 +120,13 @@ def _person(number: int) -> dict[str, str]:
 
 
 class Load:
-    """Sends a stream in a thread, `rate` records a second, and `least` records if nobody wants more."""
+    """Sends a stream in a thread, `rate` records a second."""
 
     _CHUNKS_PER_S = 20
 
-    def __init__(self, kafka: KafkaOptions, stream: Iterator[Record], *, rate: int = 600, least: int = 0) -> None:
+    def __init__(self, kafka: KafkaOptions, stream: Iterator[Record], *, rate: int = 600) -> None:
         self._kafka, self._stream, self._chunk = kafka, stream, rate // self._CHUNKS_PER_S
-        self._enough, self._least = threading.Event(), least
+        self._enough = threading.Event()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run)
         self.sent = 0
@@ -156,7 +156,7 @@ class Load:
         while chunk := list(islice(self._stream, self._chunk)):
             send(producer, chunk)
             self.sent += len(chunk)
-            if self._enough.wait(pause) and self.sent >= self._least:
+            if self._enough.wait(pause):
                 return
 
 

@@ -61,7 +61,6 @@ SELECT request_id, item_id FROM samples.current UNION ALL SELECT request_id, ite
 UNION ALL SELECT request_id, item_id FROM samples.sampled_out
 """
 WAIT_MS = 5_000
-LEAST = 2_000  # records of some two and a half minutes of event time: there is something to be complete
 
 
 @pytest.fixture
@@ -115,7 +114,7 @@ def crew(tmp_path: Path) -> Iterator[Crew]:
 @contextmanager
 def load(system: System, stream: Iterator[Record]) -> Iterator[Load]:
     """Records of the stream come for as long as the block lasts, and were coming all the time."""
-    running = Load(system.kafka, stream, least=LEAST)
+    running = Load(system.kafka, stream)
     try:
         yield running
         assert running.running(), "the stream was long enough"
