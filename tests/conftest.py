@@ -26,6 +26,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "de
 _TEMPLATE = "rtrec_template"
 # A bound on waiting, not a figure: what comes at all comes within it on a machine that has other work.
 PATIENCE_S = 120.0
+_FAULTS = ("tests/e2e/test_feature_faults", "tests/e2e/test_sample_faults")
 _WHOLE_SYSTEMS = (
     "tests/e2e/",
     "tests/ray/",
@@ -36,8 +37,8 @@ _WHOLE_SYSTEMS = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole systems come first: they take longest."""
-    items.sort(key=lambda item: not item.nodeid.startswith(_WHOLE_SYSTEMS))
+    """What takes longest comes first: whole systems, then the stages by themselves that are killed."""
+    items.sort(key=lambda item: (not _is_whole_system(item.nodeid), not item.nodeid.startswith(_FAULTS)))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -50,7 +51,11 @@ class _Shares(LoadScopeScheduling):
     """Two systems at once are more than two cores bear, and a file's fixtures are made once if one worker has it."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "systems" if nodeid.startswith(_WHOLE_SYSTEMS) else nodeid.split("::")[0]
+        return "systems" if _is_whole_system(nodeid) else nodeid.split("::")[0]
+
+
+def _is_whole_system(nodeid: str) -> bool:
+    return nodeid.startswith(_WHOLE_SYSTEMS) and not nodeid.startswith(_FAULTS)
 
 
 class Eventually(Protocol):

@@ -22,7 +22,7 @@ _USERS, _ITEMS = 60, 40
 _AT_ONCE, _LATE = 5, 200  # requests that come meanwhile
 
 
-def records(seed: int, first: int = 0, last: int = 7_000) -> Iterator[Record]:
+def records(seed: int, first: int = 0, last: int = 14_000) -> Iterator[Record]:
     """The records about requests `first` … `last` - 1 in the order of arrival.
 
     Of the requests 3 % have no record in the inference log and 3 % a late one; of the impressions 5 % come twice and

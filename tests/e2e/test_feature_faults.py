@@ -102,7 +102,7 @@ def crew(tmp_path: Path) -> Iterator[Crew]:
 @contextmanager
 def load(system: System, *, seed: int) -> Iterator[Load]:
     """Records come for as long as the block lasts, and were coming all the time."""
-    running = Load(system.kafka, records(seed))
+    running = Load(system.kafka, records(seed), rate=300)
     try:
         yield running
         assert running.running(), "the stream was long enough"

@@ -112,11 +112,12 @@ def crew(tmp_path: Path) -> Iterator[Crew]:
 
 
 @contextmanager
-def load(system: System, stream: Iterator[Record]) -> Iterator[Load]:
-    """Records of the stream come for as long as the block lasts, and were coming all the time."""
+def load(system: System, eventually: Eventually, stream: Iterator[Record]) -> Iterator[Load]:
+    """Records come for as long as the block lasts, and were coming all the time; a minute becomes complete."""
     running = Load(system.kafka, stream)
     try:
         yield running
+        eventually(lambda: query(system, TABLES["complete"]), what="a minute is complete")
         assert running.running(), "the stream was long enough"
     finally:
         running.finish()
@@ -177,7 +178,7 @@ def test_owners_killed_at_any_moment_are_followed_by_others_and_nothing_changes(
     system: System, crew: Crew, eventually: Eventually, undisturbed: Callable[[], dict[str, object]]
 ) -> None:
     rng, pause = random.Random(1), threading.Event()
-    with load(system, records(1)):
+    with load(system, eventually, records(1)):
         workers = [crew.start(system, index=index, of=2) for index in range(2)]
         for victim in (0, 1, 1, 0):
             WATCH.until_more(system, eventually)
@@ -209,7 +210,7 @@ def held_at(system: System, eventually: Eventually, table: str) -> Iterator[int]
 def test_a_commit_cut_off_at_any_step_counts_once(
     system: System, crew: Crew, eventually: Eventually, undisturbed: Callable[[], dict[str, object]], table: str
 ) -> None:
-    with load(system, records(2)):
+    with load(system, eventually, records(2)):
         worker = crew.start(system)
         WATCH.until_more(system, eventually)
         before = WATCH.epochs(system)[0]
@@ -228,7 +229,7 @@ def test_a_commit_cut_off_at_any_step_counts_once(
 def test_an_owner_that_stood_still_in_a_commit_while_it_was_replaced_writes_nothing(
     system: System, crew: Crew, eventually: Eventually, undisturbed: Callable[[], dict[str, object]]
 ) -> None:
-    with load(system, records(3)):
+    with load(system, eventually, records(3)):
         first = crew.start(system)
         WATCH.until_more(system, eventually)
         (one,) = set(WATCH.owners(system).values())
@@ -256,7 +257,7 @@ def test_a_server_that_went_away_under_load_is_gone_on_with(
     which: str,
 ) -> None:
     server: PostgresServer | KafkaServer = {"postgres": postgres_server, "kafka": kafka_server}[which]
-    with load(system, records(4)):
+    with load(system, eventually, records(4)):
         workers: list[Worker] = [crew.start(system, index=index, of=2) for index in range(2)]
         WATCH.until_more(system, eventually)
         server.kill()
@@ -278,12 +279,12 @@ def test_more_partitions_and_actors_under_load_lose_and_double_nothing(
     system: System, crew: Crew, eventually: Eventually, undisturbed: Callable[..., dict[str, object]]
 ) -> None:
     written_with, stream = system.partitions, records(5)
-    with load(system, stream):
+    with load(system, eventually, stream):
         old = [crew.start(system, index=index, of=2) for index in range(2)]
         WATCH.until_more(system, eventually)
     system = add_partitions(system, 6)
     # One that produces learns of partitions within minutes; this one, which goes on where that stopped, at its start.
-    with load(system, stream):
+    with load(system, eventually, stream):
         eventually(lambda: all(end for end in WATCH.ends(system).values()), what="records in every partition")
         workers = [crew.start(system, index=index, of=3) for index in range(3)]
         old[0].kill()

@@ -71,7 +71,7 @@ views:
         ("n: {count: events}", "n: {sum: dwell_ms, limit: 3}", 11, "limit"),
         ("n: {count: events}", "n: {top_k: item_id}", 11, "limit"),
         ("n: {count: events}", "n: {distinct: item_id, repeats: true}", 11, "repeats"),
-        ("n: {count: events}", "n: {last_n: item_id, limit: 3, repeats: maybe}", 11, "true or false"),
+        ("n: {count: events}", "n: {last_n: item_id, limit: 3, repeats: maybe}", 11, "expected one of true, false"),
         ("n: {count: events}", "n: {where: {event_type: view}}", 11, "exactly one"),
         ("n: {count: events}", "n: {count: events}\n      n: {sum: dwell_ms}", 12, "twice"),
         ("n: {count: events}", "n: [", 12, "not YAML"),

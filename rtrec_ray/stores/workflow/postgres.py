@@ -26,7 +26,7 @@ from rtrec_ray.workflow.text import to_text
 TASK = "workflow"
 
 _T = TypeVar("_T")
-_QUERIES = "rtrec_ray.stores.workflow.store"
+_QUERIES = "rtrec_ray.stores.workflow"
 
 
 class PostgresWorkflowStore:
