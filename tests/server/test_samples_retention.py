@@ -11,6 +11,7 @@ from threading import Event
 import pytest
 
 from actors.sample_keeper import SampleKeeper
+from rtrec_ray.errors import AsOfUnknown
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.stores.progress import Committed, write_committed
 from rtrec_ray.stores.samples.postgres import PostgresSampleStore
@@ -144,6 +145,10 @@ def test_a_scan_comes_to_its_end_while_new_readers_are_not_locked_out(options, r
         removed = retention.remove_expired()
         assert (removed.busy, removed.partitions) == (True, 0)
         assert "readers" in removed.held_by
+        # The day is being detached: a new scan no longer sees it, and must not take what is left for all there was.
+        then = ScanAsk(from_ms=FIRST_MS, to_ms=FIRST_MS + 6 * DAY_MS, as_of_seq=6)
+        with pytest.raises(AsOfUnknown), scan.open(then):
+            pass
         newer = PostgresSampleStore(options)
         assert newer.stats().rows >= 4  # would wait for the statement's timeout behind a lock
         rows = [row for part in plan.parts for row in scan.read(plan, part).rows()]
