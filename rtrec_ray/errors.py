@@ -137,6 +137,10 @@ class SnapshotEnded(RtrecError):
     """A part was read after its scan was closed, or its coordinator's connection was lost."""
 
 
+class AsOfUnknown(RtrecError):
+    """Samples were asked for as of a moment that the ledger has not come to, or of days that are dropped by now."""
+
+
 class ExportRefused(RtrecError):
     """An export would overwrite what it did not write itself."""
 

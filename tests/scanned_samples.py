@@ -34,9 +34,9 @@ OWN = {
 
 
 class Puts(Protocol):
-    """Commits samples: one transaction."""
+    """Commits samples: one transaction, that of wall time `known_ms` if it is given."""
 
-    def put(self, rows: Sequence[dict[str, Any]]) -> None: ...
+    def put(self, rows: Sequence[dict[str, Any]], *, known_ms: int | None = None) -> None: ...
 
 
 def sample(request: str, item: int = 1, *, ts: int = FIRST_MS, asked: int | None = None, **changes: Any) -> dict:
@@ -74,7 +74,8 @@ class PostgresPuts:
     def __init__(self, options: PostgresOptions) -> None:
         self._options = options
 
-    def put(self, rows: Sequence[dict[str, Any]]) -> None:
+    def put(self, rows: Sequence[dict[str, Any]], *, known_ms: int | None = None) -> None:
+        """See Puts."""
         with closing(connect(self._options)) as connection, transaction(connection) as cursor:
             cursor.execute(
                 "INSERT INTO meta.counters AS c (name, value) VALUES ('samples', %(n)s)"
@@ -102,6 +103,11 @@ class PostgresPuts:
             schema = {name: dtype for name, dtype in REQUEST_SCHEMA.items() if name in asked[0]}
             copy_frame(cursor, "asked", pl.DataFrame(asked, schema=schema).unique("request_id"))
             cursor.execute("INSERT INTO samples.requests SELECT * FROM asked ON CONFLICT DO NOTHING")
+            cursor.execute(
+                "UPDATE samples.revisions SET known_at = to_timestamp(%(ms)s / 1000.0)"
+                " WHERE commit_seq > %(before)s AND %(ms)s IS NOT NULL",
+                {"ms": known_ms, "before": last - len(rows)},
+            )
 
 
 class MemoryPuts:
@@ -110,10 +116,12 @@ class MemoryPuts:
     def __init__(self, store: MemorySampleStore) -> None:
         self._store = store
 
-    def put(self, rows: Sequence[dict[str, Any]]) -> None:
+    def put(self, rows: Sequence[dict[str, Any]], *, known_ms: int | None = None) -> None:
+        """See Puts."""
         merged = [
             row
             | {
+                "known_at_ms": known_ms,
                 "features": json.dumps(json.loads(row["features"]) | json.loads(row["item_features"] or "{}")),
                 "arm": row["arm"] or row["request_arm"],
             }

@@ -94,12 +94,13 @@ def stats(where: Where, wait_ms: int | None, plot: Path | None) -> None:
 @click.option("--out", required=True, help="An empty or new folder: a path, or a URI (s3://, gs://, hdfs://).")
 @click.option("--columns", type=Columns(), default=ALL, help="With commas between; all by default.")
 @click.option("--as-of", "as_of_ms", type=int, help="As it was known then: wall time, ms UTC.")
-@click.option("--as-of-seq", type=int, help="As it was when the ledger had come to this commit_seq.")
+@click.option("--as-of-seq", type=click.IntRange(min=0), help="As it was when the ledger had come to this commit_seq.")
 @click.option("--readers", type=click.IntRange(1, 64), default=2, show_default=True, help="Parts read at a time.")
 @command
 def export(where: Where, out: str, readers: int, **asked: Any) -> None:
     """Write the newest revision of every sample of a time range as Parquet, by event day, out of one moment.
 
+    That moment is now, or an earlier one: --as-of a time, or --as-of-seq a commit_seq (`to_seq` of another export).
     _manifest.json is written last: where it is, the export is whole. After a kill, run it again.
     """
     if asked["as_of_ms"] is not None and asked["as_of_seq"] is not None:

@@ -72,10 +72,10 @@ class WaitingActions:
         return self._arrived
 
     def settle(
-        self, *, known: pl.DataFrame, elsewhere: pl.DataFrame, settled: pl.DataFrame, expires_ms: pl.Expr
+        self, *, known: pl.DataFrame, held: pl.DataFrame, settled: pl.DataFrame, expires_ms: pl.Expr
     ) -> ActionChanges:
-        """After the decisions of a commit. `known`: rows that the store answered; `elsewhere`: those that another
-        partition has held and need it no more; `settled`: keys with an outcome.
+        """After the decisions of a commit. `known`: rows that the store answered; `held`: those that it, or
+        another partition, has held and need it no more; `settled`: keys with an outcome.
         """
         fresh = without(without(self._arrived, self._frame, ID), known, ID)
         back = self._arrived.filter("taken_back")
@@ -94,7 +94,7 @@ class WaitingActions:
         return ActionChanges(
             put=pl.concat([waits, rests]).select(HELD_SCHEMA.names()),
             taken_back=back,
-            released=pl.concat([released.select(ACTION_SCHEMA.names()), elsewhere]),
+            released=pl.concat([released.select(ACTION_SCHEMA.names()), held]),
         )
 
     def expire(self, *, watermark_ms: int, but: pl.DataFrame) -> pl.DataFrame:

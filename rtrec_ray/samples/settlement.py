@@ -47,15 +47,13 @@ class Restored:
     """What the store knows of a partition when an owner begins.
 
     `applied_to`: impressions at smaller offsets were taken before, and those of them at `settled_offsets` or
-    `place.repeated_offsets` have an outcome. `held`: actions that wait. `has_misses`: whether some impression still
-    lacks its record.
+    `place.repeated_offsets` have an outcome. `held`: actions that wait.
     """
 
     place: Place = field(default_factory=Place)
     applied_to: int = 0
     settled_offsets: pl.Series = field(default_factory=_offsets)
     held: pl.DataFrame = field(default_factory=partial(empty, HELD_SCHEMA))
-    has_misses: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +62,8 @@ class Questions:
 
     `requests`: ids of requests to look up. `acted`: keys (n, KEY_SCHEMA) of actions without an open impression, whose
     newest revisions, stored actions and impressions not drawn are wanted. `missed`: ids of requests whose misses are
-    wanted, with the actions on them. `due`: keys of which it matters what other partitions hold. `drawn`: keys of which
+    wanted, with the actions on them. `due`: keys of which it matters what is held, where another partition
+    may hold it or have taken back what this one holds. `drawn`: keys of which
     it matters whether they were not drawn before.
     """
 
@@ -77,14 +76,16 @@ class Questions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """What the store answered; what is not there is left out. `out`: impressions that were not drawn."""
+    """What the store answered; what is not there is left out. `out`: impressions that were not drawn. `misses`, `out`:
+    `source_offset` is null where it is one of another partition.
+    """
 
     requests: pl.DataFrame = field(default_factory=partial(empty, KNOWN_SCHEMA))
     outcomes: pl.DataFrame = field(default_factory=_NO_OUTCOMES)
     misses: pl.DataFrame = field(default_factory=_NO_IMPRESSIONS)
     out: pl.DataFrame = field(default_factory=_NO_IMPRESSIONS)
     actions: pl.DataFrame = field(default_factory=_NO_ACTIONS)
-    elsewhere: pl.DataFrame = field(default_factory=_NO_ACTIONS)
+    held: pl.DataFrame = field(default_factory=_NO_ACTIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

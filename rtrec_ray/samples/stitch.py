@@ -53,7 +53,6 @@ class Stitcher:
         self._cache = RequestCache(
             keep_ms=2 * self._timeline.longest_wait_ms + 60_000, most=self._timeline.newest.cached_requests
         )
-        self._has_misses = restored.has_misses
         self._watermark_ms: int | None = None
         self._next_offset = restored.place.replay_from
         self._repeated = restored.place.repeated_offsets
@@ -122,7 +121,7 @@ class Stitcher:
         return Questions(
             requests=unknown["request_id"].unique(),
             acted=self._strays.select(KEY).unique(maintain_order=True),
-            missed=(pl.concat(ids) if self._has_misses else ids[0].clear()).unique(),
+            missed=pl.concat(ids).unique(),
             due=self._due.select(KEY),
             drawn=self._due.select(KEY) if self._timeline.draws else empty(OPEN_SCHEMA).select(KEY),
         )
@@ -130,13 +129,13 @@ class Stitcher:
     def settle(self, answers: Answers) -> Settled:
         """Decide with what the store answered; the caller writes all of it or throws this stitcher away."""
         self._cache.admit(answers.requests)
-        actions = once(pl.concat([self._waiting.frame, answers.actions, answers.elsewhere]))
+        actions = once(pl.concat([self._waiting.frame, answers.actions, answers.held]))
         completed = within(answers.misses, self._new_requests, "request_id")
         revived = within(answers.out, actions.filter(pl.col("kind") == CLICK))
         found, missing = self._with_requests(self._candidates(revived, completed, answers.out))
         samples, out, waiting = self._split(with_labels(found, actions, self._timeline))
         out = without(out, revived)  # its click was too late
-        missing = without(missing, waiting, "source_offset")
+        missing = without(missing, waiting)
         misses = without(missing.select(IMPRESSION_SCHEMA.names()), answers.misses)
         self._repeat(within(missing, answers.misses))
         settled = pl.concat([frame.select(KEY) for frame in (samples, out, missing)])
@@ -144,7 +143,6 @@ class Stitcher:
         have = [answers.outcomes, answers.misses, answers.out]
         changes = self._place_actions(pl.concat([settled, *(frame.select(KEY) for frame in have)]), answers)
         self._cache.forget(watermark_ms=self._watermark_ms)
-        self._has_misses = self._has_misses or not missing.is_empty()
         revived = within(revived, samples)
         self._written = Settled(
             requests=self._new_requests,
@@ -267,7 +265,7 @@ class Stitcher:
         if self._timeline.draws:
             drawn = pl.col("clicked") | (draws(ruled) < pl.col("negative_rate"))
         samples = ruled.filter(drawn).select(REVISION_SCHEMA.names())
-        return samples, ruled.filter(~drawn).select(OUT_SCHEMA.names()), without(labelled, ready, "source_offset")
+        return samples, ruled.filter(~drawn).select(OUT_SCHEMA.names()), without(labelled, ready)
 
     def _corrections(self, outcomes: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
         """The newest revisions whose labels are others by now, with these."""
@@ -288,7 +286,7 @@ class Stitcher:
             known=known,
             settled=settled,
             expires_ms=start + self._timeline.longest_horizon_ms,
-            elsewhere=within(answers.elsewhere, settled),
+            held=within(answers.held, settled),
         )
         if self._watermark_ms is None:
             return changes

@@ -17,6 +17,7 @@ from rtrec_ray.samples.columns import ACTION_SCHEMA, IMPRESSION_SCHEMA, REQUEST_
 from rtrec_ray.samples.definition import Label, SampleDefinition
 from rtrec_ray.samples.stitch import Stitcher
 from rtrec_ray.stores.samples.ledger import MOST_MINUTES, MemorySampleLedger, MemorySamples, SampleLedger, settle
+from rtrec_ray.stores.samples.live import enter_partitions
 from rtrec_ray.stores.samples.postgres import PostgresSampleStore
 from rtrec_ray.stores.samples.store import SampleStore
 from rtrec_ray.stores.samples.writing import PostgresSampleLedger
@@ -40,6 +41,7 @@ class Backend:
     store: SampleStore
     ledger: Callable[[int], SampleLedger]
     transaction: Callable[[], AbstractContextManager[Any]]
+    add_partition: Callable[[], None] = lambda: None
 
 
 EMPTIED = """
@@ -69,10 +71,17 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     connection = connect(options)
     with transaction(connection) as cursor:
         cursor.execute(EMPTIED)
+
+    def add_partition() -> None:
+        with transaction(connection) as cursor:
+            for count in (1, 2):
+                enter_partitions(cursor, count)
+
     yield Backend(
         PostgresSampleStore(options),
         lambda partition: PostgresSampleLedger(partition=partition),
         lambda: transaction(connection),
+        add_partition,
     )
     connection.close()
 
@@ -411,6 +420,49 @@ def test_what_was_done_while_a_repetition_waits_is_the_samples_though_the_repeti
     assert task.commit(LATER + 2 * DAY_MS)["corrected"] == 1
     assert labels(backend) == {("r", 1): {"click": 1, "long_view": 1, "dwell_ms": 11}}
     assert backend.store.stats().sampled_out == 0
+
+
+# --- partitions were added: what is about one sample may lie in two of them ----------------------------------------
+
+
+def two_partitions(backend: Backend, **how) -> tuple[Task, Task]:
+    """Their owners began before anything was written."""
+    backend.add_partition()
+    return Task(backend, partition=0, **how), Task(backend, partition=1, **how)
+
+
+def test_a_click_in_another_partition_is_the_samples_before_and_after_its_outcome(backend):
+    one, two = two_partitions(backend)
+    two.click(("r", 1)).commit(NOON_MS)
+    one.serve("r").show(("r", 1), ("r", 2)).commit(LATER)
+    assert current(backend) == {("r", 1): 1, ("r", 2): 0}
+    assert two.click(("r", 2)).commit()["corrected"] == 1
+    assert current(backend) == {("r", 1): 1, ("r", 2): 1}
+
+
+def test_a_held_click_that_another_partition_took_back_does_not_count(backend):
+    one, two = two_partitions(backend)
+    one.click(("r", 1)).commit(NOON_MS)
+    two.act(("r", 1), back=True).commit(NOON_MS)
+    one.serve("r").show(("r", 1)).commit(LATER)
+    assert current(backend) == {("r", 1): 0}
+
+
+def test_a_record_completes_the_miss_that_another_partition_wrote_meanwhile(backend):
+    one, two = two_partitions(backend)
+    assert two.show(("r", 1)).commit(LATER)["missed"] == 1
+    assert one.serve("r").commit(LATER)["completed"] == 1
+    assert current(backend) == {("r", 1): 0}
+
+
+def test_what_became_a_sample_by_another_partition_hides_no_impression_of_that_when_it_reads_again(backend):
+    one, two = two_partitions(backend, rules=NONE_KEPT)
+    one.serve("s").show(("r", 1), ("s", 1)).commit(LATER)  # a miss, and one that is not drawn: offsets 0 and 1
+    two.serve("r", "t").click(("r", 1), ("s", 1)).show(("t", 1), ("t", 2), ts=LATER).commit(LATER)
+    assert current(backend) == {("r", 1): 1, ("s", 1): 1}
+    again = Task(backend, partition=1, applied_to=2, rules=NONE_KEPT)
+    again.show(("t", 1), ("t", 2), ts=LATER, at=0).commit(LATER + 10)
+    assert backend.store.stats().sampled_out == 2
 
 
 MINUTE = NOON_MS

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow.dataset as ds
 import pytest
 
-from rtrec_ray.errors import ExportRefused, StoreUnavailable
+from rtrec_ray.errors import AsOfUnknown, ExportRefused, StoreUnavailable
 from rtrec_ray.stores.samples.export import export_samples
 from rtrec_ray.stores.samples.scan import MemorySampleScan, ScanAsk, ScanPart, ScanPlan
 from rtrec_ray.stores.samples.store import MemorySampleStore
@@ -78,6 +78,14 @@ def test_only_the_columns_asked_for_are_written(store, tmp_path):
 def test_an_export_as_of_a_number_is_the_table_as_it_was(store, tmp_path):
     export(store, tmp_path, replace(WHOLE, as_of_seq=30))
     assert sum(row["label"] for row in rows_in(tmp_path)) == 0
+
+
+def test_an_export_as_of_what_nobody_knows_leaves_nothing_behind(store, tmp_path):
+    with pytest.raises(AsOfUnknown):
+        export_samples(
+            MemorySampleScan(store), replace(WHOLE, as_of_seq=36), str(tmp_path), readers=1, progress=lambda *at: None
+        )
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_an_export_that_broke_off_shows_nothing_and_is_begun_anew(store, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 
 from rtrec_ray.embedded.postgres import PostgresServer
-from rtrec_ray.errors import SnapshotEnded
+from rtrec_ray.errors import AsOfUnknown, SnapshotEnded
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
-from rtrec_ray.samples.columns import KEY, SAMPLE_SCHEMA
+from rtrec_ray.samples.columns import SAMPLE_SCHEMA
 from rtrec_ray.stores.samples.postgres import PostgresSampleStore
 from rtrec_ray.stores.samples.scan import MemorySampleScan, SampleScan, ScanAsk, ScanPlan, select_schema
 from rtrec_ray.stores.samples.scan_postgres import PostgresSampleScan
@@ -22,7 +22,7 @@ from rtrec_ray.stores.samples.store import MemorySampleStore, SampleStore
 from tests.scanned_samples import DAY_MS, FIRST_MS, MemoryPuts, PostgresPuts, Puts, clicked, sample
 
 WHOLE = ScanAsk(from_ms=0, to_ms=1 << 50)
-EMPTIED = "TRUNCATE samples.requests, samples.revisions; DELETE FROM meta.counters"
+EMPTIED = "TRUNCATE samples.requests, samples.revisions, samples.retention; DELETE FROM meta.counters"
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Backend:
     scan: SampleScan
     store: SampleStore
     puts: Puts
+    retained: Callable[[int], None]
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +44,18 @@ def database(postgres_server: PostgresServer, template_database: str) -> Iterato
 def backend(request: pytest.FixtureRequest) -> Backend:
     if request.param == "memory":
         store = MemorySampleStore()
-        return Backend(MemorySampleScan(store, part_rows=7), store, MemoryPuts(store))
+        scan = MemorySampleScan(store, part_rows=7)
+        return Backend(scan, store, MemoryPuts(store), lambda ms: setattr(scan, "kept_from_ms", ms))
     options = request.getfixturevalue("database")
     with closing(connect(options)) as connection, transaction(connection) as cursor:
         cursor.execute(EMPTIED)
-    return Backend(PostgresSampleScan(options, part_blocks=1), PostgresSampleStore(options), PostgresPuts(options))
+
+    def retained(ms: int) -> None:
+        with closing(connect(options)) as connection, transaction(connection) as cursor:
+            cursor.execute("INSERT INTO samples.retention (kept_from_ms) VALUES (%s)", (ms,))
+
+    scan = PostgresSampleScan(options, part_blocks=1)
+    return Backend(scan, PostgresSampleStore(options), PostgresPuts(options), retained)
 
 
 def parts(scan: SampleScan, plan: ScanPlan) -> list[pl.DataFrame]:
@@ -139,8 +147,43 @@ def test_as_of_a_number_is_the_table_of_that_commit(backend):
     backend.puts.put(rows)
     backend.puts.put([clicked(row) for row in rows[:4]])
     backend.puts.put([clicked(clicked(row)) for row in rows[:2]])
-    for seq in (0, 7, 20, 22, 24, 25, 99):
+    for seq in (0, 7, 20, 22, 24, 25, 26):
         assert plain(read(backend, replace(WHOLE, as_of_seq=seq))) == current(backend, to_seq=seq)
+
+
+def test_as_of_a_time_is_the_table_as_it_was_known_then(backend):
+    rows, minute = many(20), 60_000
+    backend.puts.put(rows, known_ms=FIRST_MS)
+    backend.puts.put([clicked(row) for row in rows[:4]], known_ms=FIRST_MS + 10 * minute)
+    # A commit that began before the one above and was numbered after it.
+    backend.puts.put([sample("x")], known_ms=FIRST_MS + 9 * minute)
+    backend.puts.put([clicked(clicked(row)) | {"label": 0} for row in rows[:2]], known_ms=FIRST_MS + 30 * minute)
+    for then, seq in ((-1, 0), (0, 20), (9.5, 20), (10, 25), (29.9, 25), (30, 27), (1e9, 27)):
+        ask = replace(WHOLE, as_of_ms=FIRST_MS + round(then * minute))
+        with backend.scan.open(ask) as plan:
+            assert plan.to_seq == seq, then
+        found = plain(read(backend, ask))
+        assert found == current(backend, to_seq=seq), then
+        assert sum(row["label"] for row in found) == {0: 0, 20: 0, 25: 4, 27: 2}[seq]
+
+
+def test_as_of_a_number_that_the_ledger_has_not_come_to_is_refused_with_its_last_one(backend):
+    backend.puts.put(many(20))
+    with pytest.raises(AsOfUnknown) as unknown, backend.scan.open(replace(WHOLE, as_of_seq=21)):
+        pass
+    assert "from 0 to 20" in unknown.value.mend
+
+
+def test_as_of_a_moment_of_days_that_were_dropped_is_refused_with_the_first_that_is_whole(backend):
+    backend.puts.put(many(300))
+    kept_ms = FIRST_MS + DAY_MS
+    backend.retained(kept_ms)
+    for then in ({"as_of_seq": 300}, {"as_of_ms": FIRST_MS}):
+        with pytest.raises(AsOfUnknown) as unknown, backend.scan.open(replace(WHOLE, from_ms=kept_ms - 1, **then)):
+            pass
+        assert str(kept_ms) in unknown.value.mend
+    assert read(backend, replace(WHOLE, from_ms=kept_ms, as_of_seq=300)).height == 200
+    assert read(backend).height == 300  # of now: whatever there is
 
 
 def test_a_part_read_after_its_scan_says_how_to_mend_it(backend):
@@ -164,30 +207,6 @@ def test_text_comes_out_as_it_went_in(backend):
     assert found[odd]["features"] == {"a": odd, odd: "}"}
     assert found[odd]["model_version"] == odd
     assert set(read(backend, replace(WHOLE, columns=("request_id",)))["request_id"]) == {odd, "plain"}
-
-
-@pytest.mark.server
-def test_as_of_a_time_is_what_was_written_by_then(database):
-    with closing(connect(database)) as connection, transaction(connection) as cursor:
-        cursor.execute(EMPTIED)
-    puts, scan = PostgresPuts(database), PostgresSampleScan(database)
-    rows = many(40)
-    for chunk in range(0, 40, 10):
-        puts.put(rows[chunk : chunk + 10])
-    with closing(connect(database)) as connection, transaction(connection) as cursor:
-        # Known ten minutes apart, but that the third commit began before the second and was numbered after it.
-        for chunk, minute in enumerate((0, 10, 9, 30)):
-            cursor.execute(
-                "UPDATE samples.revisions SET known_at = to_timestamp(%s) WHERE commit_seq BETWEEN %s AND %s",
-                (FIRST_MS / 1_000 + minute * 60, chunk * 10 + 1, chunk * 10 + 10),
-            )
-    seen = {}
-    for minute in (-1, 0, 8, 9.5, 10, 29, 30):
-        ask = replace(WHOLE, as_of_ms=FIRST_MS + round(minute * 60_000), columns=KEY)
-        with scan.open(ask) as plan:
-            seen[minute] = plan.to_seq
-            assert sum(frame.height for frame in parts(scan, plan)) == plan.to_seq
-    assert seen == {-1: 0, 0: 10, 8: 10, 9.5: 10, 10: 30, 29: 30, 30: 40}
 
 
 @pytest.mark.server

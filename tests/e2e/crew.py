@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka.admin import AdminClient, NewPartitions
+
 from rtrec_ray.app.pipeline import Share, make_work
 from rtrec_ray.app.prepare import prepare
 from rtrec_ray.app.system import System
@@ -21,6 +23,9 @@ from rtrec_ray.embedded.postgres import PostgresServer
 from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.kafka.base import TopicPartition
 from rtrec_ray.kafka.connect import connect_consumer, connect_producer
+from rtrec_ray.kafka.topics import topic_specs
+from rtrec_ray.postgres.connection import connect, transaction
+from rtrec_ray.stores.samples.live import enter_partitions
 from tests.conftest import Eventually
 from tests.e2e.feature_content import query
 from tests.e2e.feature_load import send
@@ -134,13 +139,19 @@ class Watch:
 @contextmanager
 def run_alone(
     watch: Watch, server: PostgresServer, template: str, eventually: Eventually
-) -> Iterator[Callable[[System], System]]:
-    """Lets one owner of all partitions make what it makes of a system's log, in a database of its own."""
+) -> Iterator[Callable[..., System]]:
+    """Lets one owner of all partitions make what it makes of a system's log, in a database of its own.
+
+    `written_with`: partitions that the log began with, fewer than it has: the store has to know of it.
+    """
     name = f"undisturbed_{uuid.uuid4().hex[:8]}"
 
-    def run(system: System) -> System:
+    def run(system: System, *, written_with: int | None = None) -> System:
         server.create_database(name, template=template)
-        alone = prepare(replace(system, addresses=replace(system.addresses, postgres=server.dsn(name))))
+        alone = replace(system, addresses=replace(system.addresses, postgres=server.dsn(name)))
+        with closing(connect(alone.postgres)) as connection, transaction(connection) as cursor:
+            enter_partitions(cursor, system.partitions if written_with is None else written_with)
+        alone = prepare(alone)
         (loop, *_) = make_work(alone, Share(stage=watch.stage, index=0, of=1, partitions=system.partitions))
         stop = threading.Event()
         thread = threading.Thread(target=loop.run, args=(stop,))
@@ -154,6 +165,15 @@ def run_alone(
 
     yield run
     server.drop_database(name)
+
+
+def add_partitions(system: System, count: int) -> System:
+    """The system with so many partitions of each topic, known to its store."""
+    names = [system.kafka.physical(spec.topic) for spec in topic_specs(partitions=count)]
+    admin = AdminClient({"bootstrap.servers": system.kafka.bootstrap})
+    for done in admin.create_partitions([NewPartitions(name, count) for name in names]).values():
+        done.result(30)
+    return prepare(system)
 
 
 def send_all(system: System, batch: list[Any]) -> None:

@@ -22,7 +22,6 @@ import orjson
 import polars as pl
 import pytest
 import ray
-from confluent_kafka.admin import AdminClient, NewPartitions
 from ray.exceptions import GetTimeoutError, RayError
 
 from configs.settings import ClockSettings, Pipeline, Servers, Settings
@@ -41,12 +40,11 @@ from rtrec_ray.features.profiles import attribute
 from rtrec_ray.kafka.base import EARLIEST
 from rtrec_ray.kafka.connect import connect_consumer
 from rtrec_ray.kafka.partitioner import partition_of
-from rtrec_ray.kafka.topics import topic_specs
 from rtrec_ray.postgres.connection import Pool, connect
 from rtrec_ray.samples.file import load_definition
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from tests.conftest import Eventually
-from tests.e2e.crew import LEASE_MS, Crew, Watch, Worker, run_alone, send_all
+from tests.e2e.crew import LEASE_MS, Crew, Watch, Worker, add_partitions, run_alone, send_all
 from tests.e2e.feature_content import Tiles, added_up, content, query, tiles
 from tests.e2e.feature_load import CLOCK_MS, START_MS, STEP_MS, Load, profiles, records
 
@@ -380,14 +378,6 @@ def test_a_server_that_went_away_under_load_is_gone_on_with(
 
 
 # --- other numbers of actors and partitions ------------------------------------------------------------------------
-
-
-def add_partitions(system: System, count: int) -> System:
-    names = [system.kafka.physical(spec.topic) for spec in topic_specs(partitions=count)]
-    admin = AdminClient({"bootstrap.servers": system.kafka.bootstrap})
-    for done in admin.create_partitions([NewPartitions(name, count) for name in names]).values():
-        done.result(30)
-    return prepare(system)
 
 
 def read_log(system: System) -> list[dict[str, Any]]:

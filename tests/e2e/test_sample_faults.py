@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -31,9 +32,9 @@ from rtrec_ray.kafka.connect import connect_consumer
 from rtrec_ray.postgres.connection import connect
 from rtrec_ray.samples.file import load_definition
 from tests.conftest import Eventually
-from tests.e2e.crew import LEASE_MS, Crew, Watch, Worker, run_alone
+from tests.e2e.crew import LEASE_MS, Crew, Watch, Worker, add_partitions, run_alone
 from tests.e2e.feature_content import query
-from tests.e2e.feature_load import Load
+from tests.e2e.feature_load import Load, Record
 from tests.e2e.sample_load import CLOCK_MS, records
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -55,8 +56,20 @@ TABLES = {
 }
 
 
+OUTCOMES = """
+SELECT request_id, item_id FROM samples.current UNION ALL SELECT request_id, item_id FROM samples.misses
+UNION ALL SELECT request_id, item_id FROM samples.sampled_out
+"""
+WAIT_MS = 5_000
+
+
 @pytest.fixture
-def system(dsn: str, kafka_bootstrap: str, tmp_path: Path) -> System:
+def horizon_ms() -> int:
+    return 120_000
+
+
+@pytest.fixture
+def system(dsn: str, kafka_bootstrap: str, tmp_path: Path, horizon_ms: int) -> System:
     """Tables and topics; nothing runs yet."""
     shipped = load_definition(CONFIGS / "samples.yaml")
     return prepare(
@@ -77,7 +90,7 @@ def system(dsn: str, kafka_bootstrap: str, tmp_path: Path) -> System:
             directory=tmp_path,
             addresses=Addresses(kafka=kafka_bootstrap, postgres=dsn, ray="local"),
             features=load_definitions(CONFIGS / "features.yaml"),
-            samples=replace(shipped, wait_ms=5_000, horizon_ms=120_000, negative_rate=0.5),
+            samples=replace(shipped, wait_ms=WAIT_MS, horizon_ms=horizon_ms, negative_rate=0.5),
         )
     )
 
@@ -85,10 +98,10 @@ def system(dsn: str, kafka_bootstrap: str, tmp_path: Path) -> System:
 @pytest.fixture
 def undisturbed(
     system: System, postgres_server: PostgresServer, template_database: str, eventually: Eventually
-) -> Iterator[Callable[[], dict[str, object]]]:
+) -> Iterator[Callable[..., dict[str, object]]]:
     """What one owner of all partitions makes of the log as it is now."""
     with run_alone(WATCH, postgres_server, template_database, eventually) as run:
-        yield lambda: content(run(system))
+        yield lambda system=system, **how: content(run(system, **how))
 
 
 @pytest.fixture
@@ -99,9 +112,9 @@ def crew(tmp_path: Path) -> Iterator[Crew]:
 
 
 @contextmanager
-def load(system: System, eventually: Eventually, *, seed: int) -> Iterator[Load]:
+def load(system: System, eventually: Eventually, stream: Iterator[Record]) -> Iterator[Load]:
     """Records come for as long as the block lasts, and were coming all the time; a minute becomes complete."""
-    running = Load(system.kafka, records(seed))
+    running = Load(system.kafka, stream)
     try:
         yield running
         eventually(lambda: query(system, TABLES["complete"]), what="a minute is complete")
@@ -123,29 +136,30 @@ def assert_undisturbed(system: System, eventually: Eventually, undisturbed: Call
         assert found[name] == value, name
     minutes = [int(value) for (value,) in query(system, TABLES["complete"])]
     assert minutes == list(range(minutes[0], minutes[-1] + 1, 60_000)), "each minute once, in order"
-    assert positives(system) == expected_positives(system)
+    assert_as_logged(system)
 
 
-def positives(system: System) -> set[tuple[str, int]]:
-    return set(query(system, "SELECT request_id, item_id FROM samples.current WHERE label = 1"))
-
-
-def expected_positives(system: System) -> set[tuple[str, int]]:
-    """Of the log alone: shown, clicked by an event that was not taken back, and known to the inference log."""
-    values = [value for value in read_log(system) if value.endswith(b"}")]
-    log = [orjson.loads(value) for value in values]
+def assert_as_logged(system: System) -> None:
+    """By the log alone, whatever the stage makes of it: positives, and one outcome for each impression."""
+    log = [orjson.loads(value) for value in read_log(system) if value.endswith(b"}")]
     asked = {record["request_id"] for record in log if "model_version" in record}
     events = [event for event in log if "event_type" in event]
     gone = {event["retracts"]["event_id"] for event in events if event["event_type"] == RETRACT}
     shown, clicked = (
         {
-            (event["request_id"], event["item_id"])
+            (event["request_id"], event["item_id"]): event["ts"]
             for event in events
             if event["event_type"] == kind and event["event_id"] not in gone and "request_id" in event
         }
         for kind in ("impression", "click")
     )
-    return {key for key in shown & clicked if key[0] in asked}
+    positives = query(system, "SELECT request_id, item_id FROM samples.current WHERE label = 1")
+    assert set(positives) == {key for key in shown.keys() & clicked.keys() if key[0] in asked}
+    outcomes = query(system, OUTCOMES)
+    assert len(outcomes) == len(set(outcomes)), "an impression has one outcome"
+    come_to = min(watermark for _, watermark in query(system, TABLES["watermarks"]))
+    over = {key for key, ts in shown.items() if ts + WAIT_MS <= come_to}
+    assert over <= set(outcomes) <= shown.keys(), "every impression has an outcome when its wait is over"
 
 
 def read_log(system: System) -> list[bytes]:
@@ -164,7 +178,7 @@ def test_owners_killed_at_any_moment_are_followed_by_others_and_nothing_changes(
     system: System, crew: Crew, eventually: Eventually, undisturbed: Callable[[], dict[str, object]]
 ) -> None:
     rng, pause = random.Random(1), threading.Event()
-    with load(system, eventually, seed=1):
+    with load(system, eventually, records(1)):
         workers = [crew.start(system, index=index, of=2) for index in range(2)]
         for victim in (0, 1, 1, 0):
             WATCH.until_more(system, eventually)
@@ -196,7 +210,7 @@ def held_at(system: System, eventually: Eventually, table: str) -> Iterator[int]
 def test_a_commit_cut_off_at_any_step_counts_once(
     system: System, crew: Crew, eventually: Eventually, undisturbed: Callable[[], dict[str, object]], table: str
 ) -> None:
-    with load(system, eventually, seed=2):
+    with load(system, eventually, records(2)):
         worker = crew.start(system)
         WATCH.until_more(system, eventually)
         before = WATCH.epochs(system)[0]
@@ -215,7 +229,7 @@ def test_a_commit_cut_off_at_any_step_counts_once(
 def test_an_owner_that_stood_still_in_a_commit_while_it_was_replaced_writes_nothing(
     system: System, crew: Crew, eventually: Eventually, undisturbed: Callable[[], dict[str, object]]
 ) -> None:
-    with load(system, eventually, seed=3):
+    with load(system, eventually, records(3)):
         first = crew.start(system)
         WATCH.until_more(system, eventually)
         (one,) = set(WATCH.owners(system).values())
@@ -243,7 +257,7 @@ def test_a_server_that_went_away_under_load_is_gone_on_with(
     which: str,
 ) -> None:
     server: PostgresServer | KafkaServer = {"postgres": postgres_server, "kafka": kafka_server}[which]
-    with load(system, eventually, seed=4):
+    with load(system, eventually, records(4)):
         workers: list[Worker] = [crew.start(system, index=index, of=2) for index in range(2)]
         WATCH.until_more(system, eventually)
         server.kill()
@@ -254,5 +268,32 @@ def test_a_server_that_went_away_under_load_is_gone_on_with(
             server.start()
         WATCH.until_more(system, eventually)
     assert_undisturbed(system, eventually, undisturbed)
+    for worker in workers:
+        worker.stop()
+
+
+# An action may be given up while its impression is in a partition that is behind: event time passes here a hundred
+# times as fast as the clock.
+@pytest.mark.parametrize("horizon_ms", [3_600_000])
+def test_more_partitions_and_actors_under_load_lose_and_double_nothing(
+    system: System, crew: Crew, eventually: Eventually, undisturbed: Callable[..., dict[str, object]]
+) -> None:
+    written_with, stream = system.partitions, records(5)
+    with load(system, eventually, stream):
+        old = [crew.start(system, index=index, of=2) for index in range(2)]
+        WATCH.until_more(system, eventually)
+    system = add_partitions(system, 6)
+    # One that produces learns of partitions within minutes; this one, which goes on where that stopped, at its start.
+    with load(system, eventually, stream):
+        eventually(lambda: all(end for end in WATCH.ends(system).values()), what="records in every partition")
+        workers = [crew.start(system, index=index, of=3) for index in range(3)]
+        old[0].kill()
+        old[1].stop()
+        WATCH.until_more(system, eventually)
+        assert set(WATCH.owners(system)) == set(range(6))
+        workers[2].kill()
+        workers[2] = crew.start(system, index=2, of=3)
+        WATCH.until_more(system, eventually)
+    assert_undisturbed(system, eventually, partial(undisturbed, system, written_with=written_with))
     for worker in workers:
         worker.stop()

@@ -35,16 +35,13 @@ happenings = st.one_of(
 )
 behavior = st.lists(happenings, min_size=3, max_size=16)
 inference = st.lists(st.sampled_from(["r1", "r2"]), min_size=1, max_size=4)
-steps = st.lists(
-    st.one_of(
-        st.tuples(st.just("behavior"), st.integers(1, 4)),
-        st.tuples(st.just("inference"), st.integers(1, 2)),
-        st.tuples(st.just("watermark"), st.integers(0, LAST_MARK)),
-        st.tuples(st.sampled_from(["commit", "crash"]), st.just(0)),
-    ),
-    min_size=6,
-    max_size=24,
+step = st.one_of(
+    st.tuples(st.just("behavior"), st.integers(1, 4)),
+    st.tuples(st.just("inference"), st.integers(1, 2)),
+    st.tuples(st.just("watermark"), st.integers(0, LAST_MARK)),
+    st.tuples(st.sampled_from(["commit", "crash"]), st.just(0)),
 )
+steps = st.lists(step, min_size=6, max_size=24)
 LABELS = {
     CLICK: Label(event="click"),
     "seen": Label(event="view", field="dwell_ms", at_least=2),
@@ -91,12 +88,13 @@ class Run:
     committed: tuple[int, int] = (0, 0)
     counts: Counter = field(default_factory=Counter)
     watermark: int = -1
+    partition: int = 0
 
     def __post_init__(self):
         self.crash(0)
 
     def crash(self, _):
-        self.ledger = MemorySampleLedger(self.samples, partition=0)
+        self.ledger = MemorySampleLedger(self.samples, partition=self.partition)
         restored = self.ledger.restore(None, applied_to=self.committed[0])
         self.stitcher = Stitcher(self.rules, restored)
         self.at, self.asked = restored.place.replay_from, self.committed[1]
@@ -142,7 +140,7 @@ class Run:
         self.counts.update(settle(self.ledger, None, self.stitcher, read_to=self.read_to))
         self.committed = (self.read_to, self.asked)
 
-    def go(self, steps, *, end_ms=10_000):
+    def step(self, name, much):
         act = {
             "behavior": self.take_behavior,
             "inference": self.take_inference,
@@ -150,8 +148,11 @@ class Run:
             "commit": self.commit,
             "crash": self.crash,
         }
+        act[name](much)
+
+    def go(self, steps, *, end_ms=10_000):
         for name, much in steps:
-            act[name](much)
+            self.step(name, much)
         self.take_behavior(len(self.behavior))
         self.take_inference(len(self.inference))
         self.advance(end_ms)
@@ -218,6 +219,53 @@ def test_labels_equal_the_batch_and_outcomes_add_up_whatever_the_order_cuts_repe
     found = (run.labels(), run.keys_of("out"), run.keys_of("misses"))
     assert found == recompute(timeline, actions, events, requests)
     check_outcomes(run, shown=sum(what == "impression" for what, _, _ in events))
+    check_chains(run)
+    check_held(run)
+
+
+SHOWN_MS = {("r1", 1): 0, ("r1", 2): 3, ("r2", 1): 8}
+LONG, ALL_OVER = 100, 60  # no action is given up before every wait is over: an owner knows only its own event time
+in_two = st.integers(0, 1)
+
+
+@settings(max_examples=150)
+@given(
+    timelines,
+    actions,
+    st.lists(st.tuples(in_two, happenings), min_size=3, max_size=16),
+    st.lists(st.tuples(in_two, st.sampled_from(["r1", "r2"])), min_size=1, max_size=4),
+    st.lists(st.tuples(in_two, step), min_size=12, max_size=48),
+)
+def test_it_does_not_matter_which_partition_a_record_is_in(timeline, actions, events, requests, turns):
+    timeline = Timeline(
+        entries=tuple(
+            replace(each, definition=replace(each.definition, horizon_ms=LONG, pages={})) for each in timeline.entries
+        )
+    )
+    # The same record when it comes again, in whichever partition.
+    events = [
+        (where, (what, key, SHOWN_MS[key]) if what == "impression" else (what, key, more))
+        for where, (what, key, more) in events
+    ]
+    samples = MemorySamples()
+    runs = [
+        Run(
+            timeline,
+            actions,
+            [event for where, event in events if where == partition],
+            [request for where, request in requests if where == partition],
+            samples=samples,
+            partition=partition,
+        )
+        for partition in (0, 1)
+    ]
+    for where, (name, much) in turns:
+        runs[where].step(name, much)
+    for end_ms in (LAST_MARK, ALL_OVER):
+        for run in runs:
+            run.go([], end_ms=end_ms)
+    found = (run.labels(), run.keys_of("out"), run.keys_of("misses"))
+    assert found == recompute(timeline, actions, [event for _, event in events], [request for _, request in requests])
     check_chains(run)
     check_held(run)
 

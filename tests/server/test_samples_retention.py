@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from itertools import count
 from threading import Event
 
 import pytest
 
 from actors.sample_keeper import SampleKeeper
+from rtrec_ray.errors import AsOfUnknown
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.stores.progress import Committed, write_committed
 from rtrec_ray.stores.samples.postgres import PostgresSampleStore
@@ -141,10 +145,64 @@ def test_a_scan_comes_to_its_end_while_new_readers_are_not_locked_out(options, r
         removed = retention.remove_expired()
         assert (removed.busy, removed.partitions) == (True, 0)
         assert "readers" in removed.held_by
+        # The day is being detached: a new scan no longer sees it, and must not take what is left for all there was.
+        then = ScanAsk(from_ms=FIRST_MS, to_ms=FIRST_MS + 6 * DAY_MS, as_of_seq=6)
+        with pytest.raises(AsOfUnknown), scan.open(then):
+            pass
         newer = PostgresSampleStore(options)
         assert newer.stats().rows >= 4  # would wait for the statement's timeout behind a lock
         rows = [row for part in plan.parts for row in scan.read(plan, part).rows()]
         assert sorted(request for request, _ in rows) == [f"r{day}" for day in range(6)]
+    assert retention.remove_expired().held_by == ""
+    assert kept(options) == ["r2", "r3", "r4", "r5"]
+
+
+WAITING = """
+SELECT pid, query_start FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = 'rtrec-retention' AND wait_event_type = 'Lock'
+"""
+
+
+@contextmanager
+def looking(retention: PostgresSampleRetention) -> Iterator[list[Removed]]:
+    """Look after look, in a thread, during the block; gives what they answered."""
+    stop, looks = Event(), list[Removed]()
+
+    def look() -> None:
+        while not stop.is_set():
+            looks.append(retention.remove_expired())
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(look)
+        try:
+            yield looks
+        finally:
+            stop.set()
+        done.result()
+
+
+def test_who_comes_while_retention_waits_for_a_reader_is_not_kept_waiting_behind_it(options, retention, eventually):
+    put_days(options, 6)
+    advance(options, day=5)
+
+    days = count()
+
+    def come_and_go() -> bool:
+        """Whether a reader, and the writer of a new day, came to their ends all within one wait of retention."""
+        waits = execute(options, WAITING)
+        assert execute(options, "SET lock_timeout = '500ms'; SELECT count(*) FROM samples.current")[0][0] >= 4
+        new_day = "SET lock_timeout = '500ms'; SELECT samples.ensure_days(ARRAY[DATE '2030-01-01' + %s])"
+        execute(options, new_day, (next(days),))
+        return bool(waits) and execute(options, WAITING) == waits
+
+    with closing(connect(options)) as reading:
+        with transaction(reading) as cursor:
+            cursor.execute("SELECT count(*) FROM samples.current")
+            with looking(retention) as looks:
+                eventually(come_and_go, what="a read and a write while retention waits")
+                # It waits 2 s for a lock, and may take 60 s for a statement.
+                eventually(lambda: looks, timeout_s=20, what="a look gives up")
+        assert all(look.busy and not look.partitions for look in looks), "the reader was there all the time"
     assert retention.remove_expired().held_by == ""
     assert kept(options) == ["r2", "r3", "r4", "r5"]
 

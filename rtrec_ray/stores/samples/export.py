@@ -67,13 +67,13 @@ def export_samples(
     """Write what `ask` says below `uri` (a path, or what pyarrow.fs knows), by `readers` threads. `progress` gets
     (done, total) parts.
 
-    Raises ExportRefused, StoreUnavailable.
+    Raises ExportRefused, AsOfUnknown, StoreUnavailable.
     """
     with _translated(uri):
         folder = _Folder(*resolve(uri))
-        folder.begin(ask)
         # Cut by the day of event_time_ms, which is read in any case.
         with scan.open(replace(ask, columns=tuple(dict.fromkeys((*ask.columns, "event_time_ms"))))) as plan:
+            folder.begin(ask)
             write = partial(folder.write, columns=ask.columns)
             files = _write_parts(scan, plan, write, readers=readers, progress=progress)
         return _finished(folder, ask, files, to_seq=plan.to_seq)

@@ -102,6 +102,7 @@ class MemorySamples:
         self.misses = empty(IMPRESSION_SCHEMA)
         self.actions = empty(HELD_SCHEMA)
         self.held_by: dict[tuple[str, int, int], int] = {}
+        self.shown_in: dict[tuple[str, int], int] = {}  # impressions that were missed or not drawn → partition
         self.places: dict[int, Place] = {}
         self.settled: dict[int, pl.Series] = {}
         self.complete: dict[int, tuple[int | None, int | None]] = {}
@@ -127,8 +128,7 @@ class MemorySampleLedger:
             place=kept.places.get(self._partition, Place(replay_from=applied_to)),
             applied_to=applied_to,
             settled_offsets=kept.settled.get(self._partition, pl.Series(dtype=pl.Int64)),
-            held=self._held(own=True),
-            has_misses=not kept.misses.is_empty(),
+            held=self._own_held(),
         )
 
     def answer(self, cursor: Cursor | None, questions: Questions) -> Answers:
@@ -143,16 +143,18 @@ class MemorySampleLedger:
                 KNOWN_SCHEMA.names()
             ),
             outcomes=within(kept.outcomes, questions.acted),
-            misses=misses,
-            out=out,
+            misses=self._own_offsets(misses),
+            out=self._own_offsets(out),
             actions=within(kept.actions, wanted).select(ACTION_SCHEMA.names()),
-            elsewhere=within(self._held(own=False), questions.due).select(ACTION_SCHEMA.names()),
+            held=within(kept.actions.filter("held"), questions.due).select(ACTION_SCHEMA.names()),
         )
 
     def write(self, cursor: Cursor | None, settled: Settled) -> Existing:
         """See SampleLedger."""
         kept = self._samples
         kept.requests = _upsert(settled.requests, kept.requests, ["request_id"])
+        for key in pl.concat([frame.select(KEY) for frame in (settled.misses, settled.out)]).iter_rows():
+            kept.shown_in.setdefault(key, self._partition)
         kept.out = without(kept.out, settled.revived)
         existing = Existing(
             samples=within(kept.outcomes, settled.samples),
@@ -195,10 +197,15 @@ class MemorySampleLedger:
         kept.complete_ms = minutes[-1] if minutes else kept.complete_ms
         return list(minutes)
 
-    def _held(self, *, own: bool) -> pl.DataFrame:
+    def _own_held(self) -> pl.DataFrame:
         kept = self._samples
-        mine = [(kept.held_by[row] == self._partition) == own for row in kept.actions.select(ID).iter_rows()]
+        mine = [kept.held_by[row] == self._partition for row in kept.actions.select(ID).iter_rows()]
         return kept.actions.filter(pl.col("held") & pl.Series(mine, dtype=pl.Boolean))
+
+    def _own_offsets(self, impressions: pl.DataFrame) -> pl.DataFrame:
+        shown_in = self._samples.shown_in
+        mine = [shown_in[key] == self._partition for key in impressions.select(KEY).iter_rows()]
+        return impressions.with_columns(source_offset=pl.when(pl.Series(mine, dtype=pl.Boolean)).then("source_offset"))
 
     def _put_actions(self, settled: Settled) -> None:
         kept, changes = self._samples, settled.actions

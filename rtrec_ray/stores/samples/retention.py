@@ -22,6 +22,7 @@ from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.samples.scan import day_of
 
 _DAY_MS: Final = 86_400_000
+_EPOCH: Final = dt.date(1970, 1, 1).toordinal()
 _DELETED_AT_ONCE: Final = 50_000
 _BUSY: Final = (errors.LockNotAvailable, errors.QueryCanceled)
 
@@ -146,6 +147,9 @@ def _held_by(cursor: Cursor, tables: list[DayTable], *, bound_ms: int) -> str:
 
 def _remove_day(cursor: Cursor, tables: list[DayTable]) -> int:
     """How many went, up to the first that somebody reads in: a sample is never there without its request."""
+    # Said before it is done: new readers do not see a day any more from the moment at which it is being detached.
+    after_ms = (tables[0].day.toordinal() - _EPOCH + 1) * _DAY_MS
+    cursor.execute(_sql("put_retention"), Removed(kept_from_ms=after_ms).as_dict())
     return sum(1 for _ in takewhile(partial(_remove, cursor), tables))
 
 

@@ -27,14 +27,14 @@ SELECT request_id, item_id, action_id, kind, action_ms, value, taken_back
 FROM samples.actions JOIN unnest(%(request_ids)s::text[], %(item_ids)s::bigint[]) AS k (request_id, item_id)
      USING (request_id, item_id);
 
--- name: find_elsewhere (what other partitions hold)
+-- name: find_held (by whatever partition: another may have taken back what this one holds)
 SELECT request_id, item_id, action_id, kind, action_ms, value, taken_back
 FROM samples.actions JOIN unnest(%(request_ids)s::text[], %(item_ids)s::bigint[]) AS k (request_id, item_id)
      USING (request_id, item_id)
-WHERE held AND source_partition <> %(partition)s;
+WHERE held;
 
 -- name: has_misses
-SELECT EXISTS (SELECT FROM samples.misses WHERE source_partition = %(partition)s OR %(mixed)s);
+SELECT EXISTS (SELECT FROM samples.misses WHERE source_partition = %(partition)s);
 
 -- name: find_requests (the first of a request that came twice on two days)
 SELECT DISTINCT ON (request_id) request_id, event_day, event_time_ms, page_id, items::text
@@ -47,13 +47,15 @@ FROM samples.revisions JOIN unnest(%(request_ids)s::text[], %(item_ids)s::bigint
      USING (request_id, item_id)
 ORDER BY request_id, item_id, event_day, revision DESC;
 
--- name: find_misses
-SELECT request_id, item_id, user_id, event_time_ms, page_id, position, arm, source_offset
+-- name: find_misses (of another partition without its offset, which says nothing here)
+SELECT request_id, item_id, user_id, event_time_ms, page_id, position, arm,
+       CASE WHEN source_partition = %(partition)s THEN source_offset END
 FROM samples.misses WHERE request_id = ANY (%(request_ids)s);
 
 -- name: find_out (the first of an impression that came twice)
 SELECT DISTINCT ON (request_id, item_id)
-       request_id, item_id, user_id, event_time_ms, page_id, position, arm, source_offset
+       request_id, item_id, user_id, event_time_ms, page_id, position, arm,
+       CASE WHEN source_partition = %(partition)s THEN source_offset END
 FROM samples.sampled_out JOIN unnest(%(request_ids)s::text[], %(item_ids)s::bigint[]) AS k (request_id, item_id)
      USING (request_id, item_id)
 ORDER BY request_id, item_id, event_time_ms;

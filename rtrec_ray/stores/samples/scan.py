@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import polars as pl
 
-from rtrec_ray.errors import SnapshotEnded
+from rtrec_ray.errors import AsOfUnknown, SnapshotEnded
 from rtrec_ray.samples.columns import SAMPLE_SCHEMA
 from rtrec_ray.stores.samples.store import MemorySampleStore
 
@@ -28,7 +28,8 @@ class ScanAsk:
     """The newest revision of every sample with event time in [from_ms, to_ms), ms UTC; only `columns` are read.
 
     `as_of_seq`: as the table was when the ledger had come to that number; `as_of_ms`: as it was known then, wall time
-    (no revision written later, and none numbered after such a one); neither: as it is when the scan is opened.
+    (no revision written later, and none numbered after such a one; a time to come is now); neither: as it is when the
+    scan is opened.
     """
 
     from_ms: int
@@ -71,7 +72,7 @@ class SampleScan(Protocol):
     def open(self, ask: ScanAsk, /) -> AbstractContextManager[ScanPlan]:
         """Fix the moment and cut the range into parts; the plan can be read until the block ends.
 
-        Raises StoreUnavailable.
+        Raises AsOfUnknown, StoreUnavailable.
         """
         ...
 
@@ -84,11 +85,15 @@ class SampleScan(Protocol):
 
 
 class MemorySampleScan:
-    """The twin that reads from a ledger in memory, in parts of `part_rows` rows."""
+    """The twin that reads from a ledger in memory, in parts of `part_rows` rows.
+
+    `kept_from_ms`: as if retention had removed what is older; None: nothing yet.
+    """
 
     def __init__(self, store: MemorySampleStore, *, part_rows: int = 1_000) -> None:
         self._store = store
         self._part_rows = part_rows
+        self.kept_from_ms: int | None = None
         self._open: dict[str, pl.DataFrame] = {}
 
     @contextmanager
@@ -116,11 +121,31 @@ class MemorySampleScan:
 
     def _to_seq(self, ask: ScanAsk) -> int:
         high = self._store.high_water()
+        refuse_unknown(ask, high=high, kept_from_ms=self.kept_from_ms)
         if ask.as_of_ms is not None:
             frames = [*self._store.scan(to_seq=high, columns=["commit_seq", "known_at_ms"])]
             later = [frame.filter(pl.col("known_at_ms") > ask.as_of_ms)["commit_seq"].min() for frame in frames]
             return min([high, *(int(seq) - 1 for seq in later if seq is not None)])  # type: ignore[arg-type]
-        return high if ask.as_of_seq is None else min(ask.as_of_seq, high)
+        return high if ask.as_of_seq is None else ask.as_of_seq
+
+
+def refuse_unknown(ask: ScanAsk, *, high: int, kept_from_ms: int | None) -> None:
+    """Raise AsOfUnknown if the table as of a moment cannot be told; `high`: the ledger's last number, `kept_from_ms`:
+    event time (ms UTC) before which retention has removed samples.
+
+    >>> refuse_unknown(ScanAsk(from_ms=5, to_ms=9, as_of_seq=7), high=7, kept_from_ms=5)
+    """
+    if ask.as_of_seq is not None and ask.as_of_seq > high:
+        raise AsOfUnknown(
+            f"the ledger of samples has not come to commit_seq {ask.as_of_seq:,} yet, its last is {high:,}",
+            mend=f"give a number from 0 to {high}, or none for the table of now",
+        )
+    then = ask.as_of_seq is not None or ask.as_of_ms is not None
+    if then and kept_from_ms is not None and ask.from_ms < kept_from_ms:
+        raise AsOfUnknown(
+            f"samples from before {kept_from_ms} were dropped by retention, so what was known of them cannot be told",
+            mend=f"begin the range at {kept_from_ms} or later; samples.retention_days says how long they are kept",
+        )
 
 
 def blocks_of(day: dt.date, blocks: int, *, part_blocks: int) -> list[ScanPart]:

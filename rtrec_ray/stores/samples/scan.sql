@@ -10,8 +10,8 @@ SET TRANSACTION SNAPSHOT %(snapshot)s;
 -- name: high_water
 SELECT value FROM meta.counters WHERE name = 'samples';
 
--- name: first_seq
-SELECT min(commit_seq) FROM samples.revisions;
+-- name: kept_from
+SELECT kept_from_ms FROM samples.retention;
 
 -- name: known_at_or_after (the first revision numbered from there on)
 SELECT commit_seq, (extract(epoch FROM known_at) * 1000)::bigint FROM samples.revisions

@@ -14,7 +14,7 @@ from rtrec_ray.postgres.prepared import texts
 from rtrec_ray.postgres.read import copy_out
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.samples.overlay import overlay
-from rtrec_ray.stores.samples.scan import ScanAsk, ScanPart, ScanPlan, blocks_of, ended, select_schema
+from rtrec_ray.stores.samples.scan import ScanAsk, ScanPart, ScanPlan, blocks_of, ended, refuse_unknown, select_schema
 
 PART_BLOCKS: Final = 2_048  # 16 MiB: some 60,000 samples
 
@@ -94,12 +94,11 @@ class PostgresSampleScan:
 
 
 def _to_seq(cursor: Cursor, ask: ScanAsk) -> int:
-    cursor.execute(_sql("high_water"))
-    found = cursor.fetchone()
-    high = int(found[0]) if found else 0
+    high = int(_first(cursor, "high_water") or 0)
+    refuse_unknown(ask, high=high, kept_from_ms=_first(cursor, "kept_from"))
     if ask.as_of_ms is not None:
         return _known_to(cursor, high, as_of_ms=ask.as_of_ms)
-    return high if ask.as_of_seq is None else min(ask.as_of_seq, high)
+    return high if ask.as_of_seq is None else ask.as_of_seq
 
 
 def _known_to(cursor: Cursor, high: int, *, as_of_ms: int) -> int:
@@ -148,6 +147,13 @@ def _joined(rows: pl.DataFrame, asked: pl.DataFrame, wanted: Sequence[str]) -> p
     if "features" in wanted:
         both = both.with_columns(overlay(both["features_asked"], both["features"]).alias("features"))
     return both
+
+
+def _first(cursor: Cursor, name: str) -> Any:
+    """The value that a statement answers; None without a row."""
+    cursor.execute(_sql(name))
+    row = cursor.fetchone()
+    return None if row is None else row[0]
 
 
 def _value(cursor: Cursor) -> Any:

@@ -42,6 +42,7 @@ class PostgresSampleLedger:
         self._timeline: Timeline | None = None
         self._change: int | None = None
         self._mixed = False
+        self._has_misses = False
         self._told: tuple[int | None, int | None] = (None, None)
 
     def timeline(self, cursor: Cursor) -> Timeline | None:
@@ -61,37 +62,32 @@ class PostgresSampleLedger:
         where = {**key, "replay_from": replay_from, "out_from_seq": out_from_seq}
         settled = [offset for (offset,) in rows(cursor, "read_settled_offsets", where)]
         self.timeline(cursor)
+        self._has_misses = one(cursor, "has_misses", key)[0]
         return Restored(
             place=Place(replay_from=replay_from, repeated_offsets=pl.Series(repeated, dtype=pl.Int64)),
             applied_to=applied_to,
             settled_offsets=pl.Series(settled, dtype=pl.Int64),
             held=fetch(cursor, "read_held", key, HELD_SCHEMA),
-            has_misses=one(cursor, "has_misses", {**key, "mixed": self._mixed})[0],
         )
 
     def answer(self, cursor: Cursor, questions: Questions) -> Answers:
         """See SampleLedger."""
         if self._mixed:  # an impression and its actions may be in two commits at once: one after the other, then
             counter.take(cursor, _COUNTER, 0)
-        missed = questions.missed.to_list()
-        misses = (
-            fetch(cursor, "find_misses", {"request_ids": missed}, IMPRESSION_SCHEMA)
-            if missed
-            else empty(IMPRESSION_SCHEMA)
-        )
+        misses = self._find_misses(cursor, questions)
         asked = pl.concat([questions.acted, questions.drawn])
-        out = _of_keys(cursor, "find_out", asked, IMPRESSION_SCHEMA)
+        out = _of_keys(cursor, "find_out", asked, IMPRESSION_SCHEMA, partition=self._partition)
         acted = pl.concat([questions.acted, misses.select(KEY), out.select(KEY)]).unique()
         ids = [*questions.requests, *out["request_id"]]
         requests = fetch(cursor, "find_requests", {"request_ids": ids}, KNOWN_SCHEMA) if ids else empty(KNOWN_SCHEMA)
-        mixed = questions.due if self._mixed else questions.due.clear()
+        due = questions.due if self._mixed else questions.due.clear()
         return Answers(
             requests=requests,
             outcomes=_of_keys(cursor, "find_outcomes", questions.acted, OUTCOME_SCHEMA),
             misses=misses,
             out=out,
             actions=_of_keys(cursor, "find_actions", acted, ACTION_SCHEMA),
-            elsewhere=_of_keys(cursor, "find_elsewhere", mixed, ACTION_SCHEMA, partition=self._partition),
+            held=_of_keys(cursor, "find_held", due, ACTION_SCHEMA),
         )
 
     def write(self, cursor: Cursor, settled: Settled) -> Existing:
@@ -155,6 +151,14 @@ class PostgresSampleLedger:
         }
         cursor.execute(sql("put_replay"), at)
 
+    def _find_misses(self, cursor: Cursor, questions: Questions) -> pl.DataFrame:
+        # Most partitions never have any; with several that may, one does not know of those that others write.
+        missed = questions.missed.to_list() if self._has_misses or self._mixed else []
+        if not missed:
+            return empty(IMPRESSION_SCHEMA)
+        asked = {"request_ids": missed, "partition": self._partition}
+        return fetch(cursor, "find_misses", asked, IMPRESSION_SCHEMA)
+
     def _put_requests(self, cursor: Cursor, requests: pl.DataFrame) -> None:
         if requests.is_empty():
             return
@@ -184,6 +188,7 @@ class PostgresSampleLedger:
 
     def _put_misses(self, cursor: Cursor, settled: Settled) -> None:
         if not settled.misses.is_empty():
+            self._has_misses = True
             cursor.execute(sql("stage_misses"))
             stage(cursor, "staged_misses", settled.misses.with_columns(source_partition=pl.lit(self._partition)))
             cursor.execute(sql("put_staged_misses"))
