@@ -161,11 +161,12 @@ class Daily:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definitions:
-    """Files read at the start; none is the one that comes with the program."""
+    """Files read at the start; none is the one that comes with the program. `workflow`: `none` for no workflow."""
 
     features: str | None = None
     samples: str | None = None
     model: str | None = None
+    workflow: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,11 @@ def definition_file(name: str, chosen: str | None) -> Path:
     return Path(chosen) if chosen else Path(str(resources.files("configs") / f"{name}.yaml"))
 
 
+def workflow_file(chosen: str | None) -> Path | None:
+    """The file of the system's workflow; None: it has none."""
+    return None if chosen == "none" else definition_file("workflow", chosen)
+
+
 def join_environment(system: System) -> None:
     """Set what a driver of an embedded Ray needs, before anything imports ray; an existing cluster's own is kept."""
     at = system.addresses

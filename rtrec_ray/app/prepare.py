@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 
+from rtrec_ray.app.find import workflow_file
 from rtrec_ray.app.snapshot import register, workflow_snapshot
 from rtrec_ray.app.system import System
+from rtrec_ray.app.workflow import open_desk
 from rtrec_ray.clock import ScaledClock, wall_ms
 from rtrec_ray.kafka.connect import connect_admin
 from rtrec_ray.kafka.partitioner import partition_of
@@ -19,6 +21,7 @@ from rtrec_ray.stores.features.live import move_users
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from rtrec_ray.stores.progress import put_clock
 from rtrec_ray.stores.samples.live import enter_definition, enter_partitions
+from rtrec_ray.workflow.file import load_workflow
 
 
 def prepare(system: System) -> System:
@@ -32,6 +35,7 @@ def prepare(system: System) -> System:
         _enter_definitions(system)
         system = replace(system, clock=_fix_clock(system))
         _register_workflow(system)
+        _enter_workflow(system)
     if system.addresses.kafka is not None:
         with connect_admin(system.kafka) as admin:
             system = replace(system, partitions=ensure_topics(admin, partitions=system.settings.pipeline.partitions))
@@ -68,6 +72,19 @@ def _fix_clock(system: System) -> ScaledClock:
 def _register_workflow(system: System) -> None:
     with closing(PostgresMetadataStore(system.postgres)) as store:
         register(store, workflow_snapshot(system))
+
+
+def _enter_workflow(system: System) -> None:
+    """Let the scheduler go by the system's workflow, which trains, unless it was asked to once: what people apply by
+    hand afterwards holds until the file changes.
+    """
+    file = workflow_file(system.settings.definitions.workflow)
+    if file is None or system.addresses.mlflow is None:
+        return
+    definition = load_workflow(file)
+    with open_desk(system) as desk:
+        if desk.workflows.definition(definition.digest) is None:
+            desk.workflows.apply(definition)
 
 
 def _register_datasets(system: System) -> None:

@@ -70,7 +70,9 @@ class OpenBandit:
         own = directory / "features.yaml"
         text = definition_file("features", settings.definitions.features).read_text(encoding="utf-8")
         own.write_text(roomy(text, speed=settings.clock.speed), encoding="utf-8")
-        return settings.model_copy(update={"definitions": replace(settings.definitions, features=str(own))})
+        # The scene says when a base is trained.
+        definitions = replace(settings.definitions, features=str(own), workflow="none")
+        return settings.model_copy(update={"definitions": definitions})
 
     def prepared(self) -> AbstractContextManager[None]:
         """See Scene."""

@@ -78,8 +78,16 @@ def test_a_picture_has_every_node_with_its_state() -> None:
     assert {"running", "failed", "event key=a and event key=b"} <= set(texts)
 
 
-def test_the_workflow_that_comes_with_the_program_is_sound() -> None:
-    assert load_workflow(ROOT / "configs/workflow.yaml").name == "training"
+def test_the_systems_workflow_trains_a_base_after_a_day_of_samples_and_after_three_rejected_versions() -> None:
+    complete = [event(n, "SAMPLES_COMPLETE", kind="samples", time_ms=n * 60_000) for n in range(1, 2_880)]
+    minutes = enumerate((2_880, 2_950, 2_955, 2_960), 2_880)
+    rejected = [event(n, "model", kind="MODEL_REJECTED", time_ms=minute * 60_000) for n, minute in minutes]
+    flow = load_workflow(ROOT / "configs/workflow.yaml")
+    found = dry_run(flow, [*complete, *rejected], since_ms=0, until_ms=3_000 * 60_000)
+    assert [(each.rule, each.do, each.node, each.by[-1]) for each in found] == [
+        ("daily", "start", "base", 1_440),
+        ("rejected", "start", "base", 2_883),
+    ]
 
 
 def test_the_manuals_example_does_what_it_says() -> None:
