@@ -6,13 +6,14 @@ from contextlib import closing
 from dataclasses import replace
 
 from rtrec_ray.app.find import workflow_file
-from rtrec_ray.app.snapshot import register, workflow_snapshot
+from rtrec_ray.app.snapshot import PROJECT, register, workflow_snapshot
 from rtrec_ray.app.system import System
 from rtrec_ray.app.workflow import open_desk
 from rtrec_ray.clock import ScaledClock, wall_ms
 from rtrec_ray.kafka.connect import connect_admin
 from rtrec_ray.kafka.partitioner import partition_of
 from rtrec_ray.kafka.topics import ensure_topics
+from rtrec_ray.metadata.base import Entity
 from rtrec_ray.metadata.catalogue import system_datasets
 from rtrec_ray.metadata.postgres import PostgresMetadataStore
 from rtrec_ray.postgres.connection import Pool, connect, transaction
@@ -75,15 +76,22 @@ def _register_workflow(system: System) -> None:
 
 
 def _enter_workflow(system: System) -> None:
-    """Let the scheduler go by the system's workflow, which trains, unless it was asked to once: what people apply by
-    hand afterwards holds until the file changes.
+    """Let the scheduler go by the file of the system's workflow, which trains; not in place of what people applied by
+    hand under its name.
     """
     file = workflow_file(system.settings.definitions.workflow)
     if file is None or system.addresses.mlflow is None:
         return
     definition = load_workflow(file)
-    with open_desk(system) as desk:
-        if desk.workflows.definition(definition.digest) is None:
+    with closing(PostgresMetadataStore(system.postgres)) as store, open_desk(system) as desk:
+        ours = [entity.body.get("digest") for entity in store.entities("workflows", name=definition.name)]
+        known = desk.workflows.load().workflows.get(definition.name)
+        now = None if known is None else known.state.digest
+        if now not in (None, definition.digest, *ours):
+            return
+        body = {"project": PROJECT, "snapshot": workflow_snapshot(system).snapshot, "digest": definition.digest}
+        store.put_entity(Entity(kind="workflows", name=definition.name, body=body))
+        if now != definition.digest:
             desk.workflows.apply(definition)
 
 

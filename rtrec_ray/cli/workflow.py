@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from rtrec_ray.workflow.rules import RuleState
 from rtrec_ray.workflow.scheduler import Saved
 
 _TAKEN_WITHIN_S = 10.0
+_NAMED_AT_ENDS = 3
 _UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -246,7 +247,7 @@ def _rule(rule: Rule, state: RuleState) -> dict[str, Any]:
 
 def _reason(desk: Desk, rule: Rule, state: RuleState) -> dict[str, Any]:
     term = explain(rule.when, state.state)
-    wanted = sorted({*state.last_by, *_offsets(term)})
+    wanted = sorted({*_some(state.last_by), *_offsets(term)})
     events = [event for offset in wanted for event in desk.events.list(after_offset=offset - 1, limit=1)]
     only_if = {node: list(states) for node, states in rule.only_if.items()}
     return {
@@ -258,7 +259,13 @@ def _reason(desk: Desk, rule: Rule, state: RuleState) -> dict[str, Any]:
 
 
 def _offsets(term: Term) -> set[int]:
-    return set(term.by).union(*map(_offsets, term.terms))
+    return set(_some(term.by)).union(*map(_offsets, term.terms))
+
+
+def _some(offsets: Sequence[int]) -> tuple[int, ...]:
+    """Those that are named: of many the first and the last ones."""
+    most = 2 * _NAMED_AT_ENDS
+    return tuple(offsets if len(offsets) <= most else (*offsets[:_NAMED_AT_ENDS], *offsets[-_NAMED_AT_ENDS:]))
 
 
 def _print_list(found: list[dict[str, Any]]) -> None:
@@ -299,11 +306,13 @@ def _print_term(term: Mapping[str, Any], events: Mapping[int, Any], *, depth: in
         _print_term(inner, events, depth=depth + 1)
 
 
-def _named(offsets: Any, events: Mapping[int, Any]) -> str:
+def _named(offsets: Sequence[int], events: Mapping[int, Any]) -> str:
     named = []
-    for offset in offsets:
+    for offset in _some(offsets):
         event = events.get(offset)
         named.append(f"event {offset}" + (f" ({event['type'] or event['key']} {event['value']})" if event else ""))
+    if left_out := len(offsets) - len(named):
+        named.insert(_NAMED_AT_ENDS, f"{left_out:,} more")
     return ", ".join(named) or "time"
 
 
