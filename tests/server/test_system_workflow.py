@@ -67,6 +67,7 @@ def test_a_start_goes_by_the_file_but_not_in_place_of_what_was_applied_by_hand(d
     assert schedule(start(dsn, tmp_path, workflow=str(own))) == by_hand
     with open_desk(system) as desk:
         desk.workflows.apply(load_workflow(own))
+    schedule(system)
     assert schedule(start(dsn, tmp_path, workflow=str(own))) == load_workflow(own).digest
     assert schedule(start(dsn, tmp_path, workflow=None)) == shipped
 
