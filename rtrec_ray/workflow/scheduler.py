@@ -226,7 +226,9 @@ class Scheduler:
             return
         old = self._flows.get(definition.name)
         kept = {} if old is None else old.nodes
-        states = {node.name: kept.get(node.name, NodeState()) for node in definition.nodes}
+        # A node that was there once may be defined again. Each of its runs was an event, so none has a number as high.
+        fresh = NodeState(number=0 if old is None else event.offset)
+        states = {node.name: kept.get(node.name, fresh) for node in definition.nodes}
         status = [StatusChanged(node=n, state=s.state, time_ms=self.time_ms) for n, s in states.items()]
         rules = {}
         for rule in definition.rules:

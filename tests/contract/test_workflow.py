@@ -123,6 +123,24 @@ def test_rules_and_nodes_that_are_no_longer_defined_are_gone(desk: Desk) -> None
     assert [order.do for order in desk.store.open_orders()] == ["start", "stop"]
 
 
+def test_a_node_that_is_defined_again_has_runs_of_its_own(desk: Desk) -> None:
+    first = _start(desk)
+    for definition in (workflow((node("m"),), ()), example()):
+        desk.store.apply(definition)
+    desk.send("a")
+    scheduler = desk.scheduler(example())
+    scheduler.know(workflow((node("m"),), ()))
+    desk.read(scheduler)
+    with closing(desk.store.open_session(owner="test", ttl_ms=TTL_MS)) as session:
+        session.commit(scheduler.changes())
+    orders = [order for order in desk.store.open_orders() if order.node == "n"]
+    assert [(order.do, order.run == first.run) for order in orders] == [
+        ("start", True),
+        ("stop", True),
+        ("start", False),
+    ]
+
+
 def test_an_order_is_open_until_it_is_noted_as_carried_out(desk: Desk) -> None:
     order = _start(desk)
     assert (order.id, order.do, order.node, order.command) == ("w.n.1", "start", "n", ("true",))
