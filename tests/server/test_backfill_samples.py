@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import multiprocessing
+import os
 import random
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.request import Recent, item_asks, item_features, request_asks, request_features, trends
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.kafka.codec import decode
-from rtrec_ray.postgres.connection import Pool, PostgresOptions
+from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect
 from rtrec_ray.samples.columns import REQUEST_SCHEMA, REVISION_SCHEMA
 from rtrec_ray.samples.settlement import Settled
 from rtrec_ray.stores.features.as_of import AsOfReader
@@ -35,6 +39,7 @@ from rtrec_ray.stores.history.store import schema
 from rtrec_ray.stores.progress import Committed, write_committed
 from rtrec_ray.stores.samples.backfill import SamplesBackfill
 from rtrec_ray.stores.samples.writing import PostgresSampleLedger
+from tests.conftest import Eventually
 
 pytestmark = pytest.mark.server
 
@@ -212,7 +217,7 @@ def test_past_samples_get_just_what_serving_would_have_logged_beside_what_it_did
     assert [by_key[request["request_id"], request["items"][0]["item_id"]] for request in requests()[-9:]] == [None] * 9
 
 
-def test_a_run_that_was_killed_half_way_goes_on_and_leaves_what_an_undisturbed_one_does(
+def test_a_run_that_ended_half_way_goes_on_and_leaves_what_an_undisturbed_one_does(
     pool: Pool, reader: AsOfReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = SamplesBackfill(reader, pool=pool, portion=20)
@@ -238,6 +243,53 @@ def test_a_run_that_was_killed_half_way_goes_on_and_leaves_what_an_undisturbed_o
     assert rows(pool, ROWS) == undisturbed
     third = SamplesBackfill(reader, pool=pool).fill("user_browse_5m", from_ms=None, to_ms=None)
     assert (third.requests, third.already) == (0, REQUESTS - 9)
+
+
+def work(dsn: str, folder: str, die_after: int) -> None:
+    """A run in a process of its own, which is gone once it has committed that many requests."""
+
+    def progress(done: int, total: int) -> None:
+        if done >= die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    options = PostgresOptions(dsn=dsn)
+    with closing(Pool(options, size=1)) as pool, closing(past_of(folder, options)) as past:
+        store = PostgresFeatureStore(DEFINITIONS, pool=pool)
+        store.refresh()
+        job = SamplesBackfill(AsOfReader(store=store, past=past), pool=pool, portion=2)
+        job.fill("user_browse_5m", from_ms=None, to_ms=None, progress=progress)
+
+
+WAITING = """
+SELECT pid FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%INTO samples.backfilled%'
+"""
+
+
+def test_runs_killed_in_a_commit_and_between_two_leave_what_an_undisturbed_one_does(
+    dsn: str, pool: Pool, reader: AsOfReader, tmp_path: Path, eventually: Eventually
+) -> None:
+    SamplesBackfill(reader, pool=pool).fill("user_browse_5m", from_ms=None, to_ms=None)
+    undisturbed = rows(pool, ROWS)
+    with pool.transaction() as cursor:
+        cursor.execute("TRUNCATE samples.backfilled")
+
+    def run(die_after: int = 1_000) -> SpawnProcess:
+        process = multiprocessing.get_context("spawn").Process(target=work, args=(dsn, str(tmp_path), die_after))
+        process.start()
+        return process
+
+    with closing(connect(PostgresOptions(dsn=dsn))) as blocker, blocker.cursor() as cursor:
+        cursor.execute("LOCK TABLE samples.backfilled IN SHARE MODE")
+        cut = run()
+        eventually(lambda: rows(pool, WAITING), what="a commit waits")
+        cut.kill()
+        cut.join()
+    assert rows(pool, ROWS) == []
+    for die_after, expected in ((2, 2), (42, 44), (1_000, len(undisturbed))):
+        run(die_after).join()
+        assert len(rows(pool, ROWS)) == expected
+    assert rows(pool, ROWS) == undisturbed
 
 
 def test_only_requests_of_the_stretch_are_filled_and_a_view_without_features_is_refused(
