@@ -137,6 +137,8 @@ class RayServer(Server):
             # Draining is for clusters with other nodes to move to; here it only delays the end.
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "DASHBOARD_METRIC_PORT": str(pages),
+            # By default a proxy that is not up within 5 s is ended and started anew, on a busy machine for ever.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(self.directory / "haproxy"),
