@@ -15,46 +15,22 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import ray
-from features_drain import Mark, Way, drain, topic, w1
+from features_drain import Way, drain, topic, w1
+from growth import grown, plot
 
-from rtrec_ray.demo.charts.axes import heading
-from rtrec_ray.demo.charts.svg import PALETTE, figure, house_style
 from rtrec_ray.events import BEHAVIOR, INFERENCE
 from rtrec_ray.kafka.base import KafkaOptions, TopicSpec
 from rtrec_ray.kafka.connect import connect_admin
 
-POINTS = 60
 EVENTS = 2_000_000
-
-
-def grown(growth: Sequence[Sequence[Mark]]) -> dict[str, list[float]]:
-    """What all processes together had done, at moments evenly spread over the run: each stands where it last said.
-
-    `events` millions; `cpu_us` CPU time per event since the moment before, µs; `rss_mb`; `tiles_mb` on disk.
-    """
-    moments = np.linspace(min(each[0].at_s for each in growth), max(each[-1].at_s for each in growth), POINTS + 1)
-    events, cpu_s, rss_mb, disk_mb = (
-        sum(_at(each, name, moments) for each in growth) for name in ("events", "cpu_s", "rss_mb", "disk_mb")
-    )
-    came = np.diff(events)
-    steps = came > 0
-    return {
-        "events": (events[1:][steps] / 1e6).round(2).tolist(),
-        "cpu_us": (np.diff(cpu_s)[steps] / came[steps] * 1e6).round(2).tolist(),
-        "rss_mb": rss_mb[1:][steps].round().tolist(),
-        "tiles_mb": disk_mb[1:][steps].round().tolist(),
-    }
-
-
-def _at(marks: Sequence[Mark], name: str, moments: np.ndarray) -> np.ndarray:
-    times = np.array([each.at_s for each in marks])
-    values = np.array([float(getattr(each, name)) for each in marks])
-    return np.interp(moments, times, values)
+PANELS = (
+    ("cpu_us", "CPU time per event in the actors and the lists' process, µs", "blue"),
+    ("rss_mb", "their memory, MB", "green"),
+    ("disk_mb", "tiles in PostgreSQL with their index, MB", "orange"),
+)
 
 
 def filled(kafka: KafkaOptions, *, partitions: int, generator: Path) -> KafkaOptions:
@@ -66,24 +42,6 @@ def filled(kafka: KafkaOptions, *, partitions: int, generator: Path) -> KafkaOpt
         words = [str(EVENTS), "--keep", "--bootstrap", target.bootstrap, f"--suffix={target.suffix}"]
         subprocess.run([sys.executable, str(generator), *words], check=True, stdout=subprocess.DEVNULL)
     return target
-
-
-def plot(path: Path, long: dict[str, list[float]]) -> None:
-    """Cost, memory and tiles over the events."""
-    panels_of = (
-        ("cpu_us", "CPU time per event in the actors and the lists' process, µs", "blue"),
-        ("rss_mb", "their memory, MB", "green"),
-        ("tiles_mb", "tiles in PostgreSQL with their index, MB", "orange"),
-    )
-    with house_style():
-        made, panels = figure(*(1.5 for _ in panels_of))
-        for panel, (name, text, colour) in zip(panels, panels_of, strict=True):
-            panel.plot(long["events"], long[name], color=PALETTE[colour])
-            panel.set_ylim(0, 1.15 * max(long[name]))
-            heading(panel, text)
-        panels[-1].set_xlabel("million events read")
-        made.patch.set_alpha(1.0)
-        made.savefig(path, dpi=110)
 
 
 def main() -> int:
@@ -111,7 +69,7 @@ def main() -> int:
     long = grown(found.pop("growth"))
     print(json.dumps({**found, "by_partitions": wide, "growth": long}))
     if options.plot:
-        plot(options.plot, long)
+        plot(options.plot, long, PANELS)
     return 0
 
 

@@ -33,6 +33,7 @@ from typing import Any, Final
 
 import polars as pl
 import ray
+from growth import Mark, grown, mark, plot
 from stages import database, ends_of, server_cpu, used
 
 from actors.sample import SampleOperator
@@ -56,6 +57,10 @@ from rtrec_ray.stores.samples.writing import PostgresSampleLedger
 
 TASK: Final = "samples"
 WAIT_MS: Final = 600_000
+PANELS: Final = (
+    ("cpu_us", "CPU time per record in the actors, µs", "blue"),
+    ("rss_mb", "their memory, MB", "green"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +107,12 @@ class Share:
         self._bench = bench
         self._partitions = tuple(partitions)
         self._counts: Counter[str] = Counter()
+        self._marks: list[Mark] = []
         self._done = threading.Event()
+
+    def marks(self) -> list[Mark]:
+        """What it had done after each commit."""
+        return self._marks
 
     def drain(self) -> dict[str, float]:
         """Work to the end; when it began and ended (s of the machine), and what it did."""
@@ -142,6 +152,7 @@ class Share:
 
             def committed(self):
                 super().committed()
+                share._marks.append(mark(sum(sum(each.at.values()) for each in operators.values())))
                 self.through = self.writing_last
                 if all(each.through for each in operators.values()):
                     share._done.set()
@@ -180,6 +191,7 @@ def run(bench: Bench, *, actors: int, server: PostgresServer | None) -> dict[str
     shares = [Share.remote(bench, partitions[index::actors]) for index in range(actors)]
     cpu_before = server_cpu(server)
     drained = ray.get([share.drain.remote() for share in shares])
+    growth = ray.get([share.marks.remote() for share in shares])
     for share in shares:
         ray.kill(share)
     counts = sum((Counter({k: int(v) for k, v in each.items()}) for each in drained), Counter())
@@ -196,6 +208,7 @@ def run(bench: Bench, *, actors: int, server: PostgresServer | None) -> dict[str
         "corrected": counts["corrected"],
         "misses": counts["missed"] - counts["completed"],
         "duplicates": counts["duplicate"],
+        "growth": grown(growth),
     }
 
 
@@ -231,7 +244,8 @@ def main() -> int:
     if not options.topic.startswith(BEHAVIOR) or options.inference_topic not in (None, INFERENCE + suffix):
         raise SystemExit(f"the topics must be named {BEHAVIOR}X and {INFERENCE}X")
     kafka = KafkaOptions(bootstrap=options.bootstrap, suffix=suffix)
-    ends = {topic: ends_of(kafka, topic) for topic in (BEHAVIOR, INFERENCE)}
+    whole = {topic: ends_of(kafka, topic) for topic in (BEHAVIOR, INFERENCE)}
+    ends = {topic: {part: int(end * options.share) for part, end in each.items()} for topic, each in whole.items()}
     truth = json.loads(options.expect.read_text()) if options.expect else None
     wrong: list[str] = []
     environment = {"env_vars": {"POLARS_MAX_THREADS": "1"}}
@@ -256,7 +270,10 @@ def main() -> int:
             profile=options.profile,
         )
         found = _once(bench, actors=actors, dsn=options.dsn)
-        print(json.dumps(found), flush=True)
+        growth = found.pop("growth")
+        print(json.dumps(found | ({"growth": growth} if options.plot else {})), flush=True)
+        if options.plot:
+            plot(options.plot, growth, PANELS)
         wrong += differences(found, truth) if truth else []
     ray.shutdown()
     for line in wrong:
@@ -275,6 +292,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--commit-every-s", type=float, default=1.0)
     parser.add_argument("--poll", type=int, default=20_000)
     parser.add_argument("--profile", help="write what cProfile says of each actor to PROFILE.PID")
+    parser.add_argument("--share", type=float, default=1.0, help="how much of each partition, from its beginning")
+    parser.add_argument("--plot", type=Path, help="draw CPU time per record and memory as the (last) run went on")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--expect", type=Path, help="what the generator's --truth printed")
     parser.add_argument("--debug", action="store_true", help="show what the actors print")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
-import psutil
 import ray
+from growth import Mark, mark
 from stages import database, ends_of, server_cpu, used
 
 from actors.feature import FeatureOperator
@@ -284,23 +284,6 @@ class Lists:
             marks = list(self._marks.values())
         known = [mark for mark in marks if mark is not None]
         return min(known) if len(known) == len(self._bench.ends) else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
-    """What a process had done at a moment (s of the machine): events read, CPU time, memory now; `disk_mb`: tiles."""
-
-    at_s: float
-    events: int
-    cpu_s: float
-    rss_mb: float
-    disk_mb: float = 0.0
-
-
-def mark(events: int = 0, *, disk_mb: float = 0.0) -> Mark:
-    """This process, now."""
-    rss_mb = psutil.Process().memory_info().rss / 2**20
-    return Mark(at_s=wall_ms() / 1_000, events=events, cpu_s=time.process_time(), rss_mb=rss_mb, disk_mb=disk_mb)
 
 
 def run(bench: Bench, *, actors: int, sink: str, server: PostgresServer | None) -> dict[str, Any]:
