@@ -37,13 +37,14 @@ class Standing:
     has not taken. Times in ms UTC; `kept_from_ms`: older samples may be dropped.
 
     `misses`: (n, KEY) that are no samples as long as their inference record is not there; `sampled_out`: (n, KEY)
-    negatives that were not drawn. `horizon_ms` of the rules by which was stitched.
+    negatives that were not drawn. `mixed`: partitions were added, so an impression's actions may lie in another one.
     """
 
     watermark_ms: int | None
     wait_ms: int
     applied: Mapping[int, int] = field(default_factory=dict)
     written: Mapping[int, int] = field(default_factory=dict)
+    mixed: bool = False
     kept_from_ms: int | None = None
     misses: pl.DataFrame = field(default_factory=lambda: STITCHED_SCHEMA.to_frame().select(KEY))
     sampled_out: pl.DataFrame = field(default_factory=lambda: STITCHED_SCHEMA.to_frame().select(KEY))
@@ -73,8 +74,8 @@ def compare(stitched: pl.DataFrame, live: pl.DataFrame, standing: Standing, *, e
     partitions, as after partitions were added, the one with a click counts.
 
     Kinds: `missing` in the live table, `extra` in it, `label` (a label differs). Causes of what is missing: dropped by
-    retention, not read yet, miss, sampled out, still open; of what is extra: not yet in the history; of a label: the
-    sample stage has not read all that the history has.
+    retention, not read yet, miss, sampled out, still open; of what is extra: not yet in the history; of a label: of its
+    partition the sample stage has not read all that the history has, or the other way round.
     """
     once = stitched.sort("label", descending=True).unique(KEY, keep="first", maintain_order=True)
     both = once.join(live, on=KEY, how="full", coalesce=True, suffix="_live")
@@ -121,8 +122,8 @@ def _cause(standing: Standing, apart: pl.DataFrame) -> pl.Series:
     out = _among(apart, standing.sampled_out)
     late = pl.lit(True) if standing.watermark_ms is None else shown_ms + standing.wait_ms > standing.watermark_ms
     missing, extra, label = (pl.col("kind") == name for name in ("missing", "extra", "label"))
-    read_behind = any(standing.applied.get(at, 0) < end for at, end in standing.written.items())
-    write_behind = any(standing.written.get(at, 0) < end for at, end in standing.applied.items())
+    read_behind = _in_one_behind(standing.applied, standing.written, standing)
+    write_behind = _in_one_behind(standing.written, standing.applied, standing)
     dropped = pl.lit(False) if standing.kept_from_ms is None else shown_ms < standing.kept_from_ms
     return (
         apart.with_columns(missed=missed, out=out)
@@ -133,21 +134,27 @@ def _cause(standing: Standing, apart: pl.DataFrame) -> pl.Series:
             .then(pl.lit("not read by the sample stage yet"))
             .when(missing & pl.col("missed"))
             .then(pl.lit("a miss: its inference record had not come"))
-            .when(missing & pl.col("out"))
+            .when(missing & pl.col("out") & (pl.col("label") == 0))
             .then(pl.lit("a negative that was not drawn"))
             .when(missing & late)
             .then(pl.lit("still open: its wait is not over"))
             .when(extra & _beyond("source_offset_live", standing.written, partition="source_partition_live"))
             .then(pl.lit("not in the history yet"))
-            .when(label & pl.lit(read_behind))
+            .when(label & read_behind)
             .then(pl.lit("actions not read by the sample stage yet"))
-            .when(label & pl.lit(write_behind))
+            .when(label & write_behind)
             .then(pl.lit("actions not in the history yet"))
             .otherwise(pl.lit(UNEXPLAINED))
             .alias("cause")
         )
         .to_series()
     )
+
+
+def _in_one_behind(one: Mapping[int, int], other: Mapping[int, int], standing: Standing) -> pl.Expr:
+    """Which rows lie in a partition of which `one` has not all that the `other` has; their actions do too."""
+    behind = [at for at, end in other.items() if one.get(at, 0) < end]
+    return pl.lit(True) if standing.mixed and behind else pl.col("source_partition").is_in(behind)
 
 
 def _among(rows: pl.DataFrame, keys: pl.DataFrame) -> pl.Series:

@@ -14,7 +14,7 @@ import pytest
 from rtrec_ray.embedded.postgres import PostgresServer
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.samples.columns import ACTION_SCHEMA, IMPRESSION_SCHEMA, REQUEST_SCHEMA, SAMPLE_SCHEMA
-from rtrec_ray.samples.definition import Label, SampleDefinition
+from rtrec_ray.samples.definition import Label, PageRules, SampleDefinition
 from rtrec_ray.samples.stitch import Stitcher
 from rtrec_ray.stores.samples.ledger import MOST_MINUTES, MemorySampleLedger, MemorySamples, SampleLedger, settle
 from rtrec_ray.stores.samples.live import enter_partitions
@@ -99,9 +99,9 @@ class Task:
         self.stitcher = Stitcher(rules, self.restored)
         self.read_to = applied_to
 
-    def show(self, *impressions, ts=NOON_MS, at=None):
+    def show(self, *impressions, ts=NOON_MS, at=None, page=None):
         first = self.read_to if at is None else at
-        rows = [(r, i, 7, ts, None, None, None, first + n) for n, (r, i) in enumerate(impressions)]
+        rows = [(r, i, 7, ts, page, None, None, first + n) for n, (r, i) in enumerate(impressions)]
         self.stitcher.on_impressions(pl.DataFrame(rows, schema=IMPRESSION_SCHEMA, orient="row"))
         self.read_to = max(self.read_to, first + len(rows))
         self.stitcher.read_to(self.read_to)
@@ -186,6 +186,31 @@ def test_a_positive_does_not_wait_and_a_negative_does(backend):
     assert current(backend) == {("r", 1): 1}
     task.commit(LATER)
     assert current(backend) == {("r", 1): 1, ("r", 2): 0}
+
+
+def test_positives_and_negatives_come_together_where_both_wait(backend):
+    rules = replace(RULES, emit="on_close")
+    task = Task(backend, rules=rules).serve("r").show(("r", 1), ("r", 2)).click(("r", 1))
+    task.commit(LATER - 1)
+    assert current(backend) == {}
+    task.commit(LATER)
+    assert current(backend) == {("r", 1): 1, ("r", 2): 0}
+
+
+def test_a_page_has_its_own_wait_its_own_time_to_write_and_its_own_share(backend):
+    patient = PageRules(wait_ms=20, emit="on_close")
+    rules = replace(RULES, pages={2: patient, 3: PageRules(negative_rate=1e-9)})
+    task = Task(backend, rules=rules).serve("r", "p", "q")
+    task.show(("r", 1), ("r", 2), page=1).show(("p", 1), ("p", 2), page=2).show(("q", 1), ("q", 2), page=3)
+    task.click(("r", 1), ("p", 1), ("q", 1))
+    task.commit(LATER - 1)
+    assert current(backend) == {("r", 1): 1, ("q", 1): 1}
+    assert task.commit(LATER)["sampled_out"] == 1
+    assert current(backend) == {("r", 1): 1, ("r", 2): 0, ("q", 1): 1}
+    task.commit(LATER + 9)
+    assert ("p", 1) not in current(backend)
+    task.commit(LATER + 10)
+    assert current(backend) == {("r", 1): 1, ("r", 2): 0, ("q", 1): 1, ("p", 1): 1, ("p", 2): 0}
 
 
 def test_a_late_click_revises_one_row_and_says_what_it_was(backend):

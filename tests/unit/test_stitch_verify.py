@@ -156,6 +156,7 @@ def stored(*rows) -> pl.DataFrame:
 A, B = {"request_id": "a"}, {"request_id": "b"}
 CLICKED = {"label": 1, "labels": '{"click": 1}'}
 READ = {"applied": {0: 9}, "written": {0: 9}}
+TWO = {"applied": {0: 9, 1: 9}, "written": {0: 9, 1: 9}}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,7 @@ READ = {"applied": {0: 9}, "written": {0: 9}}
             "a miss: its inference record had not come",
         ),
         ([A, B], [A], READ | {"sampled_out": stitched(B).select(KEY)}, "missing", "a negative that was not drawn"),
+        ([A, B | CLICKED], [A], READ | {"sampled_out": stitched(B).select(KEY)}, "missing", UNEXPLAINED),
         ([A, B], [A], READ | {"watermark_ms": START_MS + 9}, "missing", "still open: its wait is not over"),
         ([A, B], [A], READ | {"watermark_ms": START_MS + 10}, "missing", UNEXPLAINED),
         ([A], [A, B], READ, "extra", UNEXPLAINED),
@@ -182,6 +184,15 @@ READ = {"applied": {0: 9}, "written": {0: 9}}
         ([A], [A | {"labels": '{"click": 0, "cart": 1}'}], READ, "label", UNEXPLAINED),
         ([A | CLICKED], [A], READ | {"applied": {0: 8}}, "label", "actions not read by the sample stage yet"),
         ([A], [A | CLICKED], READ | {"written": {0: 8}}, "label", "actions not in the history yet"),
+        ([A | CLICKED], [A], TWO | {"applied": {0: 9, 1: 8}}, "label", UNEXPLAINED),
+        ([A], [A | CLICKED], TWO | {"written": {0: 9, 1: 8}}, "label", UNEXPLAINED),
+        (
+            [A | CLICKED],
+            [A],
+            TWO | {"applied": {0: 9, 1: 8}, "mixed": True},
+            "label",
+            "actions not read by the sample stage yet",
+        ),
     ],
 )
 def test_a_difference_is_told_with_its_cause(mine, theirs, standing, kind, cause):

@@ -29,11 +29,14 @@ def read_standing(options: PostgresOptions, *, from_ms: int, to_ms: int, wait_ms
     with closing(connect(options, application="rtrec-verify")) as connection, transaction(connection) as cursor:
         cursor.execute(_sql("watermark"))
         found = cursor.fetchone()
+        cursor.execute(_sql("read_mixed"))
+        (mixed,) = cursor.fetchone() or (False,)
         return Standing(
             watermark_ms=None if found is None else found[0],
             wait_ms=wait_ms,
             applied=read_positions(cursor, task="samples", topic=BEHAVIOR),
             written=read_positions(cursor, task="history", topic=BEHAVIOR),
+            mixed=mixed,
             kept_from_ms=removed.kept_from_ms,
             misses=_keys(cursor, "list_misses", within),
             sampled_out=_keys(cursor, "list_sampled_out", within),

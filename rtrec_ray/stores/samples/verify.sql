@@ -12,3 +12,6 @@ SELECT request_id, item_id, source_partition, source_offset
 FROM samples.revisions JOIN unnest(%(request_ids)s::text[], %(item_ids)s::bigint[]) AS k (request_id, item_id)
      USING (request_id, item_id)
 WHERE revision = 0;
+
+-- name: read_mixed
+SELECT mixed FROM samples.settings;
