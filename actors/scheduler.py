@@ -21,7 +21,8 @@ from rtrec_ray.notification.base import Event, EventFilter, NotificationStore
 from rtrec_ray.stores.workflow.store import Run, SchedulerSession, WorkflowStore
 from rtrec_ray.workflow.events import WORKFLOW_REQUESTED
 from rtrec_ray.workflow.nodes import Order
-from rtrec_ray.workflow.scheduler import Changes, Scheduler
+from rtrec_ray.workflow.scheduler import Scheduler
+from rtrec_ray.workflow.state import Changes
 
 log = logging.getLogger(__name__)
 

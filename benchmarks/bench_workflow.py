@@ -33,7 +33,7 @@ from rtrec_ray.stores.workflow.postgres import PostgresSchedulerSession, Postgre
 from rtrec_ray.workflow.conditions import Count, EventIs
 from rtrec_ray.workflow.definition import Action, Node, Rule, Workflow
 from rtrec_ray.workflow.nodes import Order
-from rtrec_ray.workflow.scheduler import Changes
+from rtrec_ray.workflow.state import Changes
 
 EACH = 10  # events in a transaction, and to meet a rule
 

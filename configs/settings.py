@@ -145,28 +145,27 @@ class Samples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Daily:
-    """The static features, of 1 and 7 days. `scheduled`: the pipeline brings them up to date by itself, once a day of
-    event time, `grace_ms` of event time after midnight UTC; it looks each `look_every_s` of wall time. Otherwise only
-    `rtrec features daily` does.
+    """The runs that count the static features, of 1 and 7 days; when they begin, the workflow `features` says.
 
     Ray Data's `tasks` of one logical CPU run side by side, each with about `rows_per_task` events in memory.
     """
 
-    scheduled: bool = True
-    grace_ms: int = 600_000
-    look_every_s: float = 30.0
     tasks: int = 2
     rows_per_task: int = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definitions:
-    """Files read at the start; none is the one that comes with the program. `workflow`: `none` for no workflow."""
+    """Files read at the start; none is the one that comes with the program.
+
+    `workflow` (of training), `workflow_features`: `none` for no such workflow.
+    """
 
     features: str | None = None
     samples: str | None = None
     model: str | None = None
     workflow: str | None = None
+    workflow_features: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

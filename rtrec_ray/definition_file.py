@@ -11,7 +11,7 @@ import yaml
 
 from rtrec_ray.errors import DefinitionInvalid
 
-_UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION: Final = re.compile(r"(\d{1,15})(ms|s|m|h|d)")
 _WHOLE: Final = re.compile(r"-?\d{1,18}")
 _NUMBER: Final = re.compile(r"-?(\d{1,18}(\.\d{0,18})?|\.\d{1,18})([eE][-+]?\d{1,2})?")
@@ -115,7 +115,7 @@ class NodeReader:
         match = _DURATION.fullmatch(text)
         if match is None or int(match[1]) == 0:
             self.fail(node, f'expected a duration like 10s or 5m, not "{text}"')
-        return int(match[1]) * _UNITS[match[2]]
+        return int(match[1]) * UNITS_MS[match[2]]
 
     def fail(self, node: Any, what: str, *, mend: str = "correct the file") -> NoReturn:
         """Say what is wrong with a node."""

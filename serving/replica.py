@@ -16,7 +16,16 @@ from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.kafka.base import Producer
 from rtrec_ray.metadata.base import MetadataStore
 from rtrec_ray.metadata.catalogue import Catalogue
-from rtrec_ray.notification import MODEL, MODEL_DEPLOYED, NOW, EventFilter, Listener, NewEvent, NotificationStore
+from rtrec_ray.notification import (
+    MODEL,
+    MODEL_DEPLOYED,
+    NOW,
+    RELOAD_REQUESTED,
+    EventFilter,
+    Listener,
+    NewEvent,
+    NotificationStore,
+)
 from rtrec_ray.registry.changes import NewChange
 from rtrec_ray.stores.features.store import FeatureReader
 from serving.calls import BoundedCalls
@@ -222,15 +231,16 @@ class Replica:
         )
 
     def _listen(self) -> None:
-        """Look at the registry at each event about a model; what was missed while the store was away, a look finds."""
+        """Look at the registry when asked to; what was missed while the store was away, a look finds."""
         while not self._closed.is_set():
             try:
-                listener = Listener(self._backends.events, start=NOW, wanted=EventFilter(key=MODEL))
+                listener = Listener(
+                    self._backends.events, start=NOW, wanted=EventFilter(key=MODEL, type=RELOAD_REQUESTED)
+                )
             except StoreUnavailable:
                 self._closed.wait(_POLL_S)
                 continue
             self.reloading.wake()
             while not self._closed.is_set():
-                for event in listener.poll(timeout_s=_POLL_S):
-                    if event.sender != self._name:
-                        self.reloading.wake()
+                for _ in listener.poll(timeout_s=_POLL_S):
+                    self.reloading.wake()

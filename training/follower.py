@@ -17,7 +17,15 @@ import tensorflow as tf
 
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import ModelRejected, ServerUnavailable
-from rtrec_ray.notification.base import CHANGE_LOG, CHANGE_LOG_FELL_BACK, NewEvent
+from rtrec_ray.notification.base import (
+    CHANGE_LOG,
+    CHANGE_LOG_FELL_BACK,
+    INCREMENTS_REQUESTED,
+    MODEL,
+    EventFilter,
+    NewEvent,
+)
+from rtrec_ray.notification.listener import NOW, Listener
 from rtrec_ray.registry.base import ModelVersion, fallen
 from rtrec_ray.stores.changes.log import Changes, LogPlace
 from rtrec_ray.stores.training import Beat, RunState
@@ -60,6 +68,7 @@ class Follower:
         self._arrived: Changes | None = None
         self._high_water = 0
         self._fallbacks_told = 0
+        self._requests: Listener | None = None
         self._pause = threading.Event()
         self._due: dict[str, float] = {}
         self._publisher = Publisher(options, desk, epoch=epoch)
@@ -86,7 +95,7 @@ class Follower:
     def _decide(self) -> Turn:
         if self._is_due("beat", 1.0) and self._beat():
             return Turn(action="stop")
-        if self._chain is None or self._is_due("check", self._options.check_every_s):
+        if self._is_asked() or self._chain is None or self._is_due("check", self._options.check_every_s):
             version = self._other_chain()
             if version is not None:
                 return Turn(action="begin", version=version.version)
@@ -94,6 +103,15 @@ class Follower:
             self._pause.wait(self._options.look_every_s)
             return Turn(action="wait")
         return self._next_rows(self._chain)
+
+    def _is_asked(self) -> bool:
+        """Whether somebody asked meanwhile to look which version to go on from."""
+        if not self._is_due("look", self._options.look_every_s):
+            return False
+        if self._requests is None:
+            wanted = EventFilter(key=MODEL, type=INCREMENTS_REQUESTED)
+            self._requests = Listener(self._desk.events, start=NOW, wanted=wanted)
+        return len(list(self._requests.poll(0.0))) > 0
 
     def _other_chain(self) -> ModelVersion | None:
         """Where to begin anew: a first champion, one on another base than ours, or when what ours stands on fell."""

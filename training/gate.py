@@ -1,7 +1,7 @@
 """The gate between training and serving: examines each new version and lets it serve, or not.
 
-The event says that there is a version; the registry says what became of it. So an event that comes twice does nothing,
-and a version whose announcement was lost is found at the next start.
+It judges when it is asked to; the registry says which versions wait. So a request that comes twice does nothing, and a
+version whose announcement was lost is found at the next start.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from rtrec_ray.errors import ModelRejected, ServerUnavailable
-from rtrec_ray.notification.base import MODEL, MODEL_GENERATED, EventFilter, NotificationStore
+from rtrec_ray.notification.base import MODEL, MODEL_GENERATED, VALIDATION_REQUESTED, EventFilter, NotificationStore
 from rtrec_ray.notification.listener import Listener
 from rtrec_ray.registry.base import ModelCenter, ModelVersion, fallen
 from rtrec_ray.registry.changes import ChangeBook
@@ -38,7 +38,7 @@ _POLL_S = 1.0
 
 
 class ValidationGate:
-    """Runs in one actor. `run` returns after `stop`, which any thread may call."""
+    """Runs in one process. `run` returns after `stop`, which any thread may call."""
 
     def __init__(self, options: GateOptions, connections: Connections) -> None:
         self._options = options
@@ -51,15 +51,17 @@ class ValidationGate:
         self._served: dict[str, ServedModel] = {}  # the champion, so that it is not loaded for each rival
 
     def run(self) -> None:
-        """Judge versions in the order of their announcements until stopped."""
+        """Judge versions, oldest first, whenever asked to, until stopped; those that wait at the start too."""
         listener = Listener(
-            self._events, start=self._options.cursor, wanted=EventFilter(key=MODEL, type=MODEL_GENERATED)
+            self._events, start=self._options.cursor, wanted=EventFilter(key=MODEL, type=VALIDATION_REQUESTED)
         )
         try:
-            patiently(self._judge_unannounced, until=self._stopped)
+            patiently(self._announce_unannounced, until=self._stopped)
+            patiently(self._judge_waiting, until=self._stopped)
             while not self._stopped.is_set():
                 for event in listener.poll(_POLL_S):
-                    patiently(partial(self.judge, event.value), until=self._stopped)
+                    # One request stands for all before it, where a paused workflow held them back.
+                    patiently(self._judge_waiting, until=self._stopped)
                     patiently(partial(listener.ack, event.offset), until=self._stopped)
                     if self._stopped.is_set():
                         break
@@ -138,12 +140,20 @@ class ValidationGate:
         log.info("version_judged", extra={"version": version.version, "reasons": list(verdict.reasons)})
         return decided
 
-    def _judge_unannounced(self) -> None:
+    def _announce_unannounced(self) -> None:
         announced = {event.value for event in self._events.list(EventFilter(key=MODEL, type=MODEL_GENERATED))}
-        for version in reversed(self._reach_center().list()):
-            if version.status == "generated" and version.version not in announced:
+        for version in self._waiting():
+            if version.version not in announced:
                 announce(self._connections, version)
+
+    def _judge_waiting(self) -> None:
+        for version in self._waiting():
+            if not self._stopped.is_set():
                 self.judge(version.version)
+
+    def _waiting(self) -> list[ModelVersion]:
+        """Oldest first."""
+        return [version for version in reversed(self._reach_center().list()) if version.status == "generated"]
 
     def _life_cycle(self) -> LifeCycle:
         if self._changes is None:

@@ -143,8 +143,9 @@ class BaseOptions:
 class IncrementalOptions:
     """A run that follows the ledger. Periods in s of wall time.
 
-    `publish_every_s`: a full version; `look_every_s`: at everything else, while no sample comes; `check_every_s`:
-    for a new base; `progress_every_s`: a point of progressive metrics; `window_rows`: rows behind AUC and calibration.
+    `publish_every_s`: a full version; `look_every_s`: at everything else, while no sample comes; `check_every_s`: for a
+    new base, unasked, as nobody may be there to ask; `progress_every_s`: a point of progressive metrics; `window_rows`:
+    rows behind AUC and calibration.
     `batches_per_turn`: batches between two looks at everything else.
     """
 
@@ -152,7 +153,7 @@ class IncrementalOptions:
     held_out_percent: int = 10
     publish_every_s: float = 60.0
     look_every_s: float = 0.5
-    check_every_s: float = 3.0
+    check_every_s: float = 30.0
     progress_every_s: float = 2.0
     window_rows: int = 20_000
     batches_per_turn: int = 8

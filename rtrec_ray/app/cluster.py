@@ -84,6 +84,11 @@ def end_actors(names: Iterable[str]) -> None:
         ray.kill(actor, no_restart=True)
 
 
+def has_actors(names: Iterable[str]) -> bool:
+    """Whether one of the named actors is there."""
+    return any(_find(name) is not None for name in names)
+
+
 def _find(name: str) -> Any:
     try:
         return ray.get_actor(name, namespace=NAMESPACE)

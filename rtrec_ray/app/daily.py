@@ -1,19 +1,15 @@
-"""History → static features: by hand, and once a day of event time by the pipeline."""
+"""History → static features: by hand, and once a day of event time by the workflow `features`.
+
+Import this only when Ray's variables are set (`join_environment`): Ray reads some of them as it is imported.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-import logging
-import threading
 import uuid
-from collections.abc import Callable
 from contextlib import closing
-from functools import partial
-from typing import Final
 
-import ray
-
-from actors.jobs.static_schedule import DailyRuns
+from actors.jobs.static_features import StaticOptions, correct_static_features
 from rtrec_ray.app.snapshot import keep_snapshot
 from rtrec_ray.app.system import System
 from rtrec_ray.errors import LeaseHeld
@@ -23,12 +19,7 @@ from rtrec_ray.metadata.postgres import PostgresMetadataStore
 from rtrec_ray.metadata.recording import recorded
 from rtrec_ray.postgres.connection import connect, transaction
 from rtrec_ray.stores.progress import read_stages
-from rtrec_ray.stores.static.postgres import PostgresStaticFeatures
 from rtrec_ray.stores.static.run import Progress, RunOrder, RunReport
-
-log = logging.getLogger(__name__)
-
-_LOOK_S: Final = 1.0  # how soon a run that is told to stop is ended
 
 
 def correct_static(
@@ -38,9 +29,6 @@ def correct_static(
 
     Raises LeaseHeld while another run goes on, LeaseLost, NotRunning, StoreUnavailable, RayUnavailable.
     """
-    # Only the process that runs a job imports Ray Data.
-    from actors.jobs.static_features import StaticOptions, correct_static_features
-
     order = RunOrder(
         owner=f"daily-{uuid.uuid4().hex[:8]}", complete=last_complete(system), days=days, everything=everything
     )
@@ -75,31 +63,4 @@ def last_complete(system: System) -> dt.date | None:
         stage = read_stages(cursor).get("history")
     if stage is None or stage.watermark_ms is None:
         return None
-    return complete_day(stage.watermark_ms, grace_ms=system.settings.daily.grace_ms)
-
-
-def daily_runs(system: System) -> DailyRuns:
-    """What lets a run begin when a day is over."""
-    return DailyRuns(
-        due=partial(_due, system), run=partial(_run_apart, system), every_s=system.settings.daily.look_every_s
-    )
-
-
-def _due(system: System) -> bool:
-    day = last_complete(system)
-    if day is None:
-        return False
-    with closing(PostgresStaticFeatures(system.postgres)) as store:
-        return store.due(day)
-
-
-def _run_apart(system: System, stop: threading.Event) -> None:
-    """A run in a process of its own, so that it can be ended at once and takes nobody along when it dies."""
-    task: Callable[..., object] = ray.remote(num_cpus=0.1, max_retries=0)(correct_static).remote
-    running = task(system)
-    while not stop.is_set():
-        done, _ = ray.wait([running], timeout=_LOOK_S)
-        if done:
-            log.info("daily_run_ended", extra={"report": ray.get(running)})
-            return
-    ray.cancel(running, force=True)
+    return complete_day(stage.watermark_ms)

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from configs.settings import Settings, load_settings
+from configs.settings import Definitions, Settings, load_settings
 from rtrec_ray.app.system import Addresses, System
 from rtrec_ray.clock import REAL, ScaledClock
 from rtrec_ray.embedded.ray import client_environment
@@ -61,9 +61,10 @@ def definition_file(name: str, chosen: str | None) -> Path:
     return Path(chosen) if chosen else Path(str(resources.files("configs") / f"{name}.yaml"))
 
 
-def workflow_file(chosen: str | None) -> Path | None:
-    """The file of the system's workflow; None: it has none."""
-    return None if chosen == "none" else definition_file("workflow", chosen)
+def workflow_files(chosen: Definitions) -> dict[str, Path]:
+    """The files of the system's workflows by their names in the settings, without those that it shall not have."""
+    named = {"workflow_features": chosen.workflow_features, "workflow": chosen.workflow}
+    return {name: definition_file(name, path) for name, path in named.items() if path != "none"}
 
 
 def join_environment(system: System) -> None:

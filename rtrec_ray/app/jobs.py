@@ -6,12 +6,11 @@ Import this only when Ray's variables are set (`join_environment`): Ray reads so
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 from rtrec_ray.app import cluster
 from rtrec_ray.app.pipeline import shares, start_pipeline
 from rtrec_ray.app.system import System
-from rtrec_ray.app.workflow import SCHEDULER, start_scheduler
+from rtrec_ray.app.workflow import SCHEDULER, start_scheduler, stop_endless
 from rtrec_ray.clock import monotonic_s
 
 JOBS = ("pipeline", "training", "serve")
@@ -29,7 +28,8 @@ def start_jobs(system: System, parts: Collection[str], *, on_step: Step) -> Syst
     for part in (part for part in JOBS if part in parts):
         on_step(part, "starting")
         if part != "serve":
-            actors[part] = _start_actors(part, system)
+            # Training is the workflow's: the scheduler that may be there already starts it.
+            actors[part] = [*(start_pipeline(system) if part == "pipeline" else ()), start_scheduler(system)]
     if "serve" in parts:
         system = system.answering_at(_start_serving(system))
         on_step("serve", f"ready in {monotonic_s() - begun_s:.1f} s")
@@ -65,7 +65,7 @@ def stop_jobs(system: System, parts: Collection[str], *, on_step: Step) -> None:
         if part == "pipeline":
             cluster.stop_actors([SCHEDULER, *(share.name for share in shares(system))])
         elif not ends_whole:
-            _end(part)
+            _end(part, system)
         on_step(part, "stopped")
     cluster.leave()
 
@@ -76,15 +76,7 @@ def restart_jobs(system: System, parts: Collection[str], *, on_step: Step) -> Sy
     return start_jobs(system, parts, on_step=on_step)
 
 
-# MLflow and Serve take seconds to import: a system without training and serving does without them.
-
-
-def _start_actors(part: str, system: System) -> list[Any]:
-    if part == "pipeline":
-        return [*start_pipeline(system), start_scheduler(system)]
-    from rtrec_ray.app.training import start_gate, start_incremental
-
-    return [start_gate(system), start_incremental(system)]
+# Serve takes seconds to import: a system without serving does without it.
 
 
 def _start_serving(system: System) -> str:
@@ -93,12 +85,11 @@ def _start_serving(system: System) -> str:
     return start_serving(system)
 
 
-def _end(part: str) -> None:
+def _end(part: str, system: System) -> None:
     if part == "training":
-        from rtrec_ray.app.training import GATE, INCREMENTAL
-
-        # A run that is cut off goes on from its last version; waiting for another one would hold up `down`.
-        cluster.end_actors((INCREMENTAL, GATE))
+        stop_endless(system)
+        if not cluster.has_actors(share.name for share in shares(system)):  # it is the pipeline's, if there is one
+            cluster.stop_actors([SCHEDULER])
     else:
         from rtrec_ray.app.serving import stop_serving
 

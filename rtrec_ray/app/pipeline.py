@@ -16,7 +16,6 @@ from actors.sample_keeper import SampleKeeper
 from actors.stage import Work
 from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.app.cluster import start_actor
-from rtrec_ray.app.daily import daily_runs
 from rtrec_ray.app.system import System
 from rtrec_ray.kafka.connect import connect_consumer, connect_producer
 from rtrec_ray.notification import PostgresNotificationStore, Retention
@@ -81,8 +80,6 @@ def make_work(system: System, share: Share) -> list[Work]:
         HISTORY: [_tidier, _trimmer],
         SAMPLES: [_sample_keeper],
     }
-    if system.settings.daily.scheduled:
-        chores[HISTORY].append(daily_runs)
     wanted = chores.get(share.stage, []) if share.index == 0 else []
     return [_loop(system, share), *(chore(system) for chore in wanted)]
 

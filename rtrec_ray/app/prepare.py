@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 
-from rtrec_ray.app.find import workflow_file
+from rtrec_ray.app.find import workflow_files
 from rtrec_ray.app.snapshot import PROJECT, register, workflow_snapshot
 from rtrec_ray.app.system import System
+from rtrec_ray.app.views import apply_views
 from rtrec_ray.app.workflow import open_desk
 from rtrec_ray.clock import ScaledClock, wall_ms
 from rtrec_ray.kafka.connect import connect_admin
@@ -19,9 +20,9 @@ from rtrec_ray.metadata.postgres import PostgresMetadataStore
 from rtrec_ray.postgres.connection import Pool, connect, transaction
 from rtrec_ray.postgres.migrate import migrate
 from rtrec_ray.stores.features.live import move_users
-from rtrec_ray.stores.features.postgres import PostgresFeatureStore
-from rtrec_ray.stores.progress import put_clock
+from rtrec_ray.stores.progress import put_clock, read_clock
 from rtrec_ray.stores.samples.live import enter_definition, enter_partitions
+from rtrec_ray.workflow.definition import Workflow
 from rtrec_ray.workflow.file import load_workflow
 
 
@@ -36,7 +37,7 @@ def prepare(system: System) -> System:
         _enter_definitions(system)
         system = replace(system, clock=_fix_clock(system))
         _register_workflow(system)
-        _enter_workflow(system)
+        _enter_workflows(system)
     if system.addresses.kafka is not None:
         with connect_admin(system.kafka) as admin:
             system = replace(system, partitions=ensure_topics(admin, partitions=system.settings.pipeline.partitions))
@@ -49,8 +50,9 @@ def prepare(system: System) -> System:
 def _enter_definitions(system: System) -> None:
     # Here and not in the first actor: a definition that cannot be applied is said in one line, at once.
     with closing(Pool(system.postgres, size=1)) as pool, pool.transaction() as cursor:
-        PostgresFeatureStore(system.features, pool=pool).apply(cursor)
         enter_definition(cursor, system.samples)
+        # The clock is fixed after the first start's definitions, which are no event; any other start finds it.
+        apply_views(system, system.features, pool=pool, cursor=cursor, clock=read_clock(cursor) or system.clock)
 
 
 def _enter_partitions(system: System) -> None:
@@ -75,14 +77,15 @@ def _register_workflow(system: System) -> None:
         register(store, workflow_snapshot(system))
 
 
-def _enter_workflow(system: System) -> None:
-    """Let the scheduler go by the file of the system's workflow, which trains; not in place of what people applied by
-    hand under its name.
-    """
-    file = workflow_file(system.settings.definitions.workflow)
-    if file is None or system.addresses.mlflow is None:
-        return
-    definition = load_workflow(file)
+def _enter_workflows(system: System) -> None:
+    """Let the scheduler go by the files of the system's workflows: the one of training only where there is MLflow."""
+    for name, file in workflow_files(system.settings.definitions).items():
+        if name != "workflow" or system.addresses.mlflow is not None:
+            _enter_workflow(system, load_workflow(file))
+
+
+def _enter_workflow(system: System, definition: Workflow) -> None:
+    """Not in place of what people applied by hand under its name."""
     with closing(PostgresMetadataStore(system.postgres)) as store, open_desk(system) as desk:
         ours = [entity.body.get("digest") for entity in store.entities("workflows", name=definition.name)]
         known = desk.workflows.load().workflows.get(definition.name)

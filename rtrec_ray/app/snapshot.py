@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from rtrec_ray.app.find import definition_file, workflow_file
+from rtrec_ray.app.find import definition_file, workflow_files
 from rtrec_ray.app.system import System
 from rtrec_ray.metadata.base import Entity, MetadataStore, Snapshot, take_snapshot
 from rtrec_ray.metadata.postgres import PostgresMetadataStore
@@ -32,8 +32,7 @@ def workflow_snapshot(system: System) -> Snapshot:
         f"{name}.yaml": _text(definition_file(name, path))
         for name, path in (("features", chosen.features), ("samples", chosen.samples), ("model", chosen.model))
     }
-    if (workflow := workflow_file(chosen.workflow)) is not None:
-        files["workflow.yaml"] = _text(workflow)
+    files |= {f"{name}.yaml": _text(path) for name, path in workflow_files(chosen).items()}
     # Where Ray Train keeps its state is no part of what is learnt, and an address may hold a secret.
     training = replace(system.settings.training, storage=None)
     files |= {"training": repr(training), **{name: _version(name) for name in _LIBRARIES}}

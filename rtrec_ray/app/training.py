@@ -1,18 +1,15 @@
-"""Samples → models: the base model on order, the increments and the gate as actors that never end."""
+"""Samples → models: the base model, the increments, the gate. The workflow says when each of them runs."""
 
 from __future__ import annotations
 
 import threading
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
-from typing import Any
 
 import msgspec
 
-from actors.stage import Work
-from rtrec_ray.app.cluster import start_actor
 from rtrec_ray.app.find import definition_file
 from rtrec_ray.app.snapshot import keep_snapshot, workflow_snapshot
 from rtrec_ray.app.system import System
@@ -25,7 +22,7 @@ from training.definition import ModelDefinition, load_definition
 from training.options import BaseOptions, GateOptions, IncrementalOptions, RayOptions, ServerConnections
 from training.patience import patiently
 
-GATE, INCREMENTAL = "gate", "incremental"
+INCREMENTAL = "incremental"
 
 
 def connections(system: System) -> ServerConnections:
@@ -63,46 +60,38 @@ def train_base(system: System, *, family: str | None = None, job: str = "") -> M
     return train(options, connections(system))
 
 
-def run_incremental(system: System) -> None:
-    """Follow the ledger until the run is asked to stop. Needs a Ray connection. Raises TrainingFailed, NotRunning."""
+def run_incremental(system: System, stop: threading.Event) -> None:
+    """Follow the ledger until `stop` is set and what was learnt by then is published. Needs a Ray connection.
+
+    Raises TrainingFailed, NotRunning.
+    """
+    settings, servers = system.settings.training, connections(system)  # first: without servers it ends at once
     from training.incremental import train_incremental  # TensorFlow, as above
 
     keep_snapshot(system)
-    settings = system.settings.training
     options = IncrementalOptions(
         ray=RayOptions(storage=system.training_storage, workers=settings.workers, max_failures=-1),
         held_out_percent=settings.held_out_percent,
         publish_every_s=settings.publish_every_s,
         definitions=system.definition_versions,
     )
-    train_incremental(options, connections(system))
+    _when(stop, partial(_request_stop, servers, options.run))
+    train_incremental(options, servers)
 
 
-def start_gate(system: System) -> Any:
-    """Start the actor that lets versions online, or not."""
-    return start_actor(GATE, partial(_gate, system), cpus=0.5)
+def run_gate(system: System, stop: threading.Event) -> None:
+    """Let versions online, or not, and tell what was changed in MLflow by hand, until `stop` is set.
 
-
-def start_incremental(system: System) -> Any:
-    """Start the actor that keeps the incremental run going."""
-    return start_actor(INCREMENTAL, partial(_incremental, system), cpus=0.1)
-
-
-def _gate(system: System) -> list[Work]:
+    Raises NotRunning.
+    """
+    settings, servers = system.settings.training, connections(system)  # first: as above
     from training.gate import ValidationGate  # TensorFlow, as above
 
-    settings = system.settings.training
-    options = GateOptions(held_out_percent=settings.held_out_percent, max_rows=settings.exam_rows)
-    servers = connections(system)
-    gate = ValidationGate(options, servers)
-    return [
-        Endless(partial(_run_gate, servers, gate.run), end=gate.stop),
-        AliasWatch(lambda: (servers.center(), servers.model_changes())),
-    ]
-
-
-def _run_gate(servers: ServerConnections, run: Callable[[], None]) -> None:
-    made = JobRun(
+    gate = ValidationGate(GateOptions(held_out_percent=settings.held_out_percent, max_rows=settings.exam_rows), servers)
+    _when(stop, gate.stop)
+    watch = AliasWatch(lambda: (servers.center(), servers.model_changes()))
+    watching = threading.Thread(target=watch.run, args=(stop,), name="alias-watch")
+    run = JobRun(
         run_id=f"validate-{uuid.uuid4().hex[:12]}",
         job="validate",
         kind="endless",
@@ -110,33 +99,25 @@ def _run_gate(servers: ServerConnections, run: Callable[[], None]) -> None:
         snapshot=servers.snapshot,
     )
     with ExitStack() as stack:
-        patiently(lambda: stack.enter_context(recorded(servers.metadata, made, clock=servers.clock, alone=True)))
-        run()
+        patiently(lambda: stack.enter_context(recorded(servers.metadata, run, clock=servers.clock, alone=True)))
+        watching.start()
+        try:
+            gate.run()
+        finally:
+            stop.set()
+            watching.join()
 
 
-def _incremental(system: System) -> list[Work]:
-    end = partial(_request_stop, connections(system), IncrementalOptions().run)
-    return [Endless(partial(run_incremental, system), end=end)]
+def _when(stop: threading.Event, end: Callable[[], object]) -> None:
+    """Call `end` when `stop` is set."""
+
+    def wait() -> None:
+        stop.wait()
+        end()
+
+    threading.Thread(target=wait, name="until-told", daemon=True).start()
 
 
 def _request_stop(servers: ServerConnections, run: str) -> None:
-    book = servers.book()
-    book.request_stop(run)
-    book.close()
-
-
-class Endless:
-    """Work that blocks in `begin` until `end` is called from another thread."""
-
-    def __init__(self, begin: Callable[[], None], *, end: Callable[[], None]) -> None:
-        self._begin = begin
-        self._end = end
-
-    def run(self, stop: threading.Event) -> None:
-        """See Work."""
-        threading.Thread(target=self._end_when, args=(stop,), daemon=True).start()
-        self._begin()
-
-    def _end_when(self, stop: threading.Event) -> None:
-        stop.wait()
-        self._end()
+    with closing(servers.book()) as book:
+        book.request_stop(run)

@@ -13,6 +13,7 @@ from configs.settings import Settings
 from rtrec_ray.app.find import clock_fact, compose
 from rtrec_ray.app.prepare import prepare
 from rtrec_ray.app.system import System
+from rtrec_ray.app.workflow import tell_started
 from rtrec_ray.embedded.assembly import EmbeddedOptions
 from rtrec_ray.embedded.system import Running, start
 from rtrec_ray.errors import ConfigInvalid, RtrecError
@@ -56,6 +57,8 @@ class Up:
             if self._traffic:
                 jobs.start_traffic(self.system, per_s=self._traffic, on_step=self._on_step)
         self._servers.watch(self._see)
+        if {"pipeline", "training"} & set(self._parts):  # what starts a scheduler
+            tell_started(self.system, self._parts)
         self._servers.note(ready=True)
 
     def revive(self) -> None:

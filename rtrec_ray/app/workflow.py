@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from actors.stage import Work
 from actors.workflow_log import sending
 from rtrec_ray.app.system import System
 from rtrec_ray.errors import UnknownNode
+from rtrec_ray.notification import SYSTEM, SYSTEM_STARTED, NewEvent
 from rtrec_ray.notification.postgres import PostgresNotificationStore
 from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.stores.progress import read_stages
@@ -42,8 +43,8 @@ def open_desk(system: System) -> Iterator[Desk]:
         yield Desk(events=events, workflows=store)
 
 
-def runner(system: System) -> RayJobRunner:
-    """Where the system's jobs run. It connects when it is first used."""
+def runner(system: System, *, given: Mapping[str, str] | None = None) -> RayJobRunner:
+    """Where the system's jobs run, with the variables `given` beside the system's own. It connects when first used."""
     words = (sys.executable, "-m", "rtrec_ray.cli", "workflow", "run-node", "--data-dir", str(system.directory))
     passed = {name: os.environ[name] for name in ("PYTHONPATH", "RTREC_CONFIG") if name in os.environ}
     # So that a node's command can be `rtrec ...`, and finds this system.
@@ -54,7 +55,7 @@ def runner(system: System) -> RayJobRunner:
             command=words,
             # The clock is fixed at a system's first start: another system's runs have other ids.
             prefix=f"rtrec-{system.clock.origin_wall_ms}",
-            environment={**passed, "PATH": path, "RTREC_DATA_DIR": str(system.directory)},
+            environment={**(given or {}), **passed, "PATH": path, "RTREC_DATA_DIR": str(system.directory)},
         )
     )
 
@@ -72,7 +73,25 @@ def make_work(system: System) -> list[Work]:
     store = PostgresWorkflowStore(system.postgres, sending(events))
     watermarks = partial(_watermarks, Pool(system.postgres, size=1, application="rtrec-watermarks"))
     options = SchedulerOptions(lease_ttl_ms=system.settings.pipeline.lease_ttl_ms)
-    return [SchedulerLoop(store, events, runner(system), clock=system.clock, options=options, watermarks=watermarks)]
+    jobs = runner(system, given=_given())
+    return [SchedulerLoop(store, events, jobs, clock=system.clock, options=options, watermarks=watermarks)]
+
+
+def tell_started(system: System, parts: Collection[str]) -> None:
+    """Tell the rules that the system is up. Raises StoreUnavailable."""
+    with open_desk(system) as desk:
+        desk.events.send(NewEvent(key=SYSTEM, value=",".join(parts), type=SYSTEM_STARTED, sender="rtrec up"))
+
+
+def stop_endless(system: System) -> None:
+    """Ask the jobs that never end to do so: nobody would look after them. Raises RayUnavailable, StoreUnavailable."""
+    jobs = runner(system)
+    with open_desk(system) as desk:
+        flows = desk.workflows.load().workflows
+        kinds = {(name, node.name): node.kind for name, flow in flows.items() for node in flow.definition.nodes}
+        for run in desk.workflows.runs_going():
+            if kinds.get((run.workflow, run.node)) == "endless":
+                jobs.stop(run.run_id)
 
 
 def find_node(loaded: Loaded, name: str) -> tuple[str, str]:
@@ -84,6 +103,13 @@ def find_node(loaded: Loaded, name: str) -> tuple[str, str]:
     names = ", ".join("/".join(each) for each in (found or known)) or "none; apply a workflow first"
     what = f'several workflows have a node "{name}"' if found else f'no node is called "{name}"'
     raise UnknownNode(what, mend=f"name one of {names}")
+
+
+def _given() -> Mapping[str, str]:
+    """The variables that the pipeline was submitted with as a job: the configuration may name them."""
+    import ray  # only the scheduler's actor asks, and it has imported Ray
+
+    return dict(ray.get_runtime_context().runtime_env.get("env_vars") or {})
 
 
 def _watermarks(pool: Pool) -> Mapping[str, int]:

@@ -1,4 +1,4 @@
-"""`rtrec features backfill`: what a view lacks from before it began, and its features for past samples."""
+"""`rtrec features backfill`: what views lack from before they began, and their features for past samples."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 
 from rtrec_ray.app.backfill_samples import backfill_samples
 from rtrec_ray.app.find import open_system
+from rtrec_ray.app.lacking import lacking_views
 from rtrec_ray.cli.cluster import on_cluster
 from rtrec_ray.cli.options import Where, command
 from rtrec_ray.cli.progress import progress_bar
@@ -21,15 +22,22 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("view")
+@click.argument("view", required=False)
 @click.option("--from", "from_ms", type=int, help="Event time, ms UTC; without it, as far back as tiles are kept.")
 @click.option("--to", "to_ms", type=int, help="Event time, ms UTC; without it, up to where the stream began.")
 @click.option(
     "--samples", is_flag=True, help="Add its features to past samples instead, of requests of that time (or all)."
 )
 @command
-def backfill(where: Where, view: str, *, samples: bool, **stretch: int | None) -> None:
-    """Compute what VIEW (or VIEW@VERSION) lacks from before it began, out of the history."""
+def backfill(where: Where, view: str | None, *, samples: bool, **stretch: int | None) -> None:
+    """Compute what VIEW (or VIEW@VERSION) lacks from before it began, out of the history; without VIEW, what each live
+    view lacks.
+    """
+    if view is None:
+        if samples or any(ms is not None for ms in stretch.values()):
+            raise click.UsageError("--samples, --from and --to are for one VIEW")
+        _backfill_all(where)
+        return
     if samples:
         system = open_system(where.config, where.data_dir)
         with progress_bar("requests") as progress:
@@ -43,11 +51,30 @@ def backfill(where: Where, view: str, *, samples: bool, **stretch: int | None) -
     where.answer(asdict(done), lambda: _print_backfill(done))
 
 
+def _backfill_all(where: Where) -> None:
+    filled: list[BackfillSummary] = []
+    # Before Ray is asked for anything: mostly nothing is to be done.
+    views = lacking_views(open_system(where.config, where.data_dir))
+    if views:
+        with on_cluster(where) as system, progress_bar("backfill") as progress:
+            from rtrec_ray.app.backfill import backfill_view  # as above
+
+            filled = [backfill_view(system, view, from_ms=None, to_ms=None, on_slice=progress) for view in views]
+    where.answer({"views": [asdict(done) for done in filled]}, lambda: _print_filled(filled))
+
+
 def when(ms: int) -> str:
     """A time of an answer for people; "later" for a view that has not begun."""
     return (
         "later" if ms == NOT_BEGUN_MS else dt.datetime.fromtimestamp(ms / 1_000, dt.UTC).isoformat(timespec="seconds")
     )
+
+
+def _print_filled(filled: list[BackfillSummary]) -> None:
+    for done in filled:
+        _print_backfill(done)
+    if not filled:
+        click.echo("no view lacks anything")
 
 
 def _print_backfill(done: BackfillSummary) -> None:

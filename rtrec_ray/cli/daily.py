@@ -31,7 +31,8 @@ from rtrec_ray.stores.static.store import read_static
 def daily(where: Where, *, days: tuple[dt.datetime, ...], everything: bool) -> None:
     """Count the days anew for which something came since the last run, and bring the static features up to date.
 
-    Late events and retractions are taken up, however late they came. The pipeline does the same once a day by itself.
+    Late events and retractions are taken up, however late they came. The workflow `features` does the same
+    once a day.
     """
     with on_cluster(where) as system, progress_bar("events") as progress:
         from rtrec_ray.app.daily import correct_static  # Ray's variables must be set before it is imported

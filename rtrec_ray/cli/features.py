@@ -15,16 +15,18 @@ import orjson
 from rtrec_ray.app.find import open_system
 from rtrec_ray.app.system import System
 from rtrec_ray.app.verify import VerifyOptions, verify_system
+from rtrec_ray.app.views import apply_views
 from rtrec_ray.cli.as_of import as_of
 from rtrec_ray.cli.backfill import backfill, when
 from rtrec_ray.cli.daily import daily, get_static
-from rtrec_ray.cli.options import Where, command
+from rtrec_ray.cli.options import Duration, Where, command
 from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.clock import monotonic_s
-from rtrec_ray.errors import FeaturesDiffer
+from rtrec_ray.errors import FeaturesDiffer, VerifyImpossible
 from rtrec_ray.features.definition import NOT_BEGUN_MS
 from rtrec_ray.features.evolve import evolve
 from rtrec_ray.features.file import load_definitions
+from rtrec_ray.features.verify import Report
 from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.stores.features.past import past_of
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
@@ -65,7 +67,8 @@ def list_features(where: Where) -> None:
 def apply(where: Where, file: Path, *, dry_run: bool) -> None:
     """Let the views in FILE be live too, from the next event on. What is live stays until it is dropped.
 
-    A view of a higher version is read instead of the older one as soon as a whole window of it is there.
+    A view of a higher version is read instead of the older one as soon as a whole window of it is there. The workflow
+    `features` fills new views from the history.
     """
     system = open_system(where.config, where.data_dir)
     new = load_definitions(file)
@@ -79,7 +82,7 @@ def apply(where: Where, file: Path, *, dry_run: bool) -> None:
         begun = None
         if not dry_run:
             with pool.transaction() as cursor:
-                store.apply(cursor)
+                added = list(apply_views(system, new, pool=pool, cursor=cursor, clock=system.clock))
             begun = _wait_for_begin(store, added) if _pipeline_runs(pool) else None
             store.refresh()
         views = list_views(both if dry_run else store.definitions)
@@ -118,14 +121,21 @@ def get(where: Where, view: str, keys: tuple[str, ...], as_of_ms: int | None) ->
 @click.option("--sample", default=0.05, show_default=True, help="Share of the keys: users, categories, segments, ...")
 @click.option("--from", "from_ms", type=int, help="Time of requests, ms UTC; without it, from the first.")
 @click.option("--to", "to_ms", type=int, help="Time of requests, ms UTC; without it, to the last.")
+@click.option("--last", "last_ms", type=Duration(), help="In place of --from: so long before now, as 2h or 1d.")
 @click.option("--limit", type=click.IntRange(min=1), help="Compare at most so many requests.")
+@click.option("--allow-none", is_flag=True, help="No request of that time is no error.")
 @command
-def verify(where: Where, sample: float, from_ms: int | None, to_ms: int | None, limit: int | None) -> None:
+def verify(where: Where, sample: float, *, last_ms: int | None, allow_none: bool, **chosen: int | None) -> None:
     """Compute again what requests were served, from the history's events, and compare. Ends with 1 if that differs."""
-    options = VerifyOptions(share=sample, from_ms=from_ms, to_ms=to_ms, most=limit)
     system = open_system(where.config, where.data_dir)
-    with progress_bar("verify") as progress:
-        report = verify_system(system, options, progress=progress)
+    options = VerifyOptions(share=sample, **_times(chosen, last_ms, now_ms=system.clock.now_ms()))
+    try:
+        with progress_bar("verify") as progress:
+            report = verify_system(system, options, progress=progress)
+    except VerifyImpossible:
+        if not allow_none:
+            raise
+        report = Report()
     found = report.as_dict()
     where.answer(found, lambda: _print_report(found))
     if report.differences:
@@ -133,6 +143,16 @@ def verify(where: Where, sample: float, from_ms: int | None, to_ms: int | None, 
             f"{report.differences:,} values were served that the events do not give",
             mend="the examples name requests, keys and values; --debug and `rtrec features get` help to look closer",
         )
+
+
+def _times(chosen: dict[str, int | None], last_ms: int | None, *, now_ms: int) -> dict[str, int | None]:
+    """The options that say which requests."""
+    times = {"from_ms": chosen["from_ms"], "to_ms": chosen["to_ms"], "most": chosen["limit"]}
+    if last_ms is None:
+        return times
+    if times["from_ms"] is not None:
+        raise click.UsageError("give --from or --last")
+    return times | {"from_ms": now_ms - last_ms}
 
 
 def _print_report(found: dict[str, Any]) -> None:

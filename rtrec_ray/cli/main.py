@@ -20,7 +20,7 @@ COMMANDS = {
     "replay": ("data", "Write a log of events into Kafka."),
     "features": ("features", "List feature views, read their values."),
     "samples": ("data", "Show what became of the impressions, write samples into files."),
-    "train": ("models", "Train a base model, or run the increments."),
+    "train": ("models", "Train a base model; run the increments, the gate."),
     "models": ("models", "List and show model versions, promote, roll back."),
     "workflow": ("workflow", "Define, see and steer what runs when, and why."),
     "events": ("events", "Send, list and follow events."),

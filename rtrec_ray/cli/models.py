@@ -13,7 +13,7 @@ import click
 from rtrec_ray.app.find import open_system
 from rtrec_ray.app.system import System
 from rtrec_ray.cli.cluster import on_cluster
-from rtrec_ray.cli.options import Where, command
+from rtrec_ray.cli.options import Where, command, until_told
 from rtrec_ray.errors import AlreadyRunning, ModelRejected
 from rtrec_ray.metadata.postgres import PostgresMetadataStore
 from rtrec_ray.registry.base import ModelCenter, ModelVersion
@@ -28,7 +28,7 @@ _SENDER: Final = "rtrec models"
 
 @click.group()
 def train() -> None:
-    """Train a base model, or run the increments."""
+    """Train a base model; run the increments, the gate."""
 
 
 @train.command()
@@ -44,14 +44,27 @@ def base(where: Where, model: str | None) -> None:
 
 
 @train.command()
+@click.option("--take-over", is_flag=True, help="Begin although another run goes on, which then ends.")
 @command
-def incremental(where: Where) -> None:
-    """Follow the sample ledger until stopped; `rtrec up` runs this as its part `training`."""
-    _refuse_second_run(open_system(where.config, where.data_dir))
+def incremental(where: Where, *, take_over: bool) -> None:
+    """Follow the sample ledger until stopped; the system's workflow runs this (configs/workflow.yaml)."""
+    if not take_over:
+        _refuse_second_run(open_system(where.config, where.data_dir))
     with on_cluster(where) as system:
         from rtrec_ray.app.training import run_incremental  # as above
 
-        run_incremental(system)
+        # Ray's driver has put its own handler in place, which would cut the run off.
+        run_incremental(system, until_told())
+
+
+@train.command()
+@command
+def gate(where: Where) -> None:
+    """Judge each version when asked to, until stopped; the system's workflow runs this (configs/workflow.yaml)."""
+    system = open_system(where.config, where.data_dir)
+    from rtrec_ray.app.training import run_gate  # MLflow, which takes seconds to import
+
+    run_gate(system, until_told())
 
 
 @click.group()
@@ -141,7 +154,7 @@ def _refuse_second_run(system: System) -> None:
     with closing(PostgresTrainingBook(system.postgres)) as book:
         run = book.runs().get("incremental")
     if run is not None and run.up:
-        raise AlreadyRunning("the incremental run goes on already", mend="`rtrec status` shows it; `up` runs one")
+        raise AlreadyRunning("the incremental run goes on already", mend="`rtrec status` shows it; --take-over ends it")
 
 
 def _center(system: System) -> ModelCenter:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,28 @@ from typing import Any
 import click
 import orjson
 
+from rtrec_ray.definition_file import UNITS_MS
+
 DATA_DIR = Path("~/.local/share/rtrec")
+
+
+class Duration(click.ParamType[Any]):
+    """A time with its unit, 60s or 10m, as ms.
+
+    >>> Duration().convert("10m", None, None)
+    600000
+    """
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The time in ms."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+)(ms|s|m|h|d)", value)
+        if found is None:
+            self.fail(f"{value!r} is no time: give a number with ms, s, m, h or d, as 60s", param, ctx)
+        return int(found[1]) * UNITS_MS[found[2]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,3 +82,11 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         call = option(call)
     return call
+
+
+def until_told() -> threading.Event:
+    """Set when the process is asked to end (SIGTERM, SIGINT), so that its work ends in order."""
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    return told

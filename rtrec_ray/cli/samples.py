@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +10,7 @@ import click
 
 from rtrec_ray.app.find import open_system
 from rtrec_ray.cli.cluster import on_cluster
-from rtrec_ray.cli.options import Where, command
+from rtrec_ray.cli.options import Duration, Where, command
 from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.errors import SamplesDiffer
 from rtrec_ray.samples.columns import SAMPLE_SCHEMA
@@ -23,27 +22,7 @@ from rtrec_ray.stores.samples.postgres import PostgresSampleStore
 from rtrec_ray.stores.samples.scan import ALL, ScanAsk
 from rtrec_ray.stores.samples.scan_postgres import PostgresSampleScan
 
-_UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _PAGES_SHOWN: Final = 20
-
-
-class Duration(click.ParamType[Any]):
-    """A time with its unit, 60s or 10m, as ms.
-
-    >>> Duration().convert("10m", None, None)
-    600000
-    """
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The time in ms."""
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+)(ms|s|m|h|d)", value)
-        if found is None:
-            self.fail(f"{value!r} is no time: give a number with ms, s, m, h or d, as 60s", param, ctx)
-        return int(found[1]) * _UNITS_MS[found[2]]
 
 
 class Columns(click.ParamType[Any]):

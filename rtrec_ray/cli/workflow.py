@@ -26,7 +26,7 @@ from rtrec_ray.workflow.explain import Term, describe, explain, time
 from rtrec_ray.workflow.file import load_workflow
 from rtrec_ray.workflow.graph import mermaid, svg
 from rtrec_ray.workflow.rules import RuleState
-from rtrec_ray.workflow.scheduler import Saved
+from rtrec_ray.workflow.state import Saved
 
 _TAKEN_WITHIN_S = 10.0
 _NAMED_AT_ENDS = 3

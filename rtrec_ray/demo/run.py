@@ -15,6 +15,7 @@ from typing import Any
 from configs.settings import Settings
 from rtrec_ray.app.up import running
 from rtrec_ray.clock import wall_ms
+from rtrec_ray.demo.configuration import own_workflow, write_settings
 from rtrec_ray.demo.directory import LOGS
 from rtrec_ray.demo.scene import Scene, Stage
 from rtrec_ray.demo.screen import Screen
@@ -32,7 +33,7 @@ def run_demo(scene: Scene, settings: Settings, screen: Screen) -> tuple[Any, Pat
     logs = scene.out / LOGS
     with TemporaryDirectory(prefix="rtrec-demo-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
-        settings = scene.settings(_beside_others(settings), directory)
+        settings = own_workflow(scene.settings(_beside_others(settings), directory), directory)
         with _failure_leaves_logs(directory, logs):
             record = _show(scene, settings, directory, screen=screen, began_ms=began_ms)
         if record.ok:
@@ -47,7 +48,8 @@ def _show(scene: Scene, settings: Settings, directory: Path, *, screen: Screen, 
     with ExitStack() as stack:
         prepared = stack.enter_context(scene.prepared())
         with screen.phase("starting"):
-            system = stack.enter_context(running(settings, directory, on_step=_steps(screen)))
+            config = write_settings(settings, directory)
+            system = stack.enter_context(running(settings, directory, config=config, on_step=_steps(screen)))
             _end_on_sigterm()  # Ray's driver has put its own handler in place
         mend = f"the logs are in {scene.out / LOGS}"
         record = scene.play(Stage(system=system, screen=screen, began_ms=began_ms, mend=mend), prepared)
@@ -77,14 +79,10 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 
 def _beside_others(settings: Settings) -> Settings:
-    """Settings with a port for HTTP that is free now: another system may run on this machine.
-
-    And without daily runs: no report shows what they compute, and in compressed time midnight comes while all is busy.
-    """
+    """Settings with a port for HTTP that is free now: another system may run on this machine."""
     servers = settings.servers
     http = replace(servers.http, port=ports.pick(servers.http.port))
-    daily = replace(settings.daily, scheduled=False)
-    return settings.model_copy(update={"servers": replace(servers, http=http), "daily": daily})
+    return settings.model_copy(update={"servers": replace(servers, http=http)})
 
 
 @contextmanager

@@ -70,8 +70,7 @@ class OpenBandit:
         own = directory / "features.yaml"
         text = definition_file("features", settings.definitions.features).read_text(encoding="utf-8")
         own.write_text(roomy(text, speed=settings.clock.speed), encoding="utf-8")
-        # The scene says when a base is trained.
-        definitions = replace(settings.definitions, features=str(own), workflow="none")
+        definitions = replace(settings.definitions, features=str(own))
         return settings.model_copy(update={"definitions": definitions})
 
     def prepared(self) -> AbstractContextManager[None]:

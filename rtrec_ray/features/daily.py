@@ -61,13 +61,13 @@ def start_ms(day: dt.date) -> int:
     return (day - dt.date(1970, 1, 1)).days * DAY_MS
 
 
-def complete_day(watermark_ms: int, *, grace_ms: int) -> dt.date:
-    """The last day that was over `grace_ms` ago, by event time.
+def complete_day(watermark_ms: int) -> dt.date:
+    """The last day that is over by event time.
 
-    >>> complete_day(start_ms(dt.date(2026, 1, 2)) + 600_000, grace_ms=600_000)
+    >>> complete_day(start_ms(dt.date(2026, 1, 2)))
     datetime.date(2026, 1, 1)
     """
-    return day_of(watermark_ms - grace_ms) - dt.timedelta(days=1)
+    return day_of(watermark_ms) - dt.timedelta(days=1)
 
 
 def window_of(day: dt.date) -> tuple[dt.date, dt.date]:

@@ -23,8 +23,19 @@ MODEL_REJECTED: Final = "MODEL_REJECTED"
 MODEL_DEPLOYED: Final = "MODEL_DEPLOYED"
 MODEL_DEPRECATED: Final = "MODEL_DEPRECATED"
 
+# What the rules of the system's workflow send to jobs that run already; the value is the version that it is about.
+VALIDATION_REQUESTED: Final = "VALIDATION_REQUESTED"  # to the gate: judge what waits
+INCREMENTS_REQUESTED: Final = "INCREMENTS_REQUESTED"  # to the increments: look which version to go on from
+RELOAD_REQUESTED: Final = "RELOAD_REQUESTED"  # to serving: look which version should serve
+
+SYSTEM: Final = "system"  # the key of events about the whole; the value is its parts
+SYSTEM_STARTED: Final = "SYSTEM_STARTED"
+
 CHANGE_LOG: Final = "change_log"  # the key of events about consumers of samples; the value is the consumer's name
 CHANGE_LOG_FELL_BACK: Final = "CHANGE_LOG_FELL_BACK"
+
+FEATURES: Final = "features"  # the key of events about feature views; the value names them, "name@version,..."
+FEATURES_APPLIED: Final = "FEATURES_APPLIED"
 
 DEFAULT_NAMESPACE: Final = "default"
 

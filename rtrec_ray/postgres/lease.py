@@ -8,13 +8,18 @@ row's lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rtrec_ray.errors import LeaseHeld, LeaseLost
-from rtrec_ray.postgres.connection import Connection, Cursor, transaction
+from rtrec_ray.errors import LeaseHeld, LeaseLost, StoreUnavailable
+from rtrec_ray.postgres.connection import Connection, Cursor, PostgresOptions, connect, transaction, translated
 from rtrec_ray.postgres.statements import load
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +57,42 @@ def fence(cursor: Cursor, leases: Iterable[Lease]) -> None:
         _on_row(cursor, "fence_lease", lease)
         if cursor.rowcount != 1:
             raise LeaseLost(f"{lease.task}[{lease.partition}] epoch {lease.epoch} was taken over")
+
+
+@contextmanager
+def kept(lease: Lease, options: PostgresOptions, *, application: str) -> Iterator[None]:
+    """Renew the lease from connections of its own for the block, for an owner whose transactions outlast its time.
+
+    Such a transaction must fence itself as its last statement: the first would lock the row against being renewed. An
+    owner that hangs in a living process keeps its lease.
+    """
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(lease.ttl_ms / 3_000):
+            try:
+                _renew_once(lease, options, application)
+            except LeaseLost:
+                return  # the owner's own next commit says so
+            except StoreUnavailable as error:
+                log.warning("lease_not_renewed", extra={"task": lease.task, "cause": error.message})
+
+    renewing = threading.Thread(target=renew, name=f"{lease.task}-lease", daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        over.set()
+        renewing.join()
+
+
+def _renew_once(lease: Lease, options: PostgresOptions, application: str) -> None:
+    with closing(connect(options, application=application)) as connection, translated():
+        # One statement that the server commits itself: stopped in a transaction, this process would hold the row, and a
+        # takeover ends the backend of the owner's connection, not of this one.
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            fence(cursor, [lease])
 
 
 def release(connection: Connection, leases: Iterable[Lease]) -> None:

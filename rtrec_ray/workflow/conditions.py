@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Any, Final, Literal
+
+import orjson
 
 from rtrec_ray.workflow.cron import Cron
 from rtrec_ray.workflow.stimuli import Occurred
@@ -23,8 +25,11 @@ Missed = Literal["skip", "latest", "all"]
 class EventIs:
     """An event whose fields match: each is text, or a pattern with `*`, `?`, `[...]`. None is any.
 
-    >>> EventIs(type="MODEL_*", key="model").text
-    'event key=model type=MODEL_*'
+    `context`: names of its context and what their values are like, as text or else as JSON; one that it lacks does not
+    match.
+
+    >>> EventIs(type="MODEL_*", key="model", context=(("kind", "base"),)).text
+    'event key=model type=MODEL_* context.kind=base'
     """
 
     key: str | None = None
@@ -32,16 +37,19 @@ class EventIs:
     type: str | None = None
     namespace: str | None = None
     sender: str | None = None
+    context: tuple[tuple[str, str], ...] = ()
 
     def matches(self, event: Occurred) -> bool:
         """Whether the event is such a one."""
-        return all(_like(getattr(event, name), getattr(self, name)) for name in EVENT_FIELDS)
+        return all(_like(getattr(event, name), getattr(self, name)) for name in EVENT_FIELDS) and all(
+            name in event.context and _like(_text(event.context[name]), pattern) for name, pattern in self.context
+        )
 
     @property
     def text(self) -> str:
         """For people."""
         given = (f"{name}={getattr(self, name)}" for name in EVENT_FIELDS if getattr(self, name) is not None)
-        return " ".join(["event", *given])
+        return " ".join(["event", *given, *(f"context.{name}={pattern}" for name, pattern in self.context)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,14 +131,16 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatermarkAt:
-    """A stage's watermark reached `at_ms` (once), or a further whole multiple of `every_ms`.
+    """A stage's watermark reached `at_ms` (once), or a further whole multiple of `every_ms` plus `after_ms`.
 
-    A watermark that jumps over several multiples is one meeting, and those before the first look are none.
+    A watermark that jumps over several multiples is one meeting, and those before the first look are none: after
+    something else in a sequence, the next one is meant.
     """
 
     stage: str
     at_ms: int | None = None
     every_ms: int | None = None
+    after_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +172,10 @@ def leaves(condition: Condition) -> tuple[Condition, ...]:
 def is_pattern(text: str) -> bool:
     """Whether it is a pattern rather than plain text."""
     return any(mark in text for mark in "*?[")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
 @lru_cache(maxsize=4_096)

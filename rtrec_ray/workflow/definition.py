@@ -1,12 +1,14 @@
-"""A workflow as a value: nodes, and rules that start, stop and restart them. `file` reads it from YAML.
+"""A workflow as a value: nodes, and rules that start, stop and restart them. `file` reads it from YAML, `check` says
+whether it makes sense.
 
+>>> from rtrec_ray.workflow.conditions import EventIs
 >>> talk = Workflow(
 ...     name="talk",
 ...     nodes=(Node(name="train", command=("train.py",)), Node(name="serve", kind="endless", command=("serve",))),
 ...     rules=(Rule(name="online", when=EventIs(type="MODEL_VALIDATED"), then=(Action(do="start", node="serve"),)),),
 ... )
->>> check(talk)
-[]
+>>> talk.rules[0].then[0].text
+'start serve'
 """
 
 from __future__ import annotations
@@ -18,22 +20,13 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from rtrec_ray.workflow.conditions import (
-    Absence,
-    AllOf,
-    Condition,
-    EventIs,
-    Sequence,
-    StatusIs,
-    leaves,
-    terms_of,
-)
+from rtrec_ray.workflow.conditions import Condition, terms_of
 from rtrec_ray.workflow.cron import Cron
-from rtrec_ray.workflow.events import JOB_EVENTS
 
 Kind = Literal["batch", "endless"]
 Do = Literal["start", "stop", "restart"]
-IfRunning = Literal["queue", "skip"]
+Act = Literal["start", "stop", "restart", "send"]
+IfRunning = Literal["queue", "again", "skip"]
 
 NODE_STATES: Final = ("idle", "queued", "starting", "running", "stopping", "waiting", "succeeded", "failed", "stopped")
 
@@ -44,8 +37,8 @@ class Node:
 
     `retries`: how often a failed run is started again, after `backoff_ms`, doubling up to `longest_backoff_ms`; a
     success, or `steady_ms` of running, makes them available again. `heartbeat_ms`: an endless job that is silent for
-    longer is stopped and counts as failed. `if_running`: a start while a run goes on waits for its end, or is let go;
-    an endless job that runs needs no start.
+    longer is stopped and counts as failed. `if_running`: each start while a run goes on waits for its end, or all of
+    them are one more run after it (again), or they are let go; an endless job that runs needs no start.
     """
 
     name: str
@@ -61,16 +54,28 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Action:
-    """What a rule does: to a node of its workflow, or to a workflow by name; one of the two."""
+class Sending:
+    """An event that a rule sends, in its workflow's namespace. `value`: None is that of the event that met the rule."""
 
-    do: Do
+    type: str
+    key: str
+    value: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """What a rule does: to a node of its workflow, or to a workflow by name, or it sends an event; one of the three."""
+
+    do: Act
     node: str | None = None
     workflow: str | None = None
+    event: Sending | None = None
 
     @property
     def text(self) -> str:
         """For people."""
+        if self.event is not None:
+            return f"send {self.event.type}"
         return f"{self.do} {self.node or f'workflow {self.workflow}'}"
 
 
@@ -105,116 +110,29 @@ class Workflow:
     @property
     def digest(self) -> str:
         """The content's hash: a version."""
-        rules = [[rule.name, rule.digest, [asdict(a) for a in rule.then], dict(rule.only_if)] for rule in self.rules]
+        rules = [[rule.name, rule.digest, [_plain(a) for a in rule.then], dict(rule.only_if)] for rule in self.rules]
         return _digest([self.name, self.concurrency, [asdict(node) for node in self.nodes], rules])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """What is wrong, and with which rule or node, by its place in the list."""
-
-    what: str
-    rule: int | None = None
-    node: int | None = None
 
 
 def canonical(condition: Condition) -> Any:
     """A JSON value that is equal for equal conditions.
 
+    >>> from rtrec_ray.workflow.conditions import EventIs
     >>> canonical(EventIs(key="model"))
     ['EventIs', {'key': 'model', 'value': None, 'type': None, 'namespace': None, 'sender': None}]
     """
     inner = [canonical(term) for term in terms_of(condition)]
     fields = {name: getattr(condition, name) for name in type(condition).__dataclass_fields__}
     plain = {name: each.text if isinstance(each, Cron) else each for name, each in fields.items()}
-    own = {name: each for name, each in plain.items() if name not in ("term", "terms")}
+    # What no condition had when the first ones were stored must not change theirs: it is left out where it is not used.
+    left_out = {"term", "terms", *(name for name in ("context", "after_ms") if not fields.get(name))}
+    own = {name: each for name, each in plain.items() if name not in left_out}
     return [type(condition).__name__, own, *([inner] if inner else [])]
 
 
-def check(workflow: Workflow) -> list[Fault]:
-    """What is wrong with a workflow as a whole: names, contradictions, circles."""
-    return [*_names(workflow), *_contradictions(workflow), *_circles(workflow)]
-
-
-def _names(workflow: Workflow) -> list[Fault]:
-    faults, nodes = [], [node.name for node in workflow.nodes]
-    for at, name in enumerate(nodes):
-        if name in nodes[:at]:
-            faults.append(Fault(what=f'a second node "{name}"', node=at))
-    for at, rule in enumerate(workflow.rules):
-        if rule.name in [earlier.name for earlier in workflow.rules[:at]]:
-            faults.append(Fault(what=f'a second rule "{rule.name}"', rule=at))
-        named = [action.node for action in rule.then if action.node is not None]
-        named += [leaf.node for leaf in leaves(rule.when) if isinstance(leaf, StatusIs)]
-        faults += [Fault(what=f'unknown node "{n}"', rule=at) for n in (*named, *rule.only_if) if n not in nodes]
-    return faults
-
-
-def _contradictions(workflow: Workflow) -> list[Fault]:
-    """The same condition, under overlapping `only_if`, starts and stops the same node or workflow."""
-    faults: list[Fault] = []
-    acts: list[tuple[str, Rule, Action]] = []
-    for at, rule in enumerate(workflow.rules):
-        for action in rule.then:
-            for digest, other, earlier in acts:
-                if digest == _digest(canonical(rule.when)) and _opposed(action, earlier) and _overlap(rule, other):
-                    what = f'rule "{rule.name}" would {action.text} and rule "{other.name}" {earlier.text}'
-                    faults.append(Fault(what=f"{what} by the same condition", rule=at))
-            acts.append((_digest(canonical(rule.when)), rule, action))
-    return faults
-
-
-def _opposed(one: Action, other: Action) -> bool:
-    same = (one.node, one.workflow) == (other.node, other.workflow)
-    return same and one.do != other.do
-
-
-def _overlap(one: Rule, other: Rule) -> bool:
-    shared = set(one.only_if) & set(other.only_if)
-    return all(set(one.only_if[node]) & set(other.only_if[node]) for node in shared)
-
-
-def _circles(workflow: Workflow) -> list[Fault]:
-    """Starts that lead to themselves by what nodes do alone: they would never end."""
-    leads: dict[str, set[tuple[str, int]]] = {}
-    for at, rule in enumerate(workflow.rules):
-        for source in _own_causes(rule.when, workflow.name) or ():
-            for action in rule.then:
-                if action.node is not None and action.do != "stop" and not rule.once:
-                    leads.setdefault(source, set()).add((action.node, at))
-    found: dict[int, Fault] = {}
-    for source, targets in leads.items():
-        for target, at in targets:
-            if source in _reached(target, leads):
-                what = f'starting "{target}" leads to starting it again without an event from outside'
-                found.setdefault(at, Fault(what=what, rule=at))
-    return list(found.values())
-
-
-def _reached(node: str, leads: dict[str, set[tuple[str, int]]]) -> set[str]:
-    reached, waiting = {node}, [node]
-    while waiting:
-        for target, _ in leads.get(waiting.pop(), ()):
-            if target not in reached:
-                reached.add(target)
-                waiting.append(target)
-    return reached
-
-
-def _own_causes(condition: Condition, workflow: str) -> set[str] | None:
-    """The nodes whose doings alone can meet the condition; None when something else is needed, such as an event."""
-    if isinstance(condition, StatusIs):
-        return {condition.node}
-    if isinstance(condition, EventIs):
-        own = condition.type in JOB_EVENTS and condition.key is not None and condition.namespace in (None, workflow)
-        return {str(condition.key)} if own else None
-    if isinstance(condition, Absence):  # a silence passes by itself, but as slowly as it says
-        return None
-    inner = [_own_causes(term, workflow) for term in terms_of(condition)]
-    known = [causes for causes in inner if causes is not None]
-    if not known or (isinstance(condition, AllOf | Sequence) and len(known) < len(inner)):
-        return None
-    return set().union(*known)
+def _plain(action: Action) -> dict[str, Any]:
+    """As in `canonical`: an act that sends nothing is what it was before any could."""
+    return {name: each for name, each in asdict(action).items() if name != "event" or each is not None}
 
 
 def _digest(value: Any) -> str:

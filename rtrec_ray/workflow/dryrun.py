@@ -6,25 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from rtrec_ray.workflow.definition import Workflow
-from rtrec_ray.workflow.events import (
-    JOB_EVENTS,
-    JOB_STARTED,
-    JOB_SUCCEEDED,
-    NODE_FAILED,
-    NODE_REQUESTED,
-    SENDER,
-    WHOLE,
-    WORKFLOW_REQUESTED,
-)
+from rtrec_ray.workflow.events import CONTROL_EVENTS, JOB_STARTED, JOB_SUCCEEDED, SENDER, WHOLE, WORKFLOW_REQUESTED
 from rtrec_ray.workflow.scheduler import Scheduler
 from rtrec_ray.workflow.stimuli import Occurred
-
-_OWN = (*JOB_EVENTS, NODE_FAILED, NODE_REQUESTED, WORKFLOW_REQUESTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Would:
-    """An order that would have been given at `time_ms`, by a rule that the events at the offsets `by` met."""
+    """An order that would have been given at `time_ms`, by a rule that the events at the offsets `by` met.
+
+    `node`: the type of the event where `do` is send.
+    """
 
     time_ms: int
     do: str
@@ -37,7 +29,8 @@ def dry_run(workflow: Workflow, events: Iterable[Occurred], *, since_ms: int, un
     """Go over the log from `since_ms` to `until_ms`; what its own jobs and requests said then is left out."""
     rehearsal = _Rehearsal(workflow, since_ms)
     for event in events:
-        if not (event.type in _OWN and event.namespace == workflow.name):
+        own = event.type in CONTROL_EVENTS or event.sender == SENDER
+        if not (own and event.namespace == workflow.name):
             rehearsal.feed(event)
     rehearsal.end(until_ms)
     return rehearsal.found
@@ -80,13 +73,22 @@ class _Rehearsal:
     def _pretend(self) -> None:
         """Let each job that was started begin, and a batch job succeed."""
         kinds = {node.name: node.kind for node in self._workflow.nodes}
-        for order in self._scheduler.changes().orders:
-            by = tuple(self._offsets[offset] for offset in order.cause.by if self._offsets.get(offset))
-            now_ms = self._scheduler.time_ms
+        changes, now_ms = self._scheduler.changes(), self._scheduler.time_ms
+        for sent in changes.announcements:
+            if sent.type not in CONTROL_EVENTS:
+                by = self._known(sent.context["by"])
+                self.found.append(Would(time_ms=now_ms, do="send", node=sent.type, rule=sent.context["rule"], by=by))
+                self._take(_own(self._workflow, sent.type, sent.key, sent.value, now_ms, {}))
+        for order in changes.orders:
+            by = self._known(order.cause.by)
             self.found.append(Would(time_ms=now_ms, do=order.do, node=order.node, rule=order.cause.rule, by=by))
             says = [JOB_STARTED, JOB_SUCCEEDED] if kinds[order.node] == "batch" else [JOB_STARTED]
             for kind in says if order.do == "start" else ["JOB_STOPPED"]:
                 self._take(_own(self._workflow, kind, order.node, order.run, now_ms, {}))
+
+    def _known(self, by: Iterable[int]) -> tuple[int, ...]:
+        """The offsets of those events that were in the log."""
+        return tuple(self._offsets[offset] for offset in by if self._offsets.get(offset))
 
 
 def _own(workflow: Workflow, kind: str, key: str, value: str, time_ms: int, context: dict[str, str]) -> Occurred:

@@ -149,7 +149,7 @@ def _watermark(condition: WatermarkAt, state: State, stimulus: Stimulus, oldest_
         assert condition.at_ms is not None
         reached = value >= condition.at_ms
         return {"last": last or reached, "at": value}, met if reached and not last else None
-    multiple = value // condition.every_ms
+    multiple = (value - condition.after_ms) // condition.every_ms
     if last is None:
         return {"last": multiple, "at": value}, None
     return {"last": max(last, multiple), "at": value}, met if multiple > last else None

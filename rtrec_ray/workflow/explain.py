@@ -101,10 +101,9 @@ def _simple(condition: Condition) -> str:
             return condition.text
         case StatusIs(node=node, states=states):
             return f"{node} is {' or '.join(states)}"
-        case WatermarkAt(stage=stage, at_ms=at_ms, every_ms=every_ms):
-            return f"watermark of {stage} " + (
-                f"at {time(at_ms)}" if at_ms is not None else f"each {span(every_ms or 0)}"
-            )
+        case WatermarkAt(stage=stage, at_ms=at_ms, every_ms=every_ms, after_ms=after_ms):
+            each = f"each {span(every_ms or 0)}" + (f" and {span(after_ms)}" if after_ms else "")
+            return f"watermark of {stage} " + (f"at {time(at_ms)}" if at_ms is not None else each)
         case Schedule(cron=cron, every_ms=every_ms):
             return f"cron {cron.text}" if cron is not None else f"every {span(every_ms or 0)}"
     raise TypeError(condition)

@@ -9,17 +9,18 @@ nodes:
     timeout: 2h
     retries: {times: 3, first: 10s, longest: 5m, steady: 10m}
     heartbeat: 30s                   # endless jobs
-    if_running: queue                # or skip: what a start does while a run goes on
+    if_running: queue                # or again, or skip: what becomes of starts while a run goes on
 rules:
   - name: daily
     when: {schedule: {cron: "0 3 * * *", missed: latest}}
-    then: [{start: train}]           # start, stop, restart: NODE, or {workflow: NAME}
+    then: [{start: train}]           # start, stop, restart: NODE, or {workflow: NAME}; or {send: {type, key, value}}
     once: false
     only_if: {train: [idle, succeeded, failed, stopped]}
 
-Conditions: {event: {type, key, value, namespace, sender}}, {all: [...]}, {any: [...]}, {sequence: [...]},
-{count: N, of: ...}, {within: 10m, of: ...}, {absence: 10m, of: ...}, {schedule: {cron: ...} or {every: 1h}},
-{watermark: {stage: samples, at: MS} or {stage: samples, every: 1h}}, {status: {node: train, is: [failed]}}.
+Conditions: {event: {type, key, value, namespace, sender, context: {NAME: PATTERN}}}, {all: [...]}, {any: [...]},
+{sequence: [...]}, {count: N, of: ...}, {within: 10m, of: ...}, {absence: 10m, of: ...},
+{schedule: {cron: ...} or {every: 1h}}, {watermark: {stage: samples, at: MS} or {stage: samples, every: 1h, after: 5m}},
+{status: {node: train, is: [failed]}}.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import yaml
 
 from rtrec_ray.definition_file import NodeReader, compose, read_text
 from rtrec_ray.errors import DefinitionInvalid
+from rtrec_ray.workflow.check import check
 from rtrec_ray.workflow.conditions import (
     EVENT_FIELDS,
     Absence,
@@ -49,7 +51,7 @@ from rtrec_ray.workflow.conditions import (
     Within,
 )
 from rtrec_ray.workflow.cron import parse_cron
-from rtrec_ray.workflow.definition import NODE_STATES, Action, Do, IfRunning, Kind, Node, Rule, Workflow, check
+from rtrec_ray.workflow.definition import NODE_STATES, Act, Action, IfRunning, Kind, Node, Rule, Sending, Workflow
 
 _NAME: Final = r"[a-z][a-z0-9_-]{0,62}"
 _NODE_KEYS: Final = ("kind", "timeout", "retries", "heartbeat", "if_running")
@@ -160,15 +162,21 @@ class _Reader(NodeReader):
         )
 
     def _action(self, node: yaml.Node) -> Action:
-        part = self.mapping(node, may=get_args(Do))
+        part = self.mapping(node, may=get_args(Act))
         if len(part) != 1:
-            self.fail(node, f"expected one of {', '.join(get_args(Do))}")
+            self.fail(node, f"expected one of {', '.join(get_args(Act))}")
         do, target = next(iter(part.items()))
+        if do == "send":
+            return Action(do="send", event=self._sending(target))
         if isinstance(target, yaml.ScalarNode):
             return Action(do=do, node=self.text(target))  # type: ignore[arg-type]
         if do == "restart":
             self.fail(target, "a workflow is started or stopped")
         return Action(do=do, workflow=self.name(self.mapping(target, need=("workflow",))["workflow"]))  # type: ignore[arg-type]
+
+    def _sending(self, node: yaml.Node) -> Sending:
+        part = self.mapping(node, need=("type", "key"), may=("value",))
+        return Sending(**{name: self.text(each) for name, each in part.items()})
 
     def _condition(self, node: yaml.Node) -> Condition:
         part = self.mapping(node, may=(*self._conditions, "of"))
@@ -186,10 +194,14 @@ class _Reader(NodeReader):
         return terms
 
     def _event(self, part: Mapping[str, yaml.Node]) -> EventIs:
-        fields = self.mapping(part["event"], may=EVENT_FIELDS)
+        fields = self.mapping(part["event"], may=(*EVENT_FIELDS, "context"))
         if not fields:
-            self.fail(part["event"], f"event needs at least one of {', '.join(EVENT_FIELDS)}")
-        return EventIs(**{name: self.text(each) for name, each in fields.items()})
+            self.fail(part["event"], f"event needs at least one of {', '.join((*EVENT_FIELDS, 'context'))}")
+        context = self.mapping(fields["context"]) if "context" in fields else {}
+        return EventIs(
+            **{name: self.text(each) for name, each in fields.items() if name != "context"},
+            context=tuple(sorted((name, self.text(each)) for name, each in context.items())),
+        )
 
     def _schedule(self, part: Mapping[str, yaml.Node]) -> Schedule:
         fields = self.mapping(part["schedule"], may=("cron", "every", "missed", "grace"))
@@ -205,13 +217,19 @@ class _Reader(NodeReader):
             self.fail(fields["cron"], error.message)
 
     def _watermark(self, part: Mapping[str, yaml.Node]) -> WatermarkAt:
-        fields = self.mapping(part["watermark"], need=("stage",), may=("at", "every"))
+        fields = self.mapping(part["watermark"], need=("stage",), may=("at", "every", "after"))
         if ("at" in fields) == ("every" in fields):
             self.fail(part["watermark"], "watermark needs at or every")
         stage = self.text(fields["stage"])
         if "at" in fields:
+            if "after" in fields:
+                self.fail(fields["after"], "after goes with every")
             return WatermarkAt(stage=stage, at_ms=self.whole(fields["at"], least=1))
-        return WatermarkAt(stage=stage, every_ms=self.duration(fields["every"]))
+        every_ms = self.duration(fields["every"])
+        after_ms = self.duration(fields["after"]) if "after" in fields else 0
+        if after_ms >= every_ms:
+            self.fail(fields["after"], "after must be shorter than every")
+        return WatermarkAt(stage=stage, every_ms=every_ms, after_ms=after_ms)
 
     def _status(self, part: Mapping[str, yaml.Node]) -> StatusIs:
         fields = self.mapping(part["status"], need=("node", "is"))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 from xml.sax.saxutils import escape
 
 from rtrec_ray.workflow.conditions import StatusIs, leaves
-from rtrec_ray.workflow.definition import Rule, Workflow
+from rtrec_ray.workflow.definition import Action, Rule, Workflow
 from rtrec_ray.workflow.explain import describe
 
 COLOURS: Final = {
@@ -33,11 +34,15 @@ def mermaid(workflow: Workflow, states: Mapping[str, str]) -> str:
     for rule in workflow.rules:
         lines.append(f'  {_id("r", rule.name)}{{{{"{_quoted(describe(rule.when))}"}}}}')
         lines += [f"  {_id('n', name)} -.-> {_id('r', rule.name)}" for name in _looked_at(rule)]
-        for action in rule.then:
-            target = _id("n", action.node) if action.node is not None else f'w_{action.workflow}[["{action.workflow}"]]'
-            lines.append(f"  {_id('r', rule.name)} -->|{action.do}| {target}")
+        lines += [f"  {_id('r', rule.name)} -->|{action.do}| {_target(action)}" for action in rule.then]
     lines += [f"  classDef {state} fill:{colour}" for state, colour in COLOURS.items()]
     return "\n".join(lines) + "\n"
+
+
+def _target(action: Action) -> str:
+    if action.event is not None:
+        return f'{_id("e", action.event.type)}>"{_quoted(action.event.type)}"]'
+    return _id("n", action.node) if action.node is not None else f'w_{action.workflow}[["{action.workflow}"]]'
 
 
 def svg(workflow: Workflow, states: Mapping[str, str]) -> str:
@@ -51,7 +56,9 @@ def svg(workflow: Workflow, states: Mapping[str, str]) -> str:
     ]
     for at, rule in enumerate(workflow.rules):
         parts += _lines(rule, 10 + at * _ROW, node_y)
-        parts.append(_box(10, 10 + at * _ROW, rule.name, describe(rule.when), _PLAIN))
+        sent = ", ".join(action.text for action in rule.then if action.event is not None)
+        title = f"{rule.name}: {sent}" if sent else rule.name
+        parts.append(_box(10, 10 + at * _ROW, title, describe(rule.when), _PLAIN))
     for node in workflow.nodes:
         state = states.get(node.name, "idle")
         colour = COLOURS.get(state, _PLAIN)
@@ -62,7 +69,7 @@ def svg(workflow: Workflow, states: Mapping[str, str]) -> str:
 def _lines(rule: Rule, y: int, node_y: Mapping[str, int]) -> list[str]:
     found, left, right = [], 10 + _WIDE, 10 + _WIDE + _GAP
     for action in rule.then:
-        if action.node is None:
+        if action.node is None:  # an event or another workflow has no box
             continue
         target = node_y[action.node] + _BOX // 2
         found.append(f'<line x1="{left}" y1="{y + _BOX // 2}" x2="{right}" y2="{target}" stroke="#555555"/>')
@@ -90,7 +97,8 @@ def _looked_at(rule: Rule) -> list[str]:
 
 
 def _id(kind: str, name: str) -> str:
-    return f"{kind}_{name.replace('-', '_')}"
+    plain = re.sub(r"\W", "_", name)
+    return f"{kind}_{plain}"
 
 
 def _quoted(text: str) -> str:

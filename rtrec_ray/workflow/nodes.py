@@ -150,8 +150,9 @@ def give(node: Node, state: NodeState, *, workflow: str, wall_ms: int) -> Decide
 
 def _queued(node: Node, state: NodeState, cause: Cause) -> NodeState:
     busy = state.run is not None and state.state != "stopping"
-    if node.kind == "endless" or node.if_running == "skip":
-        if busy or state.waiting:
+    enough = node.kind == "endless" or node.if_running == "skip"
+    if enough or node.if_running == "again":
+        if state.waiting or (busy and enough):
             return state
         if state.retry_wall_ms is not None:
             return msgspec.structs.replace(state, retry_wall_ms=0)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from rtrec_ray.workflow import nodes as node_machine
-from rtrec_ray.workflow.definition import Action, Node, Rule, Workflow
+from rtrec_ray.workflow.definition import Do, Node, Rule, Sending, Workflow
 from rtrec_ray.workflow.evaluate import Met, wake_ms
 from rtrec_ray.workflow.events import (
     JOB_EVENTS,
@@ -27,54 +26,8 @@ from rtrec_ray.workflow.events import (
 )
 from rtrec_ray.workflow.nodes import Cause, Decided, NodeState, Order
 from rtrec_ray.workflow.rules import Alarms, Index, Place, RuleState, begin, take
+from rtrec_ray.workflow.state import Changes, Held, Running, Saved, WorkflowState
 from rtrec_ray.workflow.stimuli import Occurred, StatusChanged, Stimulus, Ticked, WatermarkMoved
-
-
-class WorkflowState(msgspec.Struct, frozen=True, kw_only=True):
-    """`active`: its rules act on its nodes. `paused`: starts wait. `turn`: the last place in the line of starts."""
-
-    digest: str
-    active: bool = True
-    paused: bool = False
-    turn: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
-    """A workflow as it is stored."""
-
-    definition: Workflow
-    state: WorkflowState
-    rules: Mapping[str, RuleState]
-    nodes: Mapping[str, NodeState]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
-    """What must be stored together. None in place of a state: it is gone.
-
-    `position`: the last event handled; `time_ms`: the last time told.
-    """
-
-    position: int
-    time_ms: int
-    workflows: Mapping[str, WorkflowState] = field(default_factory=dict)
-    rules: Mapping[Place, RuleState | None] = field(default_factory=dict)
-    nodes: Mapping[Place, NodeState | None] = field(default_factory=dict)
-    orders: tuple[Order, ...] = ()
-    announcements: tuple[Announcement, ...] = ()
-
-
-class _Running:
-    """A workflow in memory."""
-
-    def __init__(self, saved: Saved) -> None:
-        self.definition = saved.definition
-        self.state = saved.state
-        self.rules = dict(saved.rules)
-        self.nodes = dict(saved.nodes)
-        self.rule_by_name = {rule.name: rule for rule in saved.definition.rules}
-        self.node_by_name = {node.name: node for node in saved.definition.nodes}
 
 
 class Scheduler:
@@ -86,14 +39,14 @@ class Scheduler:
         self.position = position
         self.time_ms = time_ms
         self._known: dict[str, Workflow] = {}
-        self._flows: dict[str, _Running] = {}
+        self._flows: dict[str, Running] = {}
         self._index, self._alarms, self._indexed = Index(), Alarms(), indexed
         self._derived: deque[tuple[str, Stimulus]] = deque()
         self._ready: set[Place] = set()
         self._live: set[Place] = set()
         self._begin_changes()
         for saved in (workflows or {}).values():
-            self._install(_Running(saved))
+            self._install(Running(saved))
 
     def know(self, definition: Workflow) -> None:
         """Have a definition at hand, for the event that applies it."""
@@ -172,7 +125,7 @@ class Scheduler:
         self._orders: list[Order] = []
         self._announcements: list[Announcement] = []
 
-    def _install(self, flow: _Running) -> None:
+    def _install(self, flow: Running) -> None:
         name = flow.definition.name
         self._index.drop(name)
         for rule in self._flows[name].definition.rules if name in self._flows else ():
@@ -198,20 +151,24 @@ class Scheduler:
         flow = self._flows.get(event.namespace)
         if flow is None:
             return
-        if event.value in ("pause", "resume"):
-            self._put_flow(flow, paused=event.value == "pause")
+        if event.value == "pause":
+            self._put_flow(flow, paused=True)
+        elif event.value == "resume":
+            held = flow.state.held if flow.state.active else ()
+            self._announcements += [each.announcement(event.namespace) for each in held]
+            self._put_flow(flow, paused=False, held=())
         elif event.value in ("start", "stop"):
             self._put_flow(flow, active=event.value == "start")
             if event.value == "stop":
                 for node in flow.definition.nodes:
-                    self._ask(flow, Action(do="stop", node=node.name), Cause(rule="stop", by=(event.offset,)))
+                    self._ask(flow, "stop", node.name, Cause(rule="stop", by=(event.offset,)))
 
     def _on_node(self, event: Occurred) -> None:
         flow = self._flows.get(event.namespace)
         if flow is None or event.key not in flow.node_by_name or event.value not in ("start", "stop", "restart"):
             return
         cause = Cause(rule="request", by=(event.offset,), manual=True)
-        self._ask(flow, Action(do=event.value, node=event.key), cause)  # type: ignore[arg-type]
+        self._ask(flow, event.value, event.key, cause)  # type: ignore[arg-type]
 
     def _on_job(self, event: Occurred, *, wall_ms: int) -> None:
         flow = self._flows.get(event.namespace)
@@ -239,17 +196,17 @@ class Scheduler:
             self._retire(old, definition)
         state = WorkflowState(digest=definition.digest) if old is None else old.state
         state = msgspec.structs.replace(state, digest=definition.digest)
-        self._install(_Running(Saved(definition=definition, state=state, rules=rules, nodes=states)))
+        self._install(Running(Saved(definition=definition, state=state, rules=rules, nodes=states)))
         self._workflows[definition.name] = state
         self._rules.update({(definition.name, name): each for name, each in rules.items()})
         self._nodes.update({(definition.name, name): each for name, each in states.items()})
 
-    def _retire(self, old: _Running, new: Workflow) -> None:
+    def _retire(self, old: Running, new: Workflow) -> None:
         """Nodes and rules that are no longer defined: what runs is stopped."""
         name, left = new.name, {node.name for node in new.nodes}
         for node in old.definition.nodes:
             if node.name not in left:
-                self._ask(old, Action(do="stop", node=node.name), Cause(rule="apply"))
+                self._ask(old, "stop", node.name, Cause(rule="apply"))
                 self._nodes[name, node.name] = None
         gone = set(old.rules) - {rule.name for rule in new.rules}
         self._rules.update({(name, rule): None for rule in gone})
@@ -285,20 +242,19 @@ class Scheduler:
         rule, before = flow.rule_by_name[place[1]], flow.rules[place[1]]
         after, met = take(rule, before, stimulus)
         if met is not None:
-            after = msgspec.structs.replace(after, acted=self._act(flow, rule, met))
+            after = msgspec.structs.replace(after, acted=self._act(flow, rule, met, stimulus))
         if after is not before:
             flow.rules[rule.name] = self._rules[place] = after
         self._set_alarm(place[0], rule, after)
 
-    def _act(self, flow: _Running, rule: Rule, met: Met) -> str:
+    def _act(self, flow: Running, rule: Rule, met: Met, stimulus: Stimulus) -> str:
         """Do what a met rule says; answers that, for people."""
         for node, states in rule.only_if.items():
             if flow.nodes[node].state not in states:
                 return f"nothing, as {node} was {flow.nodes[node].state}"
         told = []
         for action in rule.then:
-            if action.node is None:
-                assert action.workflow is not None
+            if action.workflow is not None:
                 context = {"rule": rule.name, "by": list(met.by)}
                 request = Announcement(
                     type=WORKFLOW_REQUESTED, key=WHOLE, value=action.do, workflow=action.workflow, context=context
@@ -307,20 +263,27 @@ class Scheduler:
             elif not flow.state.active:
                 told.append(f"not {action.text}, as the workflow is stopped")
                 continue
-            else:
-                self._ask(flow, action, Cause(rule=rule.name, by=met.by))
+            elif action.event is not None:
+                self._send(flow, _filled(action.event, rule, met, stimulus))
+            elif action.node is not None and action.do != "send":
+                self._ask(flow, action.do, action.node, Cause(rule=rule.name, by=met.by))
             told.append(action.text)
         return ", ".join(told)
 
+    def _send(self, flow: Running, event: Held) -> None:
+        if flow.state.paused:
+            self._put_flow(flow, held=(*(each for each in flow.state.held if each.kind != event.kind), event))
+        else:
+            self._announcements.append(event.announcement(flow.definition.name))
+
     # --- nodes
 
-    def _ask(self, flow: _Running, action: Action, cause: Cause) -> None:
-        assert action.node is not None
+    def _ask(self, flow: Running, do: Do, of: str, cause: Cause) -> None:
         name = flow.definition.name
-        node = flow.node_by_name[action.node]
+        node = flow.node_by_name[of]
         self._put_flow(flow, turn=flow.state.turn + 1)
         cause = msgspec.structs.replace(cause, turn=flow.state.turn)
-        self._put(name, node, node_machine.ask(node, flow.nodes[node.name], action.do, cause, workflow=name))
+        self._put(name, node, node_machine.ask(node, flow.nodes[of], do, cause, workflow=name))
 
     def _settle(self, *, wall_ms: int) -> None:
         """Give the starts that wait and may go, first come first served; each may meet further rules."""
@@ -331,7 +294,7 @@ class Scheduler:
             self._put(name, node, node_machine.give(node, flow.nodes[node.name], workflow=name, wall_ms=wall_ms))
             self._cascade()
 
-    def _next_start(self) -> tuple[_Running, Node] | None:
+    def _next_start(self) -> tuple[Running, Node] | None:
         waiting = [(name, self._turn(name, at), at) for name, at in self._ready]
         free = [(name, turn, at) for name, turn, at in waiting if turn is not None]
         if not free:
@@ -349,7 +312,7 @@ class Scheduler:
         return None if batch and limit is not None and self._going(flow) >= limit else cause.turn
 
     @staticmethod
-    def _going(flow: _Running) -> int:
+    def _going(flow: Running) -> int:
         batch = (node.name for node in flow.definition.nodes if node.kind == "batch")
         return sum(flow.nodes[name].run is not None for name in batch)
 
@@ -381,6 +344,14 @@ class Scheduler:
                 changed = StatusChanged(node=node.name, state=passed, time_ms=self.time_ms, offset=offset)
                 self._derived.append((workflow, changed))
 
-    def _put_flow(self, flow: _Running, **changed: Any) -> None:
+    def _put_flow(self, flow: Running, **changed: Any) -> None:
         flow.state = msgspec.structs.replace(flow.state, **changed)
         self._workflows[flow.definition.name] = flow.state
+
+
+def _filled(event: Sending, rule: Rule, met: Met, stimulus: Stimulus) -> Held:
+    """The event that the rule sends now."""
+    value = event.value
+    if value is None:
+        value = stimulus.value if isinstance(stimulus, Occurred) else ""
+    return Held(rule=rule.name, type=event.type, key=event.key, value=value, by=met.by)

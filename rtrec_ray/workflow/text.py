@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import yaml
@@ -69,6 +70,8 @@ def _rule(rule: Rule) -> dict[str, Any]:
 
 
 def _action(action: Action) -> dict[str, Any]:
+    if action.event is not None:
+        return {"send": {name: each for name, each in asdict(action.event).items() if each is not None}}
     return {action.do: action.node if action.workflow is None else {"workflow": action.workflow}}
 
 
@@ -77,7 +80,8 @@ def _condition(condition: Condition) -> dict[str, Any]:
     match condition:
         case EventIs():
             given = {name: getattr(condition, name) for name in EVENT_FIELDS}
-            return {"event": {name: text for name, text in given.items() if text is not None}}
+            context = {"context": dict(condition.context)} if condition.context else {}
+            return {"event": {**{name: text for name, text in given.items() if text is not None}, **context}}
         case AllOf(terms=terms) | AnyOf(terms=terms):
             return {names[type(condition).__name__]: [*map(_condition, terms)]}
         case Count(n=n, term=term):
@@ -94,7 +98,8 @@ def _condition(condition: Condition) -> dict[str, Any]:
 def _timed(condition: Condition) -> dict[str, Any]:
     if isinstance(condition, WatermarkAt):
         when = {"at": condition.at_ms} if condition.every_ms is None else {"every": _duration(condition.every_ms)}
-        return {"watermark": {"stage": condition.stage, **when}}
+        after = {"after": _duration(condition.after_ms)} if condition.after_ms else {}
+        return {"watermark": {"stage": condition.stage, **when, **after}}
     assert isinstance(condition, Schedule)
     every = {"every": _duration(condition.every_ms)} if condition.every_ms is not None else {}
     cron = {"cron": condition.cron.text} if condition.cron is not None else {}

@@ -48,15 +48,16 @@ class Place:
     def transaction(self):
         return nullcontext(None) if self.pool is None else self.pool.transaction()
 
-    def store(self, definitions: Definitions = DEFINITIONS) -> FeatureStore:
-        """A store of its own over the same tables, with the definitions entered."""
+    def store(self, definitions: Definitions = DEFINITIONS, *, new: tuple[str, ...] | None = None) -> FeatureStore:
+        """A store of its own over the same tables, with the definitions entered, of which `new` are new to it."""
         found: FeatureStore
         if self.pool is None:
             found = MemoryFeatureStore(definitions, tables=self.tables)
         else:
             found = PostgresFeatureStore(definitions, pool=self.pool)
         with self.transaction() as cursor:
-            found.apply(cursor)
+            added = found.apply(cursor)
+        assert new in (None, added)
         found.refresh()
         return found
 
@@ -210,11 +211,12 @@ def test_what_is_live_has_a_number_that_rises_with_every_change(place):
     store.refresh()
     assert not store.refresh()
     with place.transaction() as cursor:
-        store.apply(cursor)
+        assert store.apply(cursor) == ()
         live = store.begin(cursor, partition=0, next_offset=0, complete_from_ms=None)
         assert not store.changed(cursor, since=live.change)
     other = replace(DEFINITIONS.view(QUERIES.view), version=2)
-    place.store(replace(DEFINITIONS, views=(other,)))
+    newer = place.store(replace(DEFINITIONS, views=(other,)), new=(other.id,))
+    assert newer.definitions.views[-1] == other
     with place.transaction() as cursor:
         assert store.changed(cursor, since=live.change)
     assert store.refresh()

@@ -209,9 +209,8 @@ def test_the_list_names_views_keys_and_values() -> None:
     assert len(item["values"]) == 18
 
 
-def test_a_day_is_complete_when_event_time_is_a_grace_behind_its_end() -> None:
-    assert complete_day(start_ms(day(1)) + 599_999, grace_ms=600_000) == day(-1)
-    assert complete_day(start_ms(day(1)) + 600_000, grace_ms=600_000) == day(0)
+def test_a_day_is_complete_when_event_time_is_at_its_end() -> None:
+    assert [complete_day(start_ms(day(1)) + late_ms) for late_ms in (-1, 0)] == [day(-1), day(0)]
 
 
 def test_a_run_leaves_what_a_plain_count_of_all_events_gives(place: Place) -> None:

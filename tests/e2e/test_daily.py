@@ -1,9 +1,12 @@
-"""Static features as a user has them: by themselves when a day is over, and by hand when something comes late."""
+"""Static features as a user has them: by the system's workflow when a day is over, and by hand when something comes
+late.
+"""
 
 from __future__ import annotations
 
 import json
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +17,12 @@ from rtrec_ray.kafka.base import KafkaOptions
 from rtrec_ray.kafka.connect import connect_producer
 from tests.conftest import Eventually
 from tests.daily_events import Event, day, event, plain_counts, plain_values, random_events
-from tests.e2e.commands import Installation
+from tests.e2e.commands import ROOT, Installation
 
 pytestmark = [pytest.mark.server, pytest.mark.ray, pytest.mark.slow]
 
 CONFIG = """
 pipeline: {history_commit_s: 1.0}
-daily: {look_every_s: 1.0}
 """
 LAST = day(1)
 
@@ -62,6 +64,15 @@ def expected(events: list[Event]) -> dict[str, Any]:
     return {str(item): values.get(("item", item)) for item in items}
 
 
+def runs_of_the_rule(installation: Any) -> int:
+    """How many runs there were, once all that the rule began have succeeded; 0 before."""
+    answer = installation.json("workflow", "why", "features/daily")
+    told = [each["type"] for each in installation.json("events", "list", "--key", "daily")["events"]]
+    runs = len(told) // 2
+    ended = answer["state"] == "succeeded" and told == ["JOB_STARTED", "JOB_SUCCEEDED"] * runs
+    return runs if ended and 1 <= runs <= answer["rules"][0]["met"] else 0
+
+
 def send(installation: Any, late: Event, eventually: Eventually) -> None:
     """Let an event come; returns when the history has it."""
     status = installation.json("status")
@@ -77,6 +88,7 @@ def test_values_come_by_themselves_when_a_day_is_over_and_are_corrected_by_hand(
 ) -> None:
     end_ms = start_ms(LAST) + DAY_MS
     eventually(lambda: read(installation, events)["as_of_ms"] == end_ms, what="a first run")
+    eventually(lambda: runs_of_the_rule(installation), what="each run that the rule began has ended well")
     assert read(installation, events)["values"] == expected(events)
 
     late = event("late", "click", at_ms=5, user=7, item=1)
@@ -90,6 +102,42 @@ def test_values_come_by_themselves_when_a_day_is_over_and_are_corrected_by_hand(
     assert again["days"] == [str(day(0)), str(LAST)]
     assert installation.run("features", "daily", "--all").stdout.startswith("counted 2 days from 2026-01-01 to 2026")
     assert read(installation, events)["values"] == expected([*events, late])
+
+
+def test_a_view_that_is_applied_is_filled_and_verified_by_itself(
+    installation: Any, events: list[Event], eventually: Eventually, tmp_path: Path
+) -> None:
+    begins = {view["complete_from_ms"] for view in installation.json("features", "list")["views"]}
+    assert begins == {None}, "the first views have all events"
+    shipped = (ROOT / "configs/features.yaml").read_text()
+    assert "user_browse_5m\n    version: 1" in shipped
+    file = tmp_path / "features.yaml"
+    file.write_text(shipped.replace("user_browse_5m\n    version: 1", "user_browse_5m\n    version: 2"))
+    for _ in range(2):  # the second time nothing is new
+        installation.run("features", "apply", str(file))
+    (applied,) = installation.json("events", "list", "--key", "features")["events"]
+    assert (applied["type"], applied["value"]) == ("FEATURES_APPLIED", "user_browse_5m@2")
+
+    eventually(lambda: states(installation)["verify"] == "succeeded", what="filled, and then verified")
+    assert states(installation)["backfill"] == "succeeded"
+    assert "user_browse_5m@2" in installation.json("workflow", "logs", "features/backfill")["log"]
+    acted = sorted((each["ts"], each["user_id"]) for each in events if each["event_type"] in ("view", "click", "cart"))
+    for ts, user in acted[-4:]:
+        at = ("--as-of", str(ts // 10_000 * 10_000 + 10_000))
+        old, new = (
+            installation.json("features", "get", f"user_browse_5m@{version}", str(user), *at)["values"]
+            for version in (1, 2)
+        )
+        assert new[str(user)] is not None
+        if (ts, user) == acted[-1]:  # a partition that leaps ahead of the others writes no tiles that are old by then
+            assert new == old
+    again = installation.run("features", "backfill").stdout
+    assert again == "no view lacks anything\n"
+
+
+def states(installation: Any) -> dict[str, str]:
+    (flow,) = installation.json("workflow", "list")["workflows"]
+    return {node["name"]: node["state"] for node in flow["nodes"]}
 
 
 def test_the_views_are_in_the_list(installation: Any) -> None:

@@ -66,6 +66,10 @@ def test_a_submitted_job_runs_the_pipeline_and_its_stop_ends_it_in_order(servers
         *("--", "rtrec", "up", "--only", "pipeline", "--config", "rtrec.yaml", "--data-dir", str(tmp_path / "job")),
     )
     eventually(lambda: up(servers) == ["features", "history", "samples"], what="every stage is up")
+    servers.run("workflow", "start", "features/daily")
+    eventually(
+        lambda: state_of_daily(servers) == "succeeded", what="a node's job finds the servers that the file names"
+    )
     ray_job(status, "stop", "pipeline")
     eventually(lambda: up(servers) == [], what="every lease is given back")
 
@@ -92,6 +96,10 @@ def shoppers_came(installation):
 
 def taken(status, name):
     return status["stages"].get(name, {"in": 0})["in"]
+
+
+def state_of_daily(servers):
+    return servers.json("workflow", "why", "features/daily")["state"]
 
 
 def up(servers):

@@ -61,6 +61,11 @@ def recommend(http, **ask):
     return answer.json()
 
 
+def whole(answer):
+    """The answer, if it lacks nothing: a busy machine may be late with a part."""
+    return answer if answer["degraded"] == [] else None
+
+
 def counts(system):
     found = system.json("samples", "stats")
     return found["rows"], found["positives"]
@@ -130,9 +135,8 @@ def test_05_the_workflow_trains_a_model_and_it_goes_online_without_a_failed_requ
 
 def test_06_what_was_shown_and_clicked_comes_back_as_samples_of_that_request(system, http, eventually):
     before = counts(system)
-    answer = recommend(http, user_id=77)
+    answer = eventually(lambda: whole(recommend(http, user_id=77)))
     assert len(answer["items"]) == 3
-    assert answer["degraded"] == []
     clicked = answer["items"][0]["item_id"]
     events = [event("impression", answer, item, user_id=77) for item in answer["items"]]
     events.append(event("click", answer, answer["items"][0], user_id=77, later_ms=500))
@@ -149,8 +153,13 @@ def test_06_what_was_shown_and_clicked_comes_back_as_samples_of_that_request(sys
     assert all("user_5m_view" in features for _, _, features, _ in rows)
 
 
-def test_07_increments_are_published_and_served(system, http, eventually):
+def test_07_increments_are_published_and_judged_by_a_gate_that_was_killed(system, http, eventually):
     first = recommend(http)["model_version"]
+    nodes = {node["name"]: node["state"] for node in system.json("workflow", "show", "training")["nodes"]}
+    assert nodes == {"base": "succeeded", "increments": "running", "gate": "running"}
+    gate = [process for process in system.processes() if process.cmdline()[-2:] == ["train", "gate"]]
+    assert len(gate) == 1
+    gate[0].kill()
     for _ in range(40):
         answer = recommend(http, user_id=5)
         http.post("/v1/events", json=[event("impression", answer, item, user_id=5) for item in answer["items"]])
@@ -164,6 +173,11 @@ def test_07_increments_are_published_and_served(system, http, eventually):
     chain = system.json("models", "lineage", increment["version"])["lineage"]
     assert chain[-1]["version"] == first or chain[-1]["kind"] == "base"
     eventually(lambda: ended(system, increment["version"]), what="the gate has judged it")
+    told = [event["type"] for event in system.json("events", "list", "--key", "gate")["events"]]
+    assert told == ["JOB_STARTED", "JOB_FAILED", "JOB_STARTED"], "its job was started again"
+    rules = {rule["name"]: rule for rule in system.json("workflow", "why", "gate")["rules"]}
+    assert rules["validate"]["met"] >= 2
+    assert rules["validate"]["acted"] == "start gate, send VALIDATION_REQUESTED"
 
 
 def test_08_bad_events_are_named_and_the_good_ones_taken(http):

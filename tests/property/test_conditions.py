@@ -111,17 +111,23 @@ def test_missed_times_are_skipped_merged_or_caught_up(now: int, every: int, late
         assert met == wanted, missed
 
 
-@given(values=st.lists(st.integers(0, 60), max_size=12), mark=st.integers(0, 60), every=st.integers(1, 20))
+@given(
+    values=st.lists(st.integers(0, 60), max_size=12),
+    mark=st.integers(0, 60),
+    every=st.integers(1, 20),
+    part=st.integers(0, 19),
+)
 def test_a_watermark_meets_once_at_a_time_and_once_per_advance_over_multiples(
-    values: list[int], mark: int, every: int
+    values: list[int], mark: int, every: int, part: int
 ) -> None:
     rising = sorted(values)
     moves = [WatermarkMoved(stage="samples", value_ms=value, time_ms=100) for value in rising]
     once = run(WatermarkAt(stage="samples", at_ms=mark), list(moves))
     assert [each for each, _ in once] == [move for move in moves if move.value_ms >= mark][:1]
-    each = run(WatermarkAt(stage="samples", every_ms=every), list(moves))
-    pairs = pairwise(rising)
-    assert len(each) == sum(before // every < after // every for before, after in pairs)
+    late = part % every
+    each = run(WatermarkAt(stage="samples", every_ms=every, after_ms=late), list(moves))
+    due = {multiple + late for multiple in range(-every, 61, every)}
+    assert len(each) == sum(any(before < time <= after for time in due) for before, after in pairwise(rising))
     assert run(WatermarkAt(stage="features", at_ms=0), list(moves)) == []
 
 

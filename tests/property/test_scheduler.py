@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from rtrec_ray.clock import ManualClock
 from rtrec_ray.notification import NewEvent
 from rtrec_ray.workflow.conditions import AllOf, Count, EventIs, Sequence, StatusIs, Within
-from rtrec_ray.workflow.definition import Rule, Workflow
+from rtrec_ray.workflow.definition import Action, Rule, Sending, Workflow
 from rtrec_ray.workflow.events import NODE_REQUESTED, WHOLE, WORKFLOW_REQUESTED, Announcement
 from rtrec_ray.workflow.nodes import NodeState
 from rtrec_ray.workflow.scheduler import Scheduler
@@ -29,6 +29,9 @@ CONDITIONS = (
     Within(ms=3, term=Sequence(terms=(A, B))),
 )
 NODES = ("n", "m", "retried", "endless")
+TELL = Rule(
+    name="tell", when=Count(n=2, term=A), then=(Action(do="send", event=Sending(type="TOLD", key="tell", value="x")),)
+)
 
 
 def example() -> Workflow:
@@ -37,7 +40,7 @@ def example() -> Workflow:
     rules += [on("m", B, node="m"), on("again", EventIs(key="c"), node="retried")]
     rules += [on("once", Count(n=3, term=B), node="m", once=True)]
     rules += [on("up", A, node="endless"), on("down", EventIs(key="d"), do="stop", node="endless")]
-    rules += [on("after", StatusIs(node="n", states=("succeeded",)), node="retried")]
+    rules += [TELL, on("after", StatusIs(node="n", states=("succeeded",)), node="retried")]
     nodes = (node("n"), node("m"), node("retried", retries=2, backoff_ms=5), node("endless", kind="endless"))
     return workflow(nodes, tuple(rules), concurrency=2)
 
@@ -134,6 +137,24 @@ class Interleavings(RuleBasedStateMachine):
         for each in example().rules:
             if each.then[0].node in ("n", "m"):
                 assert counted[each.name] == _expected(each, seen), each.name
+
+    @invariant()
+    def each_meeting_has_its_one_event(self) -> None:
+        """Sent at once, or in a pause held; of those held the newest is sent when the workflow is resumed."""
+        loaded = self.desk.store.load()
+        if "w" not in loaded.workflows:
+            return
+        seen = [e for e in self.desk.events() if self.applied < e.offset <= loaded.position]
+        meetings = {firing.at for firing in firings(TELL.when, seen)}
+        sent, held, paused = 0, False, False
+        for at, event in enumerate(seen):
+            if event.type == WORKFLOW_REQUESTED and event.value != "apply":
+                paused = event.value == "pause"
+                sent, held = sent + (held and not paused), held and paused
+            elif at in meetings:
+                sent, held = sent + (not paused), held or paused
+        assert sum(event.type == "TOLD" for event in self.desk.events()) == sent
+        assert len(loaded.workflows["w"].state.held) == held
 
     @invariant()
     def no_node_has_two_runs_and_no_more_go_on_than_may(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,7 +14,6 @@ import ray
 
 from actors.jobs import static_features as job
 from actors.jobs.static_features import RayCounting, StaticOptions, correct_static_features
-from actors.jobs.static_schedule import DailyRuns
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.features.daily import DAY_MS, ENTITIES
@@ -113,19 +111,3 @@ def test_a_file_that_is_gone_is_named_by_the_error_of_the_run(options: StaticOpt
     with closing(PostgresHistoryManifest(options.postgres)) as manifest:
         assert manifest.files(BEHAVIOR)
     assert list(RayCounting(options).counts([])) == []
-
-
-def test_a_run_that_fails_is_begun_again_and_does_not_stop_its_stage() -> None:
-    stop, tried = threading.Event(), []
-
-    def fail_twice(stop: threading.Event) -> None:
-        tried.append(runs.trouble)
-        if len(tried) == 3:
-            stop.set()
-            return
-        raise StoreUnavailable("away")
-
-    runs = DailyRuns(due=lambda: True, run=fail_twice, every_s=0.001)
-    runs.run(stop)
-    assert tried == ["", "static features: away", "static features: away"]
-    assert runs.trouble == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 
 from actors.feature import FeatureOperator
 from actors.jobs.backfill import BackfillOptions, backfill
+from configs.settings import History as HistorySettings
+from configs.settings import Settings
+from rtrec_ray.app.lacking import lacking_views
+from rtrec_ray.app.system import Addresses, System
 from rtrec_ray.errors import BackfillImpossible, UnknownView
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.file import load_definitions
@@ -19,6 +24,7 @@ from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.kafka.codec import decode
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
+from rtrec_ray.samples.file import load_definition as load_samples
 from rtrec_ray.stores.features.backfill import FeatureBackfill
 from rtrec_ray.stores.features.past import past_of
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
@@ -30,7 +36,8 @@ from rtrec_ray.stores.progress import Committed, write_committed
 
 pytestmark = [pytest.mark.server, pytest.mark.ray]
 
-DEFINITIONS = load_definitions(Path(__file__).parents[2] / "configs" / "features.yaml")
+CONFIGS = Path(__file__).parents[2] / "configs"
+DEFINITIONS = load_definitions(CONFIGS / "features.yaml")
 BASE = 1_767_225_600_000
 MINUTE = 60_000
 EVENTS, CUT = 1_500, 900
@@ -170,6 +177,35 @@ def test_a_view_filled_by_a_job_that_was_killed_half_way_has_every_value_of_one_
     assert place.values_of(1, now_ms=last_ms, cached=True) == place.values_of(2, now_ms=last_ms, cached=True)
     again = backfill(place.options("top_viewed_30m"), on_slice=lambda done, total: None)
     assert (again.view, again.rows, again.already) == ("top_viewed_30m@2", 0, again.slices)
+
+
+def test_what_lacks_its_past_is_named_until_it_is_filled_and_readers_are_told(place, tmp_path):
+    place.run(CUT, len(place.values))
+    place.keep(len(place.values))
+    system = System(
+        settings=Settings(history=HistorySettings(uri=place.history)),
+        directory=tmp_path,
+        addresses=Addresses(postgres=place.postgres.dsn),
+        features=DEFINITIONS,
+        samples=load_samples(CONFIGS / "samples.yaml"),
+    )
+    assert lacking_views(system) == tuple(view.id for view in AGAIN)
+    first, *others = lacking_views(system)
+    job = FeatureBackfill(place.reader(), pool=place.pool, past=past_of(place.history, place.postgres))
+    plan = job.plan(first, from_ms=None, to_ms=None)
+    for start in plan.todo:
+        job.fill(plan, from_ms=start)
+    assert lacking_views(system) == (first, *others), "it is filled, but readers do not know"
+    job.complete(plan)
+    assert lacking_views(system) == tuple(others)
+
+    place.apply(replace(DEFINITIONS, views=(replace(AGAIN[0], version=3),)))
+    with pytest.raises(BackfillImpossible, match="@3 did not begin"):
+        lacking_views(system, begin_s=0.0)
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(lacking_views, system, begin_s=60.0)
+        place.run(len(place.values), len(place.values))
+        assert waiting.result() == (*others, f"{AGAIN[0].name}@3"), "it waits for the stream"
 
 
 def test_what_cannot_be_filled_is_said(place, monkeypatch, ray_local):

@@ -18,7 +18,7 @@ from rtrec_ray.features.file import load_definitions
 from rtrec_ray.kafka.base import EARLIEST, KafkaOptions, TopicPartition, TopicSpec
 from rtrec_ray.kafka.connect import connect_admin, connect_consumer
 from rtrec_ray.kafka.partitioner import partition_of
-from rtrec_ray.notification import MODEL_VALIDATED, NewEvent
+from rtrec_ray.notification import RELOAD_REQUESTED, NewEvent
 from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transaction
 from rtrec_ray.registry.mlflow import RegistryOptions
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
@@ -72,13 +72,15 @@ def filled(dsn):
 def make_replica():
     made = []
 
-    def make(dsn, kafka, events_deadline_s=120.0):
+    def make(dsn, kafka, **deadlines):
         options = ReplicaOptions(
             postgres=PostgresOptions(dsn=dsn),
             kafka=kafka,
             registry=RegistryOptions(url=f"http://{NOBODY}"),
             definitions=DEFINITIONS,
-            serving=ServingOptions(exploration=0.0, events_deadline_s=events_deadline_s, champion_poll_s=0.2),
+            serving=ServingOptions(
+                **{"exploration": 0.0, "champion_poll_s": 0.2, "events_deadline_s": 120.0, **deadlines}
+            ),
         )
         backends = dataclasses.replace(
             serving_connect.connect(options),
@@ -119,7 +121,8 @@ def records(kafka, topic):
 
 
 def test_a_request_reads_postgresql_and_is_logged_to_kafka(filled, kafka, make_replica, eventually):
-    replica = make_replica(filled, kafka)
+    # What a busy machine reads too late is left out of an answer; that is not asked here.
+    replica = make_replica(filled, kafka, store_deadline_s=60.0, model_deadline_s=60.0)
     eventually(lambda: call(replica, "GET", "/readyz").status_code == 200)
     answer = ask(replica)
     assert (len(answer["items"]), answer["degraded"], answer["model_version"]) == (10, [], "7")
@@ -195,5 +198,5 @@ def test_an_event_through_postgresql_wakes_the_reloader(filled, kafka, make_repl
     eventually(lambda: replica.models.version() == "7")
     looks = replica.metrics.reloads.labels("champion", "unchanged")._value
     before = looks.get()
-    replica.reloaders["champion"]._send(NewEvent(key="model", value="8", type=MODEL_VALIDATED))
+    replica.reloaders["champion"]._send(NewEvent(key="model", value="8", type=RELOAD_REQUESTED))
     eventually(lambda: looks.get() > before)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from actors.workflow_log import occurred
-from configs.settings import Definitions, Settings
+from configs.settings import Definitions as DefinitionFiles
+from configs.settings import Settings
 from rtrec_ray.app.prepare import prepare
 from rtrec_ray.app.system import Addresses, System
+from rtrec_ray.app.views import apply_views
 from rtrec_ray.app.workflow import open_desk
+from rtrec_ray.errors import DefinitionInvalid
+from rtrec_ray.features.definition import Definitions
 from rtrec_ray.features.file import load_definitions
-from rtrec_ray.notification.base import EventFilter
+from rtrec_ray.metadata.postgres import PostgresMetadataStore
+from rtrec_ray.notification.base import FEATURES, FEATURES_APPLIED, EventFilter
+from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.samples.file import load_definition
 from rtrec_ray.workflow.events import WORKFLOW_REQUESTED
 from rtrec_ray.workflow.file import load_workflow
@@ -24,31 +32,39 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 FILE = "name: training\nnodes: [{name: base, command: 'true'}]\nrules: []\n"
 
 
-def start(dsn: str, directory: Path, *, workflow: str | None, mlflow: str | None = "http://127.0.0.1:9") -> System:
+def start(
+    dsn: str,
+    directory: Path,
+    *,
+    workflow: str | None,
+    mlflow: str | None = "http://127.0.0.1:9",
+    features: Definitions | None = None,
+    **chosen: str,
+) -> System:
     return prepare(
         System(
-            settings=Settings(definitions=Definitions(workflow=workflow)),
+            settings=Settings(definitions=DefinitionFiles(workflow=workflow, **chosen)),
             directory=directory,
             addresses=Addresses(postgres=dsn, mlflow=mlflow),
-            features=load_definitions(CONFIGS / "features.yaml"),
+            features=features or load_definitions(CONFIGS / "features.yaml"),
             samples=load_definition(CONFIGS / "samples.yaml"),
         )
     )
 
 
-def schedule(system: System) -> str:
-    """Let a scheduler take what it was asked to go by; answers the digest in force."""
+def schedule(system: System, name: str = "training") -> str:
+    """Let a scheduler take what it was asked to go by; answers the workflow's digest in force."""
     with open_desk(system) as desk:
         session = desk.workflows.open_session(owner="s", ttl_ms=10_000)
         loaded = desk.workflows.load()
         scheduler = Scheduler(position=loaded.position, time_ms=loaded.time_ms, workflows=loaded.workflows)
         for event in desk.events.list(after_offset=loaded.position):
-            if (definition := desk.workflows.definition(event.context["digest"])) is not None:
+            if (definition := desk.workflows.definition(event.context.get("digest", ""))) is not None:
                 scheduler.know(definition)
             scheduler.handle(occurred(event), now_ms=event.time_ms, wall_ms=event.time_ms)
         session.commit(scheduler.changes())
         session.close()
-        return desk.workflows.load().workflows["training"].state.digest
+        return desk.workflows.load().workflows[name].state.digest
 
 
 def test_a_start_goes_by_the_file_but_not_in_place_of_what_was_applied_by_hand(dsn: str, tmp_path: Path) -> None:
@@ -74,6 +90,71 @@ def test_a_start_goes_by_the_file_but_not_in_place_of_what_was_applied_by_hand(d
 
 def test_a_system_that_is_told_to_or_cannot_train_has_no_workflow(dsn: str, tmp_path: Path) -> None:
     start(dsn, tmp_path, workflow="none")
-    system = start(dsn, tmp_path, workflow=None, mlflow=None)
+    system = start(dsn, tmp_path, workflow=None, mlflow=None, workflow_features="none")
+    assert asked_for(system) == ["features"], "the first start's"
+
+
+def asked_for(system: System) -> list[str]:
     with open_desk(system) as desk:
-        assert list(desk.events.list(EventFilter(type=WORKFLOW_REQUESTED), after_offset=0)) == []
+        return [event.namespace for event in desk.events.list(EventFilter(type=WORKFLOW_REQUESTED), after_offset=0)]
+
+
+def test_the_workflow_of_the_features_is_gone_by_without_training_too(dsn: str, tmp_path: Path) -> None:
+    start(dsn, tmp_path, workflow=None, mlflow=None, workflow_features="none")
+    own = tmp_path / "own.yaml"
+    own.write_text(FILE.replace("training", "features"))
+    for file in (CONFIGS / "workflow_features.yaml", own):
+        system = start(dsn, tmp_path, workflow=None, mlflow=None, workflow_features=str(file))
+        assert schedule(system, "features") == load_workflow(file).digest
+    assert asked_for(system) == ["features", "features"]
+    with closing(PostgresMetadataStore(system.postgres)) as store:
+        (entity,) = store.entities("workflows", name="features")
+        files = {each.snapshot: each.files for each in store.snapshots()}[entity.body["snapshot"]]
+    assert entity.body["digest"] == load_workflow(own).digest
+    assert files["workflow_features.yaml"] == own.read_text()
+
+
+def test_views_that_come_with_a_later_start_are_told_of_and_those_of_the_first_are_not(
+    dsn: str, tmp_path: Path
+) -> None:
+    first = load_definitions(CONFIGS / "features.yaml")
+    again = replace(first, views=(*first.views, *(replace(view, version=2) for view in first.views[:2])))
+    told = []
+    for features in (first, first, again, again):
+        with open_desk(start(dsn, tmp_path, workflow="none", features=features)) as desk:
+            told.append([event.value for event in desk.events.list(EventFilter(type=FEATURES_APPLIED))])
+    new = ",".join(view.id for view in again.views[-2:])
+    assert told == [[], [], [new], [new]]
+
+
+def test_the_event_of_new_views_is_seen_if_and_only_if_they_are(dsn: str, tmp_path: Path) -> None:
+    system = start(dsn, tmp_path, workflow="none")
+    new = replace(system.features, views=(replace(system.features.views[0], version=2),))
+    wrong = replace(system.features, views=(replace(system.features.views[0], version=2, window_ms=120_000),))
+    with closing(Pool(system.postgres, size=2)) as pool, open_desk(system) as desk:
+
+        def apply(definitions: Definitions) -> tuple[str, ...]:
+            with pool.transaction() as cursor:
+                added = apply_views(system, definitions, pool=pool, cursor=cursor, clock=system.clock)
+                assert len(desk.events.list(EventFilter(key=FEATURES))) == before, "nothing is seen before the commit"
+                if fails:
+                    raise RuntimeError("after the event")
+            return added
+
+        before, fails = 0, True
+        with pytest.raises(RuntimeError):
+            apply(new)
+        assert desk.events.list(EventFilter(key=FEATURES)) == ()
+        fails = False
+        assert apply(new) == (new.views[0].id,)
+        (event,) = desk.events.list(EventFilter(key=FEATURES))
+        assert (event.type, event.value, event.context) == (
+            FEATURES_APPLIED,
+            new.views[0].id,
+            {"views": [new.views[0].id]},
+        )
+        before = 1
+        assert apply(new) == ()
+        with pytest.raises(DefinitionInvalid):
+            apply(wrong)
+        assert len(desk.events.list(EventFilter(key=FEATURES))) == 1

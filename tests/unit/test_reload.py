@@ -11,7 +11,7 @@ import pytest
 from rtrec_ray.clock import ManualClock
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.features.file import load_definitions
-from rtrec_ray.notification import MODEL_VALIDATED, NewEvent
+from rtrec_ray.notification import RELOAD_REQUESTED, NewEvent
 from serving.memory import LinearScorer, MemoryServers
 from serving.metrics import ServingMetrics
 from serving.options import ServingOptions
@@ -191,7 +191,7 @@ def test_an_event_about_a_model_brings_the_champion_at_once(servers, eventually)
     eventually(lambda: replica.metrics.reloads.labels("champion", "no_champion")._value.get() > 0)
     for version in ("1", "2", "3"):
         servers.champion = version
-        servers.events.send(NewEvent(key="model", value=version, type=MODEL_VALIDATED))
+        servers.events.send(NewEvent(key="model", value=version, type=RELOAD_REQUESTED))
         eventually(lambda version=version: replica.models.version() == version)
     replica.close()
 

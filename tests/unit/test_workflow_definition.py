@@ -18,7 +18,7 @@ from rtrec_ray.workflow.conditions import (
     Within,
 )
 from rtrec_ray.workflow.cron import parse_cron
-from rtrec_ray.workflow.definition import Action, Node, Rule, Workflow
+from rtrec_ray.workflow.definition import Action, Node, Rule, Sending, Workflow
 from rtrec_ray.workflow.file import parse_workflow
 from rtrec_ray.workflow.text import to_text
 
@@ -32,6 +32,8 @@ EVERY_KIND = (
     Schedule(every_ms=3_600_000, missed="all", grace_ms=5_000),
     WatermarkAt(stage="samples", at_ms=1_700_000_000_000),
     WatermarkAt(stage="features", every_ms=60_000),
+    EventIs(type="T", context=(("kind", "base"), ("step", "3"))),
+    WatermarkAt(stage="history", every_ms=86_400_000, after_ms=600_000),
 )
 NODES = (
     Node(name="train", command=("rtrec", "train"), timeout_ms=7_200_000, retries=3, backoff_ms=10, if_running="skip"),
@@ -51,6 +53,8 @@ def test_a_workflow_makes_the_trip_through_its_text() -> None:
         for i, when in enumerate(EVERY_KIND)
     )
     rules += (Rule(name="other", when=EVENT, then=(Action(do="stop", workflow="v"), Action(do="start", node="train"))),)
+    told = (Sending(type="S", key="k"), Sending(type="S", key="k", value="v"))
+    rules += (Rule(name="told", when=EVENT, then=tuple(Action(do="send", event=each) for each in told)),)
     workflow = Workflow(name="w", nodes=NODES, rules=rules, concurrency=2)
     back = parse_workflow(to_text(workflow))
     assert back == workflow
@@ -86,10 +90,44 @@ rules:
         ("{event: {type: T}}", "{count: 2}", 'line 8: "of" is needed by count'),
         ("{event: {type: T}}", '{schedule: {cron: "* * 30 2 *"}}', 'line 8: cron "\\* \\* 30 2 \\*" is never due'),
         ("{event: {type: T}}", "{within: 5, of: {event: {type: T}}}", 'line 8: expected a duration .* not "5"'),
+        ("{event: {type: T}}", "{watermark: {stage: s, at: 5, after: 1m}}", "line 8: after goes with every"),
+        (
+            "{event: {type: T}}",
+            "{watermark: {stage: s, every: 1m, after: 60s}}",
+            "line 8: after must be shorter than every",
+        ),
+        (
+            "{event: {type: T}}",
+            "{watermark: {stage: s, every: 1d, after: soon}}",
+            'line 8: expected a duration .* not "soon"',
+        ),
         ("name: b,", "name: a,", 'line 5: a second node "a"'),
         ("name: second", "name: first", 'line 10: a second rule "first"'),
         ("[{start: b}]", "[{start: b}, {stop: b}]", "line 10: .*would stop b and rule .*start b by the same condition"),
         ("[{start: b}]", "[{start: b}]\n    x: y", 'line 13: unknown key "x"'),
+        ("[{start: b}]", "[{send: {type: T}}]", 'line 12: "key" is missing'),
+        (
+            "[{start: b}]",
+            "[{send: {type: JOB_FAILED, key: a}}]",
+            "line 10: .*sends JOB_FAILED, which is the",
+        ),
+        ("[{start: b}]", '[{send: {type: "", key: a}}]', "line 10: .*sends an event without type or key"),
+        ("[{start: a}]", "[{send: {type: T, key: k}}]", "line 7: sending T leads to sending it again without an event"),
+        ("[{start: b}]", "[{send: {type: T, key: k}}]", 'line 7: starting "a" leads to'),
+        ("{event: {type: T}}", "{event: {context: [a]}}", "line 8: expected key: value"),
+        ("{event: {type: T}}", "{event: {type: JOB_SUCCEEDED}}", 'line 7: starting "a" leads to'),
+        ("{event: {type: T}}", '{event: {type: "JOB_*", key: a}}', 'line 7: starting "a" leads to'),
+        ("{event: {type: T}}", "{event: {type: NODE_FAILED, key: a}}", 'line 7: starting "a" leads to'),
+        (
+            "{event: {type: T}}\n    then: [{start: a}]",
+            "{event: {type: WORKFLOW_REQUESTED}}\n    then: [{start: {workflow: w}}]",
+            "line 7: sending WORKFLOW_REQUESTED leads to",
+        ),
+        (
+            "{status: {node: a, is: succeeded}}\n    then: [{start: b}]",
+            "{any: [{event: {type: T}}]}\n    then: [{stop: a}]",
+            "line 10: .*would stop a and rule .*start a by the same condition",
+        ),
         ("[{start: b}]", "[{start: a}]", 'line 10: starting "a" leads to starting it again without an event'),
         (
             "{status: {node: a, is: succeeded}}",
@@ -103,6 +141,14 @@ def test_what_is_wrong_is_named_with_its_line(old: str, new: str, said: str) -> 
     parse_workflow(FILE)
     with pytest.raises(DefinitionInvalid, match=said):
         parse_workflow(FILE.replace(old, new))
+
+
+def test_a_rule_keeps_its_digest_from_before_watermarks_had_an_offset() -> None:
+    def digest(**of: int) -> str:
+        return Rule(name="r", when=WatermarkAt(stage="s", every_ms=5, **of), then=()).digest
+
+    assert digest() == "0f8e689f08271007"
+    assert digest(after_ms=1) not in (digest(), digest(after_ms=2))
 
 
 def test_the_same_condition_may_start_and_stop_when_states_keep_the_rules_apart() -> None:

@@ -218,6 +218,15 @@ def test_a_restart_stops_and_starts_once_however_often_it_is_asked() -> None:
     assert (first.order.do, second.order, len(second.state.waiting)) == ("stop", None, 1)
 
 
+def test_starts_while_a_run_goes_on_are_each_a_run_or_one_more_or_none() -> None:
+    for how, waiting in (("queue", 3), ("again", 1), ("skip", 0)):
+        of = node("n", if_running=how)
+        state = _run(of, NodeState())
+        for _ in range(3):
+            state = ask(of, state, "start", Cause(rule="r"), workflow="w").state
+        assert len(state.waiting) == waiting, how
+
+
 def test_a_stop_forgets_starts_that_wait_and_retries() -> None:
     of = node("n", retries=3)
     state = report(of, _run(of, NodeState()), JOB_FAILED, "w.n.1", wall_ms=0).state

@@ -58,10 +58,7 @@ def world_settings(settings: Settings, options: WorldDemoOptions, directory: Pat
     model = Path(str(resources.files("rtrec_ray.simulate.world") / "model.yaml"))
     settings = settings.model_copy(
         update={
-            # The experiment says when a base is trained.
-            "definitions": Definitions(
-                features=settings.definitions.features, samples=str(samples), model=str(model), workflow="none"
-            ),
+            "definitions": Definitions(features=settings.definitions.features, samples=str(samples), model=str(model)),
             "training": replace(settings.training, publish_every_s=PUBLISH_S, exam_rows=EXAM_ROWS),
             "serving": replace(
                 settings.serving,

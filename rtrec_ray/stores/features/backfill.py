@@ -69,6 +69,18 @@ class FeatureBackfill:
             view=view, starts=starts, todo=todo, done=len(wanted) - len(todo), complete_from_ms=complete_ms
         )
 
+    def lacks(self, view_id: str) -> bool:
+        """Whether something is left to do for a view ("name@version") that has begun.
+
+        Raises UnknownView, BackfillImpossible, StoreUnavailable.
+        """
+        plan = self.plan(view_id, from_ms=None, to_ms=None)
+        with self._pool.transaction() as cursor:
+            live = read_live(cursor)
+        since_ms = None if live is None else live.definitions.complete_from_ms.get(view_id)
+        # A job that was killed after its last slice has not told readers yet.
+        return bool(plan.todo) or (since_ms is not None and plan.complete_from_ms < since_ms)
+
     def reached(self, plan: BackfillPlan) -> bool:
         """Whether the history has all events before the view began."""
         with self._pool.transaction() as cursor:

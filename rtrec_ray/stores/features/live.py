@@ -45,22 +45,27 @@ def read_live(cursor: Cursor) -> LiveViews | None:
     return LiveViews(definitions=definitions, view_ids={view.id: view_id for view_id, view, _ in rows}, change=change)
 
 
-def apply_live(cursor: Cursor, new: Definitions) -> None:
-    """Let the views of `new` be live, beside those that are. Raises DefinitionInvalid when they cannot be."""
+def apply_live(cursor: Cursor, new: Definitions) -> tuple[str, ...]:
+    """Let the views of `new` be live, beside those that are; answers the ids of those that were not.
+
+    Raises DefinitionInvalid when they cannot be.
+    """
     sql = _sql()
     cursor.execute(sql["lock_settings"])
     live = read_live(cursor)
     both = evolve(None if live is None else live.definitions, new)
     times = {"tile_ms": both.tile_ms, "horizon_ms": both.horizon_ms, "retention_ms": both.retention_ms}
     cursor.execute(sql["put_settings"], times)
-    added = 0
+    added = []
     for view in both.views:
         text = both.text(view)
         cursor.execute(sql["add_view"], {"name": view.name, "version": view.version, "definition": text})
-        added += cursor.rowcount
+        if cursor.rowcount:
+            added.append(view.id)
     if added:
         cursor.execute(sql["note_change"])
     _check_texts(cursor, both)
+    return tuple(added)
 
 
 def begin_views(cursor: Cursor, *, partition: int, next_offset: int, complete_from_ms: int | None) -> LiveViews:

@@ -71,7 +71,7 @@ class MemoryFeatureStore:
         known, self._known = self._known, self.tables.change
         return known != self._known
 
-    def apply(self, cursor: object) -> None:
+    def apply(self, cursor: object) -> tuple[str, ...]:
         live, mark_ms = self.tables.live, self._watermark_ms()
         both = evolve(live, self._given)
         if live is not None and mark_ms is not None and both.retention_ms > live.retention_ms:
@@ -79,6 +79,8 @@ class MemoryFeatureStore:
         if both != live:
             self.tables.live = both
             self.tables.change += 1
+        known = () if live is None else {view.id for view in live.views}
+        return tuple(view.id for view in both.views if view.id not in known)
 
     def begin(self, cursor: object, *, partition: int, next_offset: int, complete_from_ms: int | None) -> Live:
         for view in self.definitions.views:

@@ -70,8 +70,8 @@ class PostgresFeatureStore:
             self._live = live
         return changed
 
-    def apply(self, cursor: Cursor) -> None:
-        apply_live(cursor, self._given)
+    def apply(self, cursor: Cursor) -> tuple[str, ...]:
+        return apply_live(cursor, self._given)
 
     def begin(self, cursor: Cursor, *, partition: int, next_offset: int, complete_from_ms: int | None) -> Live:
         self._live = begin_views(

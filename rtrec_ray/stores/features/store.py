@@ -177,8 +177,9 @@ class FeatureWriter(Protocol):
         """What it was made with, before `begin` says what is live."""
         ...
 
-    def apply(self, cursor: Cursor) -> None:
-        """Let the definitions it was made with be live, beside all that are.
+    def apply(self, cursor: Cursor) -> tuple[str, ...]:
+        """Let the definitions it was made with be live, beside all that are; answers the views ("name@version") that
+        were not.
 
         Raises DefinitionInvalid when a version that exists means something else.
         """

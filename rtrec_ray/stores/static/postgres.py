@@ -15,23 +15,24 @@ from rtrec_ray.features.counted import NAME_SCHEMA
 from rtrec_ray.features.daily import COUNT_SCHEMA, LONGEST, VALUE_SCHEMA, VALUES, static_values, whole_keys, window_of
 from rtrec_ray.postgres.connection import Connection, Cursor, Pool, PostgresOptions, connect, transaction
 from rtrec_ray.postgres.copy import copy_frame
-from rtrec_ray.postgres.lease import Lease, fence, release, take
+from rtrec_ray.postgres.lease import Lease, fence, kept, release, take
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.static.store import TASK, State, StaticValues, chosen
 
-_LEASE_MS: Final = 600_000  # wall time, renewed with each portion of events; replacing all values takes minutes
 _STATEMENT_MS: Final = 3_600_000  # a day of many keys is replaced by one statement
 _READ_SCHEMA: Final = pl.Schema({name: VALUE_SCHEMA[name] for name in ("key", *VALUES)})
 
 
 class PostgresStaticFeatures:
-    """StaticFeatures. A run has a connection of its own, whose end frees its lease.
+    """StaticFeatures. A run has a connection of its own, whose end frees its lease, and renews it from another one.
 
-    `portion_rows`: counts in memory while the values are made.
+    `portion_rows`: counts in memory while the values are made. `lease_ms` of wall time: so long after a run was stopped
+    the next one takes over.
     """
 
-    def __init__(self, options: PostgresOptions, *, portion_rows: int = 100_000) -> None:
+    def __init__(self, options: PostgresOptions, *, portion_rows: int = 100_000, lease_ms: int = 30_000) -> None:
         self._options = options
+        self._lease_ms = lease_ms
         self._portion_rows = portion_rows
         self._pool = Pool(options, size=1, application="rtrec-static")
         self._sql = _sql()
@@ -67,11 +68,12 @@ class PostgresStaticFeatures:
         """See StaticFeatures."""
         options = replace(self._options, statement_timeout_ms=_STATEMENT_MS)
         with closing(connect(options, application="rtrec-daily")) as connection:
-            lease = take(connection, task=TASK, partition=0, owner=owner, ttl_ms=_LEASE_MS)
-            with transaction(connection) as cursor:
-                cursor.execute(self._sql["make_aside"])
-            yield PostgresCorrection(connection, lease, portion_rows=self._portion_rows)
-            release(connection, [lease])
+            lease = take(connection, task=TASK, partition=0, owner=owner, ttl_ms=self._lease_ms)
+            with kept(lease, self._options, application="rtrec-daily-lease"):
+                with transaction(connection) as cursor:
+                    cursor.execute(self._sql["make_aside"])
+                yield PostgresCorrection(connection, lease, portion_rows=self._portion_rows)
+                release(connection, [lease])
 
     def close(self) -> None:
         """Close the connections."""
@@ -91,7 +93,7 @@ class PostgresStaticFeatures:
 
 
 class PostgresCorrection:
-    """Correction. Each transaction begins with the lease, so that of two runs only one writes."""
+    """Correction. Each transaction ends with the lease, so that of two runs only one writes."""
 
     def __init__(self, connection: Connection, lease: Lease, *, portion_rows: int) -> None:
         self._portion_rows = portion_rows
@@ -164,8 +166,9 @@ class PostgresCorrection:
     @contextmanager
     def _fenced(self) -> Iterator[Cursor]:
         with transaction(self._connection) as cursor:
-            fence(cursor, [self._lease])
             yield cursor
+            # Not first, as in a stage: replacing a day takes long, and its row would be locked against being renewed.
+            fence(cursor, [self._lease])
 
 
 def _sql() -> dict[str, str]:

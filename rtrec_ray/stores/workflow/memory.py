@@ -9,12 +9,13 @@ from typing import Any
 from rtrec_ray.clock import wall_ms
 from rtrec_ray.errors import DefinitionInvalid, LeaseHeld, LeaseLost
 from rtrec_ray.stores.workflow.store import EVENT_OF, Claim, End, Loaded, Run, Send
-from rtrec_ray.workflow.definition import Workflow, check
+from rtrec_ray.workflow.check import check
+from rtrec_ray.workflow.definition import Workflow
 from rtrec_ray.workflow.events import WHOLE, WORKFLOW_REQUESTED, Announcement
 from rtrec_ray.workflow.file import parse_workflow
 from rtrec_ray.workflow.nodes import NodeState, Order
 from rtrec_ray.workflow.rules import RuleState
-from rtrec_ray.workflow.scheduler import Changes, Saved, WorkflowState
+from rtrec_ray.workflow.state import Changes, Saved, WorkflowState
 from rtrec_ray.workflow.text import to_text
 
 

@@ -20,7 +20,7 @@ from rtrec_ray.workflow.events import Announcement
 from rtrec_ray.workflow.file import parse_workflow
 from rtrec_ray.workflow.nodes import Cause, NodeState, Order
 from rtrec_ray.workflow.rules import RuleState
-from rtrec_ray.workflow.scheduler import Changes, Saved, WorkflowState
+from rtrec_ray.workflow.state import Changes, Saved, WorkflowState
 from rtrec_ray.workflow.text import to_text
 
 TASK = "workflow"

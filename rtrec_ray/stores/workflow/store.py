@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Protocol
 from rtrec_ray.workflow.definition import Workflow
 from rtrec_ray.workflow.events import JOB_FAILED, JOB_STARTED, JOB_STOPPED, JOB_SUCCEEDED, Announcement
 from rtrec_ray.workflow.nodes import Order
-from rtrec_ray.workflow.scheduler import Changes, Saved
+from rtrec_ray.workflow.state import Changes, Saved
 
 End = Literal["succeeded", "failed", "stopped"]
 

@@ -1,0 +1,84 @@
+"""A workflow as it stands: what is stored of it, what must be stored together, and how it is held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from rtrec_ray.workflow.definition import Workflow
+from rtrec_ray.workflow.events import Announcement
+from rtrec_ray.workflow.nodes import NodeState, Order
+from rtrec_ray.workflow.rules import Place, RuleState
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that a rule would have sent, had its workflow not been paused."""
+
+    rule: str
+    type: str
+    key: str
+    value: str
+    by: tuple[int, ...] = ()
+
+    @property
+    def kind(self) -> tuple[str, str, str]:
+        """Of all that are alike the newest is held: a pause may be long, and the last word says what is wanted now."""
+        return self.rule, self.type, self.key
+
+    def announcement(self, workflow: str) -> Announcement:
+        """The event."""
+        context = {"rule": self.rule, "by": list(self.by)}
+        return Announcement(type=self.type, key=self.key, value=self.value, workflow=workflow, context=context)
+
+
+class WorkflowState(msgspec.Struct, frozen=True, kw_only=True):
+    """`active`: its rules act. `paused`: starts wait, and the events that rules send, in `held`.
+
+    `turn`: the last place in the line of starts.
+    """
+
+    digest: str
+    active: bool = True
+    paused: bool = False
+    turn: int = 0
+    held: tuple[Held, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A workflow as it is stored."""
+
+    definition: Workflow
+    state: WorkflowState
+    rules: Mapping[str, RuleState]
+    nodes: Mapping[str, NodeState]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What must be stored together. None in place of a state: it is gone.
+
+    `position`: the last event handled; `time_ms`: the last time told.
+    """
+
+    position: int
+    time_ms: int
+    workflows: Mapping[str, WorkflowState] = field(default_factory=dict)
+    rules: Mapping[Place, RuleState | None] = field(default_factory=dict)
+    nodes: Mapping[Place, NodeState | None] = field(default_factory=dict)
+    orders: tuple[Order, ...] = ()
+    announcements: tuple[Announcement, ...] = ()
+
+
+class Running:
+    """A workflow in memory."""
+
+    def __init__(self, saved: Saved) -> None:
+        self.definition = saved.definition
+        self.state = saved.state
+        self.rules = dict(saved.rules)
+        self.nodes = dict(saved.nodes)
+        self.rule_by_name = {rule.name: rule for rule in saved.definition.rules}
+        self.node_by_name = {node.name: node for node in saved.definition.nodes}
