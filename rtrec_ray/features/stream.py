@@ -100,7 +100,7 @@ class FeatureStream:
         return sum(frame.height for frame in [*self._pending, *self._taken_back])
 
     def tiles(self) -> dict[str, pl.DataFrame]:
-        """View id → rows (TILE_SCHEMA) of the events since the last `settle`, without what no window reaches."""
+        """View id → rows (TILE_SCHEMA) of the events since the last `settle`."""
         both: tuple[tuple[Sign, list[pl.DataFrame]], ...] = ((1, self._pending), (-1, self._taken_back))
         signed = [(sign, pl.concat(frames)) for sign, frames in both if frames]
         return {view.id: self._rows(view, signed) for view in self._definitions.views} if signed else {}
@@ -141,9 +141,7 @@ class FeatureStream:
         return np.maximum(marks_ms - self._definitions.horizon_ms, self._oldest_ms)  # type: ignore[no-any-return]
 
     def _rows(self, view: FeatureView, signed: list[tuple[Sign, pl.DataFrame]]) -> pl.DataFrame:
-        tile_ms, kept_from_ms = self._definitions.tile_ms, self._kept_from_ms()
-        rows = pl.concat(compute(view, events, tile_ms=tile_ms, sign=sign) for sign, events in signed)
-        return rows if kept_from_ms is None else rows.filter(pl.col("tile_start_ms") >= kept_from_ms)
+        return pl.concat(compute(view, events, tile_ms=self._definitions.tile_ms, sign=sign) for sign, events in signed)
 
     def _take_back(self, events: pl.DataFrame, marks_ms: npt.NDArray[np.int64], counts: Counts) -> None:
         """Take back what retractions among the events name, each once; what has not come yet will not count."""
@@ -191,9 +189,6 @@ class FeatureStream:
         )
         both = pl.concat([plain.filter(~asked).select(columns), attributed.select(columns)])
         return both.match_to_schema(PROFILED_SCHEMA)
-
-    def _kept_from_ms(self) -> int | None:
-        return None if self.watermark_ms is None else self.watermark_ms - self._definitions.retention_ms
 
     def _raise_mark(self, watermark_ms: int) -> None:
         if self.watermark_ms is None or watermark_ms > self.watermark_ms:

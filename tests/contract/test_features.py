@@ -343,8 +343,21 @@ def test_hours_that_no_window_reaches_are_dropped_and_no_others(place):
     assert store.drop_expired() == sum(hour < kept_from for hour in hours) > 0
     assert store.drop_expired() == 0
     assert store.get([QUERIES], as_of_ms=hours[5] + MINUTE, now_ms=0) == {QUERIES: {"top": [["a", 1]]}}
-    place.append(store, watermark_ms=hours[5], tiles=searches((hours[0], "a", 1)))
-    assert store.drop_expired() == 1
+
+
+def test_a_partition_that_leaps_keeps_what_readers_take_for_whole(place):
+    store = place.store()
+    first = BASE + HOUR
+    leapt = first + 10 * DEFINITIONS.retention_ms
+    place.append(store, watermark_ms=first, tiles=searches((first, "a", 1)))
+    place.append(store, partition=1, watermark_ms=leapt, tiles=searches((first, "b", 2), (leapt, "b", 3)))
+    with pytest.raises(BeyondRetention):  # nobody has the events, so nobody may say what they were
+        store.get([QUERIES], as_of_ms=first + MINUTE, now_ms=0)
+    assert store.get([QUERIES], as_of_ms=leapt + MINUTE, now_ms=0) == {QUERIES: {"top": [["b", 3]]}}
+    tiles = searches((first, "a", 1), (leapt, "a", 1))
+    with place.transaction() as cursor:
+        assert store.append(cursor, TaskOutput(partition=0, watermark_ms=leapt, tiles=tiles)).rows == 1
+    assert store.get([QUERIES], as_of_ms=leapt + MINUTE, now_ms=0) == {QUERIES: {"top": [["b", 3], ["a", 1]]}}
 
 
 def test_a_read_for_people_says_view_time_version_and_values(place):

@@ -348,6 +348,19 @@ def test_tiles_are_kept_until_the_history_has_their_events(pool, store):
         store.get([ask], as_of_ms=BASE + MINUTE, now_ms=0)
 
 
+def test_a_partition_that_leaps_writes_the_tiles_that_readers_go_by(pool, store):
+    with pool.transaction() as cursor:
+        at = Committed(watermark_ms=BASE)
+        write_committed(cursor, task="history", partition=1, at=at, lag=0, counts={})
+    far = {**view("far"), "ts": BASE + 30 * HOUR}
+    commit(pool, store, 0, view("near"), far)
+    values = [
+        store.get([ViewKey(view="user_browse_5m", key="7")], as_of_ms=ts + MINUTE, now_ms=0)
+        for ts in (BASE, BASE + 30 * HOUR)
+    ]
+    assert [[each["items"] for each in value.values()] for value in values] == [[[1]], [[1]]]
+
+
 def view(event_id):
     event = {"event_id": event_id, "event_type": "view", "ts": BASE, "user_id": 7, "item_id": 1, "item_type": "product"}
     return {**event, "dwell_ms": 1}

@@ -147,13 +147,6 @@ def test_hashes_are_forgotten_only_when_their_minute_is_beyond_the_horizon():
         assert len(taken.seen) == known, ahead
 
 
-def test_tiles_that_no_window_will_reach_are_not_written():
-    taken = stream()
-    taken.take(frame({"ts": BASE}, {"ts": BASE + 3 * 60 * MINUTE}))
-    assert taken.tiles()["top_viewed_30m@1"].height == 0
-    assert taken.tiles()["user_browse_5m@1"]["tile_start_ms"].to_list() == [BASE + 3 * 60 * MINUTE]
-
-
 def test_a_profile_older_than_events_already_taken_is_counted_and_changes_nothing_of_them():
     click = {"event_type": "click", "item_type": "ad", "item_id": 5, "page_id": 3}
     profile = pl.DataFrame([(1, BASE, "CN", "f", None, None)], schema=PROFILE_SCHEMA, orient="row")

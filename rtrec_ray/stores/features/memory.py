@@ -28,6 +28,7 @@ from rtrec_ray.stores.features.store import (
     TaskOutput,
     TaskState,
     beyond_retention,
+    kept_rows,
     plan,
     refuse,
 )
@@ -112,7 +113,8 @@ class MemoryFeatureStore:
         )
 
     def append(self, cursor: object, output: TaskOutput) -> Appended:
-        self._append_tiles(output)
+        tiles = kept_rows(output.tiles, self.definitions, watermark_ms=self._watermark_ms())
+        self._append_tiles(replace(output, tiles=tiles))
         kept = [row for row in self.tables.seen[output.partition] if not _forgotten(row[0], output.seen_to_ms)]
         self.tables.seen[output.partition] = [*kept, *output.seen]
         self.tables.watermarks[output.partition] = output.watermark_ms
@@ -123,7 +125,7 @@ class MemoryFeatureStore:
             self.tables.profiles[output.partition][(profile.user_id, profile.ts)] = profile
         for row in _rows(output.items):
             self._put_item(CatalogItem(**row))
-        rows = sum(frame.height for frame in output.tiles.values())
+        rows = sum(frame.height for frame in tiles.values())
         return Appended(rows=rows, change=self.tables.change)
 
     def read(self, asks: Sequence[ViewKey], *, now_ms: int, cached: bool) -> Reading:

@@ -6,6 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -35,6 +36,7 @@ from rtrec_ray.stores.features.store import (
     TaskOutput,
     TaskState,
     beyond_retention,
+    kept_rows,
     plan,
     refuse,
 )
@@ -100,7 +102,7 @@ class PostgresFeatureStore:
         return TaskState(watermark_ms=watermark_ms, seen=seen, profiles=profiles, seen_from_ms=seen_from_ms)
 
     def append(self, cursor: Cursor, output: TaskOutput) -> Appended:
-        written = self.append_tiles(cursor, output)
+        written = self.append_tiles(cursor, self._kept(cursor, output))
         key = {"partition": output.partition}
         if output.seen_to_ms is not None:
             cursor.execute(self._sql["forget_seen"], {**key, "to_minute_ms": output.seen_to_ms})
@@ -178,8 +180,7 @@ class PostgresFeatureStore:
 
     def drop_expired(self) -> int:
         with self._pool.transaction() as cursor:
-            cursor.execute(self._sql["kept_upto"])
-            (mark,) = cursor.fetchone() or (None,)
+            mark = self._kept_upto_ms(cursor)
             cursor.execute(self._sql["list_tile_partitions"])
             names = [name for (name,) in cursor.fetchall()]
         if mark is None:
@@ -209,6 +210,15 @@ class PostgresFeatureStore:
         cursor.execute(self._sql["ensure_tiles"], {"hours": hours})
         add_sizes(cursor, rows, partition=output.partition)
         return copy_frame(cursor, "features.tiles", rows)
+
+    def _kept(self, cursor: Cursor, output: TaskOutput) -> TaskOutput:
+        mark = self._kept_upto_ms(cursor)
+        return replace(output, tiles=kept_rows(output.tiles, self.definitions, watermark_ms=mark))
+
+    def _kept_upto_ms(self, cursor: Cursor) -> int | None:
+        cursor.execute(self._sql["kept_upto"])
+        row = cursor.fetchone()
+        return row[0] if row else None
 
     def _read(self, tiled: Sequence[Ask], listed: Sequence[Ask], *, now_ms: int, retention: bool = False) -> Found:
         with self._pool.statement() as cursor:

@@ -292,10 +292,25 @@ def plan(definitions: Definitions, keys: Iterable[ViewKey], *, as_of_ms: int | N
 
 def beyond_retention(asks: Iterable[Ask], definitions: Definitions, *, watermark_ms: int | None) -> list[Ask]:
     """Those whose windows begin before the tiles do, or before the tiles of their view have all events."""
-    kept_from_ms = _LONG_AGO_MS if watermark_ms is None else watermark_ms - definitions.retention_ms
-    kept_from_ms = max(kept_from_ms, definitions.tiles_from_ms or _LONG_AGO_MS)
+    kept_from_ms = max(_kept_from_ms(definitions, watermark_ms), definitions.tiles_from_ms or _LONG_AGO_MS)
     complete = definitions.complete_from_ms
     return [ask for ask in asks if ask.span.from_ms < max(kept_from_ms, complete.get(ask.view.id, _LONG_AGO_MS))]
+
+
+def kept_rows(
+    tiles: Mapping[str, pl.DataFrame], definitions: Definitions, *, watermark_ms: int | None
+) -> dict[str, pl.DataFrame]:
+    """Tiles (view id → TILE_SCHEMA) without those that retention would drop again.
+
+    By the mark that readers go by, not by the writer's own: as long as the history has not come so far, a reader takes
+    the tiles for whole, however far ahead one partition is.
+    """
+    kept = pl.col("tile_start_ms") >= _kept_from_ms(definitions, watermark_ms)
+    return {view_id: frame.filter(kept) for view_id, frame in tiles.items()}
+
+
+def _kept_from_ms(definitions: Definitions, watermark_ms: int | None) -> int:
+    return _LONG_AGO_MS if watermark_ms is None else watermark_ms - definitions.retention_ms
 
 
 def refuse(asks: Sequence[Ask]) -> None:
