@@ -62,7 +62,7 @@ class FeatureOperator:
         self._profiles: list[pl.DataFrame] = []
         self._items: list[pl.DataFrame] = []
         self._forgotten_to_ms: int | None = None
-        self._next_offset = 0
+        self._read_upto: Mapping[str, int] = {}
         self._live = Live(definitions=store.definitions, change=0)
         self._begun: Live | None = None
         self._stream = FeatureStream(
@@ -71,7 +71,7 @@ class FeatureOperator:
 
     def restore(self, cursor: Cursor, *, committed: Mapping[str, int]) -> Mapping[str, int]:
         """Load what is live, what was counted and the profiles; read on where the last commit ended."""
-        self._next_offset = committed.get(BEHAVIOR, 0)
+        self._read_upto = dict(committed)
         state = self._store.load(cursor, partition=self._partition)
         self._live = self._begin(cursor, watermark_ms=state.watermark_ms)
         seen = Seen()
@@ -89,6 +89,7 @@ class FeatureOperator:
     def apply(self, batch: RecordBatch) -> BatchOutcome:
         """Take records of one topic."""
         decoded = decode(batch, latest_ms=self._latest_ms)
+        self._read_upto = {**self._read_upto, batch.topic: batch.next_offset}
         dead = Counter(dead=len(decoded.dead))
         if batch.topic == PROFILE:
             profiles = decoded.frame.select(PROFILE_SCHEMA.names())
@@ -97,7 +98,6 @@ class FeatureOperator:
         if batch.topic == ITEM:
             self._items.append(decoded.frame.select(ITEM_SCHEMA.names()))
             return BatchOutcome(counts=dead + Counter(item=decoded.frame.height))
-        self._next_offset = batch.next_offset
         events = decoded.frame.select(BEHAVIOR_SCHEMA.names())
         counts = Counter({"in": len(batch)}) + dead + self._stream.take(events)
         return BatchOutcome(max_ts_ms=events["ts"].max(), counts=counts)  # type: ignore[arg-type]  # Int64
@@ -126,7 +126,9 @@ class FeatureOperator:
         output = TaskOutput(
             partition=self._partition,
             watermark_ms=self._stream.watermark_ms,
-            next_offset=self._next_offset,
+            next_offset=self._read_upto.get(BEHAVIOR, 0),
+            profile_offset=self._read_upto.get(PROFILE, 0),
+            item_offset=self._read_upto.get(ITEM, 0),
             tiles=self._stream.tiles(),
             seen=self._stream.seen.new(),
             seen_to_ms=None if to_ms == self._forgotten_to_ms else to_ms,
@@ -159,7 +161,7 @@ class FeatureOperator:
         return self._store.begin(
             cursor,
             partition=self._partition,
-            next_offset=self._next_offset,
+            next_offset=self._read_upto.get(BEHAVIOR, 0),
             complete_from_ms=None if newest_ms is None else newest_ms + 1,
         )
 

@@ -54,8 +54,9 @@ class RankedItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 class InferenceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What serving knew when it answered a request.
 
-    `as_of`: view → partition → committed offset behind the values; `as_of_ms`: view → end of their window, ms UTC;
-    `as_of_version`: view → its version.
+    `as_of`: view → partition → committed offset behind the values, and likewise for the versions of `profile` and
+    `item`; `as_of_ms`: view → end of their window, profile → time at which it held, ms UTC; `as_of_version`: view → its
+    version.
     """
 
     request_id: str

@@ -15,7 +15,7 @@ from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.events import CatalogItem, ItemType
 from rtrec_ray.features.keys import CATEGORY_TOP_ITEMS_10M, TOP_VIEWED_30M, ViewKey
 from rtrec_ray.features.request import item_asks
-from rtrec_ray.stores.features.store import FeatureReader, ReadPoint
+from rtrec_ray.stores.features.store import CatalogueRead, FeatureReader, ReadPoint, VersionPoint
 from serving.metrics import ServingMetrics
 from serving.retrieve import Top, interleave, merged_top
 
@@ -38,7 +38,7 @@ class Lists:
     """One reading. `newest`: all items, newest first; `popular`: what to show to whom nothing is known of.
 
     `newest_event_ms`: event time of the newest event behind the features, ms UTC. `loaded`: there was a reading.
-    `points`: view name → what is behind its top lists.
+    `points`: view name → what is behind its top lists; `catalogued`: what is behind the catalogue.
     """
 
     catalogue: Mapping[int, CatalogItem] = field(default_factory=dict)
@@ -48,6 +48,7 @@ class Lists:
     by_type: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     popular: tuple[int, ...] = ()
     points: Mapping[str, ReadPoint] = field(default_factory=dict)
+    catalogued: VersionPoint | None = None
     newest_event_ms: int | None = None
     loaded: bool = False
 
@@ -56,12 +57,12 @@ class Lists:
         return self.catalogue.get(item_id) or CatalogItem(item_id=item_id, ts=0)
 
 
-def with_catalogue(lists: Lists, items: Iterable[CatalogItem]) -> Lists:
+def with_catalogue(lists: Lists, read: CatalogueRead) -> Lists:
     """The same lists over another catalogue."""
-    catalogue = {item.item_id: item for item in items}
+    catalogue = {item.item_id: item for item in read.items}
     newest = sorted(catalogue, key=lambda item_id: (-catalogue[item_id].ts, item_id))
     asks = tuple(dict.fromkeys([*item_asks(catalogue.values()), *_TYPES]))
-    return replace(lists, catalogue=catalogue, newest=tuple(newest), asks=asks)
+    return replace(lists, catalogue=catalogue, newest=tuple(newest), asks=asks, catalogued=read.point)
 
 
 def with_values(lists: Lists, values: Values, *, limit: int) -> Lists:

@@ -24,7 +24,7 @@ from rtrec_ray.metadata.memory import MemoryMetadataStore
 from rtrec_ray.notification import MemoryNotificationStore
 from rtrec_ray.registry.changes import MemoryChangeBook
 from rtrec_ray.stores.features.memory import MemoryFeatureStore, MemoryFeatureTables
-from rtrec_ray.stores.features.store import Reading, ReadPoint, TaskOutput
+from rtrec_ray.stores.features.store import CatalogueRead, ProfilesRead, Reading, ReadPoint, TaskOutput
 from serving.rank import Scorer
 from serving.replica import Backends
 from serving.stages import PipelineState
@@ -76,12 +76,12 @@ class SwitchableFeatureStore(MemoryFeatureStore):
         self._pass()
         return super().get(asks, as_of_ms=as_of_ms, now_ms=now_ms, cached=cached)
 
-    def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> dict[int, ProfileVersion]:
+    def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> ProfilesRead:
         """As the port says."""
         self._pass()
         return super().profiles(user_ids, as_of_ms=as_of_ms)
 
-    def catalogue(self) -> list[CatalogItem]:
+    def catalogue(self) -> CatalogueRead:
         """As the port says."""
         self._pass()
         return super().catalogue()
@@ -130,11 +130,14 @@ class MemoryServers:
 
     def put_items(self, items: Iterable[CatalogItem]) -> None:
         """Add to the catalogue."""
-        self.tables.items.update({item.item_id: item for item in items})
+        new = {item.item_id: item for item in items}
+        self.tables.items.update(new)
+        self.tables.item_offsets[0] = self.tables.item_offsets.get(0, 0) + len(new)
 
     def put_profile(self, profile: ProfileVersion) -> None:
         """Add a version of a user's profile."""
         self.tables.profiles[0][(profile.user_id, profile.ts)] = profile
+        self.tables.profile_offsets[0] = self.tables.profile_offsets.get(0, 0) + 1
 
     def put_events(self, events: Sequence[BehaviorEvent]) -> None:
         """Compute the features of these events, as the pipeline would, but for the views that join profiles."""
@@ -143,8 +146,15 @@ class MemoryServers:
         views = [view for view in definitions.views if not view.needs_profile]
         tiles = {view.id: compute(view, frame, tile_ms=definitions.tile_ms) for view in views}
         self.newest_event_ms = max(event.ts for event in events)
-        offset = self.tables.offsets.get(0, 0) + len(events)
-        self.store.append(None, TaskOutput(partition=0, watermark_ms=None, next_offset=offset, tiles=tiles))
+        output = TaskOutput(
+            partition=0,
+            watermark_ms=None,
+            next_offset=self.tables.offsets.get(0, 0) + len(events),
+            profile_offset=self.tables.profile_offsets.get(0, 0),
+            item_offset=self.tables.item_offsets.get(0, 0),
+            tiles=tiles,
+        )
+        self.store.append(None, output)
 
     def put_list(self, view: str, key: str, value: Value) -> None:
         """Set a value of a view that is kept as a list."""

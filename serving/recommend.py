@@ -14,9 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from rtrec_ray.clock import Clock
-from rtrec_ray.events import InferenceRecord, RankedItem
-from rtrec_ray.features.request import VIEW_OF, item_features, recently_viewed, request_features, trends
-from rtrec_ray.stores.features.store import ReadPoint
+from rtrec_ray.events import ITEM, PROFILE, InferenceRecord, RankedItem
+from rtrec_ray.features.request import (
+    PROFILE_FEATURES,
+    VIEW_OF,
+    item_features,
+    recently_viewed,
+    request_features,
+    trends,
+)
+from rtrec_ray.stores.features.store import ReadPoint, VersionPoint
 from serving.calls import BoundedCalls
 from serving.explore import Shown, arrange
 from serving.lists import Lists, ListsReader, without_trends
@@ -198,7 +205,7 @@ class Recommender:
             page_id=ask.page_id,
             arm=slate.arm_name,
             items=items,
-            **_behind(_points(slate)),
+            **_behind(_points(slate), _version_points(slate)),
         )
         return answer, record
 
@@ -230,15 +237,23 @@ def _points(slate: _Slate) -> dict[str, ReadPoint]:
     return points
 
 
-def _behind(points: Mapping[str, ReadPoint]) -> dict[str, Any]:
+def _version_points(slate: _Slate) -> dict[str, VersionPoint]:
+    """What is behind the profile, unless the request's context replaced a part of it, and behind the catalogue."""
+    found = {ITEM: slate.lists.catalogued}
+    if not slate.ask.context.keys() & PROFILE_FEATURES:
+        found[PROFILE] = slate.user.profiled
+    return {topic: at for topic, at in found.items() if at is not None}
+
+
+def _behind(points: Mapping[str, ReadPoint], versions: Mapping[str, VersionPoint]) -> dict[str, Any]:
     """The same as fields of the record; none for none."""
-    if not points:
-        return {}
-    return {
-        "as_of": {view: {str(part): offset for part, offset in at.offsets.items()} for view, at in points.items()},
-        "as_of_ms": {view: at.as_of_ms for view, at in points.items()},
+    both: list[tuple[str, ReadPoint | VersionPoint]] = [*points.items(), *versions.items()]
+    fields = {
+        "as_of": {name: {str(part): offset for part, offset in at.offsets.items()} for name, at in both},
+        "as_of_ms": {name: at.as_of_ms for name, at in both if at.as_of_ms is not None},
         "as_of_version": {view: at.version for view, at in points.items()},
     }
+    return {name: value for name, value in fields.items() if value}
 
 
 def _age_ms(now_ms: int, then_ms: int | None) -> int | None:

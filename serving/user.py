@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from rtrec_ray.clock import Clock, monotonic_s
@@ -16,22 +16,25 @@ from rtrec_ray.features.keys import (
     ViewKey,
 )
 from rtrec_ray.features.request import FEATURE_VIEWS, request_asks
-from rtrec_ray.stores.features.store import FeatureReader, ReadPoint
+from rtrec_ray.stores.features.store import FeatureReader, ReadPoint, VersionPoint
 from serving.lists import Values, known
 
 _MOST_PROFILES: Final = 100_000
+
+_Profile = tuple[ProfileVersion | None, VersionPoint | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserRead:
     """What the store knew. `realtime`: the views were read; without it no value means "not known", not "nothing".
 
-    `points`: view name → what is behind its values.
+    `points`: view name → what is behind its values; `profiled`: what is behind the profile, None where nobody read it.
     """
 
     profile: ProfileVersion | None = None
     values: Values = field(default_factory=dict)
     points: Mapping[str, ReadPoint] = field(default_factory=dict)
+    profiled: VersionPoint | None = None
     realtime: bool = False
 
     def last_items(self, user_id: int) -> list[int]:
@@ -55,20 +58,21 @@ class UserReader:
         self._store = store
         self._clock = clock
         self._profile_s = profile_s
-        self._profiles: OrderedDict[int, tuple[float, ProfileVersion | None]] = OrderedDict()
+        self._profiles: OrderedDict[int, tuple[float, _Profile]] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, user_id: int, *, page_id: int | None) -> UserRead:
         """Everything about the user. Raises StoreUnavailable."""
-        profile = self._profile(user_id)
-        asks = known(self._store, request_asks(user_id=user_id, profile=profile, page_id=page_id))
+        user = self.read_profile(user_id)
+        asks = known(self._store, request_asks(user_id=user_id, profile=user.profile, page_id=page_id))
         # cached: segments' top lists come from their cache; a user's own views are merged from tiles either way.
         found = self._store.read(asks, now_ms=self._clock.now_ms(), cached=True)
-        return UserRead(profile=profile, values=found.values, points=found.points, realtime=True)
+        return replace(user, values=found.values, points=found.points, realtime=True)
 
     def read_profile(self, user_id: int) -> UserRead:
         """Who the user is, and nothing of what the user did of late. Raises StoreUnavailable."""
-        return UserRead(profile=self._profile(user_id))
+        profile, point = self._profile(user_id)
+        return UserRead(profile=profile, profiled=point)
 
     def undefined(self) -> bool:
         """Whether a view that requests or their candidates need is not defined any more."""
@@ -78,17 +82,19 @@ class UserReader:
         """What is known of the user without the store: a profile of late, however old."""
         with self._lock:
             kept = self._profiles.get(user_id)
-        return UserRead(profile=None if kept is None else kept[1])
+        profile, point = (None, None) if kept is None else kept[1]
+        return UserRead(profile=profile, profiled=point)
 
-    def _profile(self, user_id: int) -> ProfileVersion | None:
+    def _profile(self, user_id: int) -> _Profile:
         with self._lock:
             kept = self._profiles.get(user_id)
         if kept is not None and kept[0] > monotonic_s():
             return kept[1]
-        profile = self._store.profiles([user_id], as_of_ms=self._clock.now_ms()).get(user_id)
+        read = self._store.profiles([user_id], as_of_ms=self._clock.now_ms())
+        found = read.profiles.get(user_id), read.point
         with self._lock:
-            self._profiles[user_id] = (monotonic_s() + self._profile_s, profile)
+            self._profiles[user_id] = (monotonic_s() + self._profile_s, found)
             self._profiles.move_to_end(user_id)
             if len(self._profiles) > _MOST_PROFILES:
                 self._profiles.popitem(last=False)
-        return profile
+        return found

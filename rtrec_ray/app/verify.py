@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -13,12 +13,23 @@ import pyarrow.compute as pc
 
 from rtrec_ray.app.system import System
 from rtrec_ray.errors import ConfigInvalid, VerifyImpossible
-from rtrec_ray.events import BEHAVIOR, INFERENCE, PROFILE, PROFILE_SCHEMA, InferenceRecord
+from rtrec_ray.events import (
+    BEHAVIOR,
+    INFERENCE,
+    ITEM,
+    PROFILE,
+    PROFILE_SCHEMA,
+    CatalogItem,
+    InferenceRecord,
+    ProfileVersion,
+)
 from rtrec_ray.features.compute import concerns_some
 from rtrec_ray.features.definition import Definitions
 from rtrec_ray.features.recount import EVENT_SCHEMA, VERSION_SCHEMA, once
 from rtrec_ray.features.request import FEATURE_VIEWS
-from rtrec_ray.features.verify import Case, Difference, Report, by_late_profiles, cases_of, compare
+from rtrec_ray.features.served import Case
+from rtrec_ray.features.verify import Difference, Report, by_late_profiles, cases_of, compare, items_behind, values_of
+from rtrec_ray.features.versions import ITEM_VERSIONS, PROFILE_VERSIONS, Known, Versions
 from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
@@ -77,7 +88,9 @@ def verify_system(system: System, options: VerifyOptions, *, progress: Progress)
         store = PostgresFeatureStore(system.features, pool=pool)
         store.refresh()
         with pool.transaction() as cursor:
-            reached = read_positions(cursor, task=HISTORY_TASK, topic=BEHAVIOR)
+            reached = {
+                topic: read_positions(cursor, task=HISTORY_TASK, topic=topic) for topic in (BEHAVIOR, PROFILE, ITEM)
+            }
         history = History(files, manifest)
         return verify_history(store, history, options, reached=reached, ahead_ms=system.skew_ms, progress=progress)
 
@@ -87,11 +100,11 @@ def verify_history(
     history: History,
     options: VerifyOptions,
     *,
-    reached: Mapping[int, int],
+    reached: Mapping[str, Mapping[int, int]],
     ahead_ms: int,
     progress: Progress = lambda done, total: None,
 ) -> Report:
-    """Compare the requests of a history. `reached`: partition → the first offset of behaviour that it does not have;
+    """Compare the requests of a history. `reached`: topic → partition → the first offset that it does not have;
     `ahead_ms`: how far ahead of the clock an event may be. Raises VerifyImpossible, StoreUnavailable.
     """
     report, events = Report(), EventSlots(history, store.definitions, share=options.share)
@@ -139,14 +152,32 @@ def _compare(cases: Sequence[Case], store: Profiles, history: History, report: R
     of_profiles = concerns_some(view for view in store.definitions.views if view.needs_profile)
     users = events.filter(of_profiles)["user_id"].unique().to_list()
     profiles = store.profile_versions(users) if users else PROFILE_SCHEMA.to_frame()
-    equal, differences = compare(cases, events, profiles, tile_ms=store.definitions.tile_ms)
+    values = values_of(cases, events, profiles, tile_ms=store.definitions.tile_ms)
+    equal, differences = compare(cases, values, _known(history, cases, items_behind(cases, values)))
     report.add(equal, differences, late=_explained(differences, history, events, users))
+
+
+def _known(history: History, cases: Sequence[Case], items: Collection[int]) -> Known:
+    """All versions of these items, and of the profiles that the cases ask for."""
+    users = {case.record.user_id for case in cases if case.upto(PROFILE) is not None}
+    return Known(
+        profiles=Versions(_sent(history, PROFILE, PROFILE_VERSIONS, users), ProfileVersion),
+        items=Versions(_sent(history, ITEM, ITEM_VERSIONS, items), CatalogItem),
+    )
+
+
+def _sent(history: History, topic: str, schema: pl.Schema, numbers: Collection[int]) -> pl.DataFrame:
+    """Every record of the topic about these; the schema's first column is what they are known by."""
+    names = schema.names()
+    found = history.scan(topic, columns=names, where=pc.field(names[0]).isin(list(numbers))) if numbers else ()
+    frames: list[pl.DataFrame] = [schema.to_frame(), *found]
+    return pl.concat(frames)
 
 
 def _explained(
     differences: Sequence[Difference], history: History, events: pl.DataFrame, users: Sequence[int]
 ) -> list[Difference]:
-    if not any(each.question.view.needs_profile for each in differences):
+    if not any(each.question is not None and each.question.view.needs_profile for each in differences):
         return []
     # Only the history knows when a version was written; it is asked for that when something differs.
     sent = history.scan(PROFILE, columns=VERSION_SCHEMA.names(), where=pc.field("user_id").isin(users))

@@ -31,14 +31,14 @@ LAST_ITEMS: Final = 10
 LAST_PAGES: Final = 5
 LAST_PRODUCTS: Final = 5
 _COUNTS: Final = ("view", "click", "favorite", "cart", "consult", "comment", "search", "dwell_ms")
-_PROFILE: Final = ("country", "gender", "city", "age_band")
+PROFILE_FEATURES: Final = ("country", "gender", "city", "age_band")
 
 REQUEST_INPUTS: Final = (
     *(ModelInput(name=f"user_5m_{name}", kind="number") for name in _COUNTS),
     ModelInput(name="user_last_items", kind="ids", length=LAST_ITEMS),
     ModelInput(name="user_1m_pages", kind="ids", length=LAST_PAGES),
     ModelInput(name="user_1m_items", kind="ids", length=LAST_PRODUCTS),
-    *(ModelInput(name=name, kind="category") for name in _PROFILE),
+    *(ModelInput(name=name, kind="category") for name in PROFILE_FEATURES),
     ModelInput(name="realtime", kind="category"),
 )
 ITEM_INPUTS: Final = (
@@ -128,7 +128,7 @@ def request_features(values: Values, profile: ProfileVersion | None, *, user_id:
         "user_last_items": list(recent.get("last_items", ()))[:LAST_ITEMS],
         "user_1m_pages": list(minute.get("pages", ()))[:LAST_PAGES],
         "user_1m_items": list(minute.get("items", ()))[:LAST_PRODUCTS],
-        **{name: (getattr(profile, name) or "") if profile is not None else "" for name in _PROFILE},
+        **{name: (getattr(profile, name) or "") if profile is not None else "" for name in PROFILE_FEATURES},
         "realtime": "on" if realtime else "off",
     }
 

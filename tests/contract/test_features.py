@@ -27,7 +27,15 @@ from rtrec_ray.postgres.connection import Pool, PostgresOptions
 from rtrec_ray.stores.features.memory import MemoryFeatureStore, MemoryFeatureTables
 from rtrec_ray.stores.features.past import HistoryPast
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
-from rtrec_ray.stores.features.store import FeatureStore, ReadPoint, TaskOutput, TopLists, list_views, read_view
+from rtrec_ray.stores.features.store import (
+    FeatureStore,
+    ReadPoint,
+    TaskOutput,
+    TopLists,
+    VersionPoint,
+    list_views,
+    read_view,
+)
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history.manifest import MemoryHistoryManifest
 from rtrec_ray.stores.history.store import History, schema
@@ -262,14 +270,24 @@ def test_a_user_has_the_newest_profile_that_held_at_the_time(place):
     rows = [(1, 5, "CN", "f", "Shanghai", "20"), (1, 9, "IN", "f", None, "20"), (2, 5, None, None, None, None)]
     place.append(store, profiles=pl.DataFrame(rows, schema=PROFILE_SCHEMA, orient="row"))
     place.append(store, profiles=pl.DataFrame([(1, 9, "FR", "m", None, "30")], schema=PROFILE_SCHEMA, orient="row"))
-    assert store.profiles([1, 2, 3], as_of_ms=8) == {
+    assert store.profiles([1, 2, 3], as_of_ms=8).profiles == {
         1: ProfileVersion(user_id=1, ts=5, country="CN", gender="f", city="Shanghai", age_band="20"),
         2: ProfileVersion(user_id=2, ts=5),
     }
-    assert store.profiles([1], as_of_ms=9)[1] == ProfileVersion(
+    assert store.profiles([1], as_of_ms=9).profiles[1] == ProfileVersion(
         user_id=1, ts=9, country="FR", gender="m", age_band="30"
     )
-    assert store.profiles([1], as_of_ms=4) == {}
+    assert store.profiles([1], as_of_ms=4).profiles == {}
+
+
+def test_a_read_of_profiles_and_of_the_catalogue_says_which_versions_are_behind_it(place):
+    store = place.store()
+    assert (store.profiles([1], as_of_ms=7).point, store.catalogue().point) == (None, None)
+    place.append(store, profile_offset=3, item_offset=2)
+    place.append(store, partition=1, profile_offset=9)
+    for users in ([1], [1, 2], []):
+        assert store.profiles(users, as_of_ms=7).point == VersionPoint(offsets={0: 3, 1: 9}, as_of_ms=7)
+    assert store.catalogue().point == VersionPoint(offsets={0: 2, 1: 0})
 
 
 def test_the_catalogue_holds_the_newest_version_of_every_item(place):
@@ -279,7 +297,7 @@ def test_the_catalogue_holds_the_newest_version_of_every_item(place):
     place.append(store, items=pl.DataFrame([(1, 5, "video", 9, "again")], schema=ITEM_SCHEMA, orient="row"))
     ad = CatalogItem(item_id=2, ts=5, item_type="ad", category_id=3, title="x")
     video = CatalogItem(item_id=1, ts=5, item_type="video", category_id=9, title="again")
-    assert store.catalogue() == [video, ad]
+    assert store.catalogue().items == [video, ad]
     assert store.items([2, 3]) == {2: ad}
 
 

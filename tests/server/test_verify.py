@@ -25,7 +25,7 @@ from rtrec_ray.clock import ManualClock
 from rtrec_ray.errors import FeaturesDiffer, StoreUnavailable, VerifyImpossible
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.file import load_definitions
-from rtrec_ray.features.verify import FEATURES
+from rtrec_ray.features.served import FEATURES
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
@@ -236,7 +236,7 @@ def trade(shop, eventually, *, steps=60):
     """Shoppers and requests while the stage runs; some minutes pass, and each request finds the stage further on."""
     records, applied = [], 0
     with shop.running():
-        eventually(lambda: len(shop.store.catalogue()) == ITEMS, what="the catalogue is there")
+        eventually(lambda: len(shop.store.catalogue().items) == ITEMS, what="the catalogue is there")
         for step in range(steps):
             shop.shop()
             applied = eventually(partial(shop.applied_beyond, applied))
@@ -324,7 +324,7 @@ def test_a_profile_that_comes_after_its_clicks_is_no_fault(open_shop, eventually
         shop.send_event(user_id=2, event_type="click", item_id=0, item_type="ad", page_id=0, ts=BASE + 1)
         eventually(lambda: shop.applied() == 1)
         shop.send_profile(2)
-        eventually(lambda: shop.store.profiles([2], as_of_ms=BASE + 1), what="the profile is there")
+        eventually(lambda: shop.store.profiles([2], as_of_ms=BASE + 1).profiles, what="the profile is there")
         shop.refresh()
         record = shop.ask(0)
     assert [item.features["item_segment_clicks_10m"] for item in record.items if item.item_id == 0] == [0]

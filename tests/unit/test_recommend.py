@@ -141,27 +141,31 @@ def test_the_inference_record_says_what_was_behind_each_view(stage, eventually):
         "user_browse_5m": {"0": 3},
         "user_browse_1m": {"0": 3},
         "segment_page_top_ads": {"0": 3},
+        "profile": {"0": 1},
+        "item": {"0": len(stage.servers.tables.items)},
     }
-    assert record["as_of_ms"] == dict.fromkeys(record["as_of"], NOW_MS)
-    assert record["as_of_version"] == dict.fromkeys(record["as_of"], 1)
+    assert record["as_of_ms"] == dict.fromkeys(record["as_of"].keys() - {"item"}, NOW_MS)
+    assert record["as_of_version"] == dict.fromkeys(record["as_of"].keys() - {"item", "profile"}, 1)
 
 
 def test_what_was_not_read_or_was_replaced_has_nothing_behind_it(stage, eventually):
     stage.servers.put_events([event(1, item_id=5)])
+    stage.servers.put_profile(ProfileVersion(user_id=1, ts=0, gender="f"))
     stage.ready().ask(context={"user_5m_view": 99, "country": "AU"})
     stage.servers.store.up = False
     stage.ask()
     replaced, degraded = eventually(lambda: found if len(found := stage.logged()) == 2 else None)
-    assert replaced["as_of"].keys() == {"category_top_items_10m", "top_viewed_30m", "user_browse_1m"}
-    assert degraded["as_of"].keys() == {"category_top_items_10m", "top_viewed_30m"}
+    assert replaced["as_of"].keys() == {"category_top_items_10m", "top_viewed_30m", "user_browse_1m", "item"}
+    assert degraded["as_of"].keys() == {"category_top_items_10m", "top_viewed_30m", "item", "profile"}
 
 
-def test_a_request_without_real_time_values_has_nothing_behind_it(servers, eventually):
+def test_a_request_without_real_time_values_has_profile_and_catalogue_alone_behind_it(servers, eventually):
     stage = Stage(servers, dataclasses.replace(OPTIONS, arms={"day": Arm(realtime=False)}))
     servers.put_events([event(1, item_id=5)])
     stage.ready().ask()
     (record,) = eventually(stage.logged)
-    assert (record["arm"], "as_of" in record, "as_of_ms" in record) == ("day", False, False)
+    assert (record["arm"], record["as_of"]) == ("day", {"profile": {"0": 0}, "item": {"0": len(servers.tables.items)}})
+    assert (record["as_of_ms"].keys(), "as_of_version" in record) == ({"profile"}, False)
     stage.replica.close()
 
 

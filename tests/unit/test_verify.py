@@ -12,27 +12,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, InferenceRecord, ProfileVersion, RankedItem
+from rtrec_ray.events import ITEM_SCHEMA, PROFILE_SCHEMA, CatalogItem, InferenceRecord, ProfileVersion, RankedItem
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.past import recompute
 from rtrec_ray.features.recount import EVENT_SCHEMA, VERSION_SCHEMA, once, sampled
 from rtrec_ray.features.request import (
     FEATURE_VIEWS,
-    Recent,
     item_asks,
     item_features,
+    recently_viewed,
     request_asks,
     request_features,
     trends,
 )
-from rtrec_ray.features.verify import FEATURES, Report, by_late_profiles, cases_of, compare
+from rtrec_ray.features.served import FEATURES
+from rtrec_ray.features.verify import Report, by_late_profiles, cases_of, compare, items_behind, values_of
+from rtrec_ray.features.versions import ITEM_VERSIONS, PROFILE_VERSIONS, Known, Versions
 
 DEFINITIONS = load_definitions(Path(__file__).parents[2] / "configs" / "features.yaml")
 BASE = 1_767_225_600_000
 SECOND, MINUTE = 1_000, 60_000
 NOW = BASE + 12 * MINUTE
 PARTITIONS = 2
-ALL = dict.fromkeys(range(PARTITIONS), 1 << 40)
+ALL = {topic: dict.fromkeys(range(PARTITIONS), 1 << 40) for topic in ("behavior", "profile", "item")}
 ITEMS = [CatalogItem(item_id=i, ts=0, item_type=("ad", "product")[i % 2], category_id=i % 3) for i in range(6)]
 PROFILES = pl.DataFrame(
     [{"user_id": user, "ts": BASE, "country": "CN", "gender": "f", "city": ("A", None)[user % 2]} for user in range(4)],
@@ -98,7 +100,7 @@ def served(number, events, *, user, offsets, as_of_ms, page_id=1, profiles=PROFI
         span = DEFINITIONS.window(DEFINITIONS.view(ask.view)).now(as_of_ms)
         found = recompute(DEFINITIONS, (ask.view, [ask.key]), behind, profiles, span=span)
         values[ask] = found[ask.key]
-    recent = Recent(items=frozenset((values[asks[0]] or {}).get("last_items", ())))
+    recent = recently_viewed([ITEMS[item] for item in (values[asks[0]] or {}).get("last_items", ())])
     trend = trends(values, profile, page_id=page_id)
     items = [
         RankedItem(item_id=item.item_id, position=1, score=1.0, features=item_features(item, trend, recent=recent))
@@ -113,17 +115,50 @@ def served(number, events, *, user, offsets, as_of_ms, page_id=1, profiles=PROFI
         page_id=page_id,
         features=features,
         items=items,
-        as_of={view: {str(part): offset for part, offset in offsets.items()} for view in FEATURE_VIEWS},
-        as_of_ms=dict.fromkeys(FEATURE_VIEWS, as_of_ms),
+        as_of={view: {str(part): offset for part, offset in offsets.items()} for view in FEATURE_VIEWS}
+        | {"profile": {"0": profiles.height}, "item": {"0": len(ITEMS)}},
+        as_of_ms=dict.fromkeys((*FEATURE_VIEWS, "profile"), as_of_ms),
     )
 
 
-def verified(records, events, *, share=1.0, reached=ALL, profiles=PROFILES, definitions=DEFINITIONS, versions=None):
+def sent(rows):
+    """Versions as the history has them, one after another in partition 0."""
+    origin = {
+        "partition": pl.lit(0, dtype=pl.Int32),
+        "offset": pl.int_range(pl.len()),
+        "kafka_ts": pl.lit(0).cast(pl.Int64),
+    }
+    return rows.with_columns(**origin)
+
+
+CATALOGUE = pl.DataFrame([msgspec.to_builtins(item) for item in ITEMS], schema=ITEM_SCHEMA)
+
+
+def verified(
+    records,
+    events,
+    *,
+    share=1.0,
+    reached=ALL,
+    profiles=PROFILES,
+    definitions=DEFINITIONS,
+    versions=None,
+    catalogue=CATALOGUE,
+    held=None,
+):
     report = Report()
     views = [view for view in DEFINITIONS.views if view.name in FEATURE_VIEWS]
     kept = once(frame(events), views, share=share)
     cases = cases_of(records, definitions, report, share=share, reached=reached)
-    equal, differences = compare(cases, kept, profiles, tile_ms=DEFINITIONS.tile_ms)
+    values = values_of(cases, kept, profiles, tile_ms=DEFINITIONS.tile_ms)
+    needed = items_behind(cases, values)
+    known = Known(
+        profiles=Versions(sent(profiles if held is None else held).match_to_schema(PROFILE_VERSIONS), ProfileVersion),
+        items=Versions(
+            sent(catalogue).filter(pl.col("item_id").is_in(needed)).match_to_schema(ITEM_VERSIONS), CatalogItem
+        ),
+    )
+    equal, differences = compare(cases, values, known)
     late = [] if versions is None else by_late_profiles(differences, kept, versions)
     report.add(equal, differences, late=late)
     return report
@@ -185,6 +220,12 @@ def right(number=0):
         ("item_segment_clicks_10m", 0, 3, "mismatch"),
         ("item_city_segment_clicks_10m", 0, 0, "missing"),
         ("item_recently_viewed", 2, 1, "extra"),
+        ("item_category_recently_viewed", 4, 0, "missing"),
+        ("item_category_recently_viewed", 0, 2, "extra"),
+        ("gender", None, "", "missing"),
+        ("age_band", None, "20", "extra"),
+        ("item_type", 3, "ad", "mismatch"),
+        ("item_category", 3, "", "missing"),
     ],
 )
 def test_a_value_that_was_served_wrong_is_found_and_shown(feature, item, value, kind):
@@ -202,6 +243,7 @@ def test_every_feature_is_compared_and_some_are_not_nothing():
     report = verified([right()], EVENTS)
     assert set(report.outcomes) == set(FEATURES)
     assert all(report.outcomes[name]["equal"] for name in FEATURES)
+    assert set(right().features) | set(right().items[0].features) == {*FEATURES, "realtime"}
     shown = right().items[0].features
     assert (shown["item_category_clicks_10m"], shown["item_segment_clicks_10m"]) == (2, 2)
     assert shown["item_city_segment_clicks_10m"] == 1
@@ -212,7 +254,7 @@ def test_an_event_more_or_less_behind_the_value_is_a_difference():
     report = verified([right()], lost)
     assert {name for name, counts in report.outcomes.items() if counts["extra"]} == {
         "user_5m_view", "user_5m_dwell_ms", "user_last_items", "user_1m_pages", "user_1m_items", "item_type_views_30m",
-        "item_recently_viewed",
+        "item_recently_viewed", "item_category_recently_viewed",
     }  # fmt: skip
     twice = [EVENTS[0], {**EVENTS[0], "event_id": "more", "offset": 1}, {**EVENTS[1], "offset": 2}, EVENTS[2]]
     assert verified([right()], twice).outcomes["user_5m_view"]["mismatch"] == 1
@@ -223,7 +265,7 @@ def test_reads_of_which_neither_had_all_that_the_other_had_are_told_apart():
     one = served(1, events, user=0, offsets={0: 1, 1: 0, 2: 1}, as_of_ms=NOW)
     other = served(2, events, user=0, offsets={0: 0, 1: 1, 2: 1}, as_of_ms=NOW)
     assert {tuple(sorted(each.features["user_last_items"])) for each in (one, other)} == {(1, 5), (3, 5)}
-    reached = dict.fromkeys(range(3), 1)
+    reached = ALL | {"behavior": dict.fromkeys(range(3), 1)}
     assert verified([one, other], events, reached=reached).differences == 0
     assert verified([other, one], events, reached=reached).differences == 0
 
@@ -239,9 +281,11 @@ def test_a_retraction_counts_from_its_own_offset_on():
 
 
 def test_a_request_ahead_of_the_history_waits():
-    report = verified([right()], EVENTS, reached={0: 2, 1: 0})
-    assert (report.requests, report.not_yet, report.compared) == (1, 1, 0)
-    assert verified([right()], EVENTS, reached={0: 2, 1: 1}).compared == 1
+    just = {"behavior": {0: 2, 1: 1}, "profile": {0: PROFILES.height}, "item": {0: len(ITEMS)}}
+    assert verified([right()], EVENTS, reached=just).compared == 1
+    for topic, behind in (("behavior", {0: 2, 1: 0}), ("profile", {0: 1}), ("item", {})):
+        report = verified([right()], EVENTS, reached=just | {topic: behind})
+        assert (report.requests, report.not_yet, report.compared) == (1, 1, 0)
 
 
 def test_a_view_that_had_not_all_events_then_is_not_compared():
@@ -278,6 +322,26 @@ def test_a_profile_that_came_too_late_is_told_apart_from_a_fault():
 
     assert found(click["kafka_ts"] + 1) == (1, 0)
     assert found(click["kafka_ts"] - MINUTE) == (0, 1)
+
+
+def test_a_profile_and_an_item_are_compared_with_the_version_that_the_reader_knew():
+    moved = pl.concat([PROFILES, PROFILES.filter(pl.col("user_id") == 0).with_columns(country=pl.lit("IN"))])
+    renamed = pl.concat([CATALOGUE, CATALOGUE.filter(pl.col("item_id") == 3).with_columns(item_type=pl.lit("video"))])
+    assert verified([right()], EVENTS, held=moved, catalogue=renamed).differences == 0, "these came later"
+
+    def knowing(**offsets):
+        return msgspec.structs.replace(right(), as_of=right().as_of | {name: {"0": n} for name, n in offsets.items()})
+
+    later = verified([knowing(profile=moved.height, item=renamed.height)], EVENTS, held=moved, catalogue=renamed)
+    assert {(each["feature"], each["item_id"], each["recomputed"]) for each in later.as_dict()["examples"]} == {
+        ("country", None, "IN"), ("item_type", 3, "video"),
+    }  # fmt: skip
+    nobody = verified([knowing(profile=0, item=0)], EVENTS)
+    assert {name for name, counts in nobody.outcomes.items() if counts["extra"]} == {
+        "country", "gender", "city", "item_type", "item_category", "item_category_recently_viewed",
+    }  # fmt: skip
+    silent = msgspec.structs.replace(wrong(right(), "country", "IN"), as_of={"item": {"0": 6}})
+    assert set(verified([silent], EVENTS).outcomes) == {"item_type", "item_category"}
 
 
 def test_the_sample_is_a_share_of_the_keys_and_always_the_same():

@@ -56,10 +56,14 @@ VALUES (%(view_id)s, %(as_of_ms)s, %(offsets)s, clock_timestamp())
 ON CONFLICT (view_id) DO UPDATE
 SET as_of_ms = EXCLUDED.as_of_ms, offsets = EXCLUDED.offsets, rebuilt_at = EXCLUDED.rebuilt_at;
 
--- name: get_profiles (the newest version that held)
-SELECT DISTINCT ON (user_id) user_id, ts_ms, country, gender, city, age_band
-FROM features.profiles WHERE user_id = ANY (%(user_ids)s) AND ts_ms <= %(as_of_ms)s
-ORDER BY user_id, ts_ms DESC;
+-- name: get_profiles (the newest version that held, beside the offsets behind it; a row of offsets alone when there is none)
+SELECT (SELECT CASE WHEN bool_and(profile_offset IS NOT NULL) THEN json_object_agg(partition, profile_offset)::text END
+        FROM features.partitions), p.*
+FROM (VALUES (1)) AS one LEFT JOIN (
+    SELECT DISTINCT ON (user_id) user_id, ts_ms, country, gender, city, age_band
+    FROM features.profiles WHERE user_id = ANY (%(user_ids)s) AND ts_ms <= %(as_of_ms)s
+    ORDER BY user_id, ts_ms DESC
+) p ON true;
 
 -- name: get_profile_versions
 SELECT user_id, ts_ms, country, gender, city, age_band FROM features.profiles WHERE user_id = ANY (%(user_ids)s);
@@ -69,6 +73,10 @@ SELECT item_id, ts_ms, item_type, category_id, title FROM features.items WHERE i
 
 -- name: list_items
 SELECT item_id, ts_ms, item_type, category_id, title FROM features.items ORDER BY item_id;
+
+-- name: item_offsets
+SELECT CASE WHEN bool_and(item_offset IS NOT NULL) THEN json_object_agg(partition, item_offset)::text END
+FROM features.partitions;
 
 -- name: load_partition
 SELECT watermark_ms, seen_from_ms FROM features.partitions WHERE partition = %(partition)s;
@@ -91,10 +99,11 @@ SELECT %(partition)s, * FROM unnest(%(minutes)s::bigint[], %(hashes)s::bytea[]);
 DELETE FROM features.seen WHERE partition = %(partition)s AND minute_ms <= %(to_minute_ms)s;
 
 -- name: put_partition
-INSERT INTO features.partitions (partition, watermark_ms, next_offset, seen_from_ms)
-VALUES (%(partition)s, %(watermark_ms)s, %(next_offset)s, %(seen_from_ms)s)
+INSERT INTO features.partitions (partition, watermark_ms, next_offset, seen_from_ms, profile_offset, item_offset)
+VALUES (%(partition)s, %(watermark_ms)s, %(next_offset)s, %(seen_from_ms)s, %(profile_offset)s, %(item_offset)s)
 ON CONFLICT (partition) DO UPDATE
-SET watermark_ms = EXCLUDED.watermark_ms, next_offset = EXCLUDED.next_offset, seen_from_ms = EXCLUDED.seen_from_ms
+SET watermark_ms = EXCLUDED.watermark_ms, next_offset = EXCLUDED.next_offset, seen_from_ms = EXCLUDED.seen_from_ms,
+    profile_offset = EXCLUDED.profile_offset, item_offset = EXCLUDED.item_offset
 RETURNING (SELECT change FROM features.settings);
 
 -- name: put_profiles

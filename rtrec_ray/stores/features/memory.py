@@ -20,13 +20,16 @@ from rtrec_ray.stores.features.store import (
     HOUR_MS,
     Appended,
     Ask,
+    CatalogueRead,
     ListRound,
     ListRows,
     Live,
+    ProfilesRead,
     Reading,
     ReadPoint,
     TaskOutput,
     TaskState,
+    VersionPoint,
     beyond_retention,
     kept_rows,
     plan,
@@ -49,6 +52,8 @@ class MemoryFeatureTables:
         self.list_rows: dict[_Versioned, list[tuple[int, int, Row]]] = defaultdict(list)
         self.watermarks: dict[int, int | None] = {}
         self.offsets: dict[int, int] = {}
+        self.profile_offsets: dict[int, int] = {}
+        self.item_offsets: dict[int, int] = {}
         self.profiles: dict[int, dict[tuple[int, int], ProfileVersion]] = defaultdict(dict)
         self.items: dict[int, CatalogItem] = {}
         self.lists: dict[_Versioned, dict[str, Value]] = {}
@@ -119,6 +124,8 @@ class MemoryFeatureStore:
         self.tables.seen[output.partition] = [*kept, *output.seen]
         self.tables.watermarks[output.partition] = output.watermark_ms
         self.tables.offsets[output.partition] = output.next_offset
+        self.tables.profile_offsets[output.partition] = output.profile_offset
+        self.tables.item_offsets[output.partition] = output.item_offset
         self.tables.seen_from_ms[output.partition] = output.seen_from_ms
         for row in _rows(output.profiles):
             profile = ProfileVersion(**row)
@@ -150,17 +157,21 @@ class MemoryFeatureStore:
         refuse(beyond_retention(planned, self.definitions, watermark_ms=self._watermark_ms()))
         return {ask.key: self._value(ask, cached=False) for ask in planned}
 
-    def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> dict[int, ProfileVersion]:
+    def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> ProfilesRead:
         wanted = set(user_ids)
         versions = [each for of_partition in self.tables.profiles.values() for each in of_partition.values()]
         held = [each for each in versions if each.user_id in wanted and each.ts <= as_of_ms]
-        return {each.user_id: each for each in sorted(held, key=lambda each: each.ts)}
+        return ProfilesRead(
+            profiles={each.user_id: each for each in sorted(held, key=lambda each: each.ts)},
+            point=_point(self.tables.profile_offsets, as_of_ms=as_of_ms),
+        )
 
     def items(self, item_ids: Iterable[int]) -> dict[int, CatalogItem]:
         return {item_id: self.tables.items[item_id] for item_id in item_ids if item_id in self.tables.items}
 
-    def catalogue(self) -> list[CatalogItem]:
-        return [item for _, item in sorted(self.tables.items.items())]
+    def catalogue(self) -> CatalogueRead:
+        items = [item for _, item in sorted(self.tables.items.items())]
+        return CatalogueRead(items=items, point=_point(self.tables.item_offsets))
 
     def list_rows(self, *, after: Mapping[int, int], from_ms: int) -> ListRows:
         rows: defaultdict[str, list[Row]] = defaultdict(list)
@@ -225,6 +236,10 @@ class MemoryFeatureStore:
 
     def _watermark_ms(self) -> int | None:
         return max((mark for mark in self.tables.watermarks.values() if mark is not None), default=None)
+
+
+def _point(offsets: Mapping[int, int], *, as_of_ms: int | None = None) -> VersionPoint | None:
+    return VersionPoint(offsets=dict(offsets), as_of_ms=as_of_ms) if offsets else None
 
 
 def _id(view: FeatureView) -> _Versioned:

@@ -28,19 +28,22 @@ from rtrec_ray.stores.features.store import (
     HOUR_MS,
     Appended,
     Ask,
+    CatalogueRead,
     ListRound,
     ListRows,
     Live,
     Past,
+    ProfilesRead,
     Reading,
     TaskOutput,
     TaskState,
+    VersionPoint,
     beyond_retention,
     kept_rows,
     plan,
     refuse,
 )
-from rtrec_ray.stores.features.values import Found, KeptLists, ViewAsks, read_values, stored_text
+from rtrec_ray.stores.features.values import Found, KeptLists, ViewAsks, offsets_of, read_values, stored_text
 
 _NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
 _HOUR_TABLE: Final = re.compile(r"tiles_(m?)(\d+)")
@@ -113,8 +116,9 @@ class PostgresFeatureStore:
             cursor.execute(self._sql["put_profiles"], {**key, **output.profiles.to_dict(as_series=False)})
         if output.items is not None:
             cursor.execute(self._sql["put_items"], output.items.to_dict(as_series=False))
-        mark = {"watermark_ms": output.watermark_ms, "next_offset": output.next_offset}
-        cursor.execute(self._sql["put_partition"], {**key, **mark, "seen_from_ms": output.seen_from_ms})
+        mark = {"watermark_ms": output.watermark_ms, "seen_from_ms": output.seen_from_ms}
+        upto = {name: getattr(output, name) for name in ("next_offset", "profile_offset", "item_offset")}
+        cursor.execute(self._sql["put_partition"], {**key, **mark, **upto})
         row = cursor.fetchone()
         return Appended(rows=written, change=row[0] if row and row[0] is not None else 0)
 
@@ -143,20 +147,28 @@ class PostgresFeatureStore:
         of_past = self._from_past(gone)
         return {ask.key: of_past[ask.key] if ask.key in of_past else found.values[ask.key] for ask in planned}
 
-    def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> dict[int, ProfileVersion]:
+    def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> ProfilesRead:
         with self._pool.transaction() as cursor:
             cursor.execute(self._sql["get_profiles"], {"user_ids": list(user_ids), "as_of_ms": as_of_ms})
-            return {row[0]: _profile(row) for row in cursor.fetchall()}
+            found = cursor.fetchall()
+        return ProfilesRead(
+            profiles={row[1]: _profile(row[1:]) for row in found if row[1] is not None},
+            point=_point(found[0][0], as_of_ms=as_of_ms),
+        )
 
     def items(self, item_ids: Iterable[int]) -> dict[int, CatalogItem]:
         with self._pool.transaction() as cursor:
             cursor.execute(self._sql["get_items"], {"item_ids": list(item_ids)})
             return {row[0]: _item(row) for row in cursor.fetchall()}
 
-    def catalogue(self) -> list[CatalogItem]:
+    def catalogue(self) -> CatalogueRead:
         with self._pool.transaction() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")  # both of one moment
+            cursor.execute(self._sql["item_offsets"])
+            (offsets,) = cursor.fetchone() or (None,)
             cursor.execute(self._sql["list_items"])
-            return [_item(row) for row in cursor.fetchall()]
+            items = [_item(row) for row in cursor.fetchall()]
+        return CatalogueRead(items=items, point=_point(offsets))
 
     def list_rows(self, *, after: Mapping[int, int], from_ms: int) -> ListRows:
         known = {"partitions": list(after), "after": list(after.values()), "from_ms": from_ms}
@@ -315,6 +327,10 @@ def _hour(name: str) -> int:
     if match is None:
         raise ValueError(f"features.{name} is no partition by the hour")
     return -int(match[2]) if match[1] else int(match[2])
+
+
+def _point(offsets: str | None, *, as_of_ms: int | None = None) -> VersionPoint | None:
+    return None if offsets is None else VersionPoint(offsets=offsets_of(offsets), as_of_ms=as_of_ms)
 
 
 def _profile(row: tuple[Any, ...]) -> ProfileVersion:

@@ -44,12 +44,15 @@ class TaskOutput:
     """What one commit adds for one source partition.
 
     `next_offset`: that of behaviour, after the last record behind this; it never falls, and rises with each commit that
-    has tiles. `tiles`: view id → rows (TILE_SCHEMA). `seen` up to the minute `seen_to_ms` is forgotten.
+    has tiles; `profile_offset`, `item_offset`: likewise of these topics. `tiles`: view id → rows (TILE_SCHEMA). `seen`
+    up to the minute `seen_to_ms` is forgotten.
     """
 
     partition: int
     watermark_ms: int | None
     next_offset: int = 0
+    profile_offset: int = 0
+    item_offset: int = 0
     tiles: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     seen: Sequence[tuple[int, bytes]] = ()
     seen_to_ms: int | None = None
@@ -112,6 +115,32 @@ class ReadPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VersionPoint:
+    """What is behind profiles or items: of each partition the versions below its offset of their topic; of profiles
+    those that held at `as_of_ms`. A partition that is missing has none.
+    """
+
+    offsets: Mapping[int, int]
+    as_of_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfilesRead:
+    """Of each known user the newest profile that held, and what is behind them; None before the stage has said so."""
+
+    profiles: Mapping[int, ProfileVersion]
+    point: VersionPoint | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogueRead:
+    """All items by ascending id, each in its newest version, and what is behind them, as `ProfilesRead` has it."""
+
+    items: Sequence[CatalogItem]
+    point: VersionPoint | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """Values of now, None for a key without data; and view name → what is behind its values."""
 
@@ -156,16 +185,16 @@ class FeatureReader(Protocol):
         """
         ...
 
-    def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> dict[int, ProfileVersion]:
-        """Of each known user the newest profile with ts ≤ `as_of_ms`. Raises StoreUnavailable."""
+    def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> ProfilesRead:
+        """Of each known user the newest profile with ts ≤ `as_of_ms`; of one moment. Raises StoreUnavailable."""
         ...
 
     def items(self, item_ids: Iterable[int]) -> dict[int, CatalogItem]:
         """Of each known item the newest version. Raises StoreUnavailable."""
         ...
 
-    def catalogue(self) -> list[CatalogItem]:
-        """All items by ascending id. Raises StoreUnavailable."""
+    def catalogue(self) -> CatalogueRead:
+        """All items, of one moment. Raises StoreUnavailable."""
         ...
 
 

@@ -36,7 +36,7 @@ _READS: Final = Prepared(
 )
 
 _starts_of: Final = msgspec.json.Decoder(list[int]).decode
-_offsets_of: Final = msgspec.json.Decoder(dict[int, int]).decode
+offsets_of: Final = msgspec.json.Decoder(dict[int, int]).decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +118,8 @@ def read_values(
     for part, view_id, key, starts, states in cursor.fetchall():
         parts[part].append((view_id, key, starts, states))
     ((_, change, kept_upto, offsets),) = parts["behind"]
-    rounds = {view_id: (int(as_of_ms), _offsets_of(text)) for view_id, _, as_of_ms, text in parts["round"]}
-    behind = ReadPoints(now_ms=now_ms, offsets=_offsets_of(offsets or "{}"), rounds=rounds)
+    rounds = {view_id: (int(as_of_ms), offsets_of(text)) for view_id, _, as_of_ms, text in parts["round"]}
+    behind = ReadPoints(now_ms=now_ms, offsets=offsets_of(offsets or "{}"), rounds=rounds)
     fresh = [each for each in listed if each.view_id in rounds]
     tiles = {(view_id, key): (starts, states) for view_id, key, starts, states in parts["tiles"]}
     lists = [((view_id, key), value) for view_id, key, _, value in parts["list"]]
