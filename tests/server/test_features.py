@@ -358,7 +358,7 @@ def test_a_partition_that_leaps_writes_the_tiles_that_readers_go_by(pool, store)
         store.get([ViewKey(view="user_browse_5m", key="7")], as_of_ms=ts + MINUTE, now_ms=0)
         for ts in (BASE, BASE + 30 * HOUR)
     ]
-    assert [[each["items"] for each in value.values()] for value in values] == [[[1]], [[1]]]
+    assert [[each["last_items"] for each in value.values()] for value in values] == [[[1]], [[1]]]
 
 
 def view(event_id):

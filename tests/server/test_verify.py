@@ -157,15 +157,15 @@ class Shop:
             worker.join()
 
     def applied(self):
-        return sum(self.reached("features").values())
+        return sum(self.reached("features", "behavior").values())
 
     def applied_beyond(self, offset):
         now = self.applied()
         return now if now > offset else None
 
-    def reached(self, task):
+    def reached(self, task, topic):
         with self.pool.transaction() as cursor:
-            return read_positions(cursor, task=task, topic="behavior")
+            return read_positions(cursor, task=task, topic=topic)
 
     def keep(self, eventually):
         """Let the history have everything."""
@@ -178,13 +178,14 @@ class Shop:
             self.store,
             history,
             VerifyOptions(**{"share": 1.0, **options}),
-            reached=self.reached("history"),
+            reached={topic: self.reached("history", topic) for topic in ("behavior", "profile", "item")},
             ahead_ms=60_000,
         )
 
     def _kept(self):
         rows = {each.topic: each.rows for each in self.manifest.summary()}
-        return all(rows.get(topic, 0) == len(self.broker.records(topic)) for topic in ("behavior", "inference-log"))
+        topics = ("behavior", "inference-log", "profile", "item")
+        return all(rows.get(topic, 0) == len(self.broker.records(topic)) for topic in topics)
 
     def _feature_operator(self, partition):
         return self.make_operator(
