@@ -353,7 +353,7 @@ def test_a_partition_that_leaps_writes_the_tiles_that_readers_go_by(pool, store)
         at = Committed(watermark_ms=BASE)
         write_committed(cursor, task="history", partition=1, at=at, lag=0, counts={})
     far = {**view("far"), "ts": BASE + 30 * HOUR}
-    commit(pool, store, 0, view("near"), far)
+    commit(pool, store, 0, view("near"), far, at_ms=far["ts"])
     values = [
         store.get([ViewKey(view="user_browse_5m", key="7")], as_of_ms=ts + MINUTE, now_ms=0)
         for ts in (BASE, BASE + 30 * HOUR)
@@ -366,13 +366,13 @@ def view(event_id):
     return {**event, "dwell_ms": 1}
 
 
-def commit(pool, store, partition, *events):
+def commit(pool, store, partition, *events, at_ms=BASE):
     """A task of the partition begins, takes the events and commits; answers what it counted."""
     operator = FeatureOperator(partition, store=store, latest_ms=lambda wall: wall, watermark=WatermarkOptions())
     values = [msgspec.json.encode(event) for event in events]
     with pool.transaction() as cursor:
         operator.restore(cursor, committed={})
-        counts = operator.apply(record_batch("behavior", partition, values, first_offset=0, timestamp_ms=BASE)).counts
+        counts = operator.apply(record_batch("behavior", partition, values, first_offset=0, timestamp_ms=at_ms)).counts
         operator.write(cursor)
     return counts
 
