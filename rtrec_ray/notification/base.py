@@ -127,7 +127,7 @@ class Retention:
     """Which events may go: older than `keep_ms` by the system's clock, or before the newest `keep_events`.
 
     None keeps all. What a durable cursor has not acknowledged stays as long as that cursor is alive: it acknowledged
-    something, or was looked after, within `cursor_alive_ms` of wall time.
+    something, or a listener took it up or waited at it, within `cursor_alive_ms` of wall time.
     """
 
     keep_ms: int | None = 30 * 86_400_000
@@ -194,7 +194,10 @@ class NotificationStore(Protocol):
         ...
 
     def cursor(self, name: str, /) -> int:
-        """The offset up to which the durable cursor `name` has acknowledged; 0 for a new one."""
+        """Take up the durable cursor `name`: the offset up to which it has acknowledged; 0 for a new one.
+
+        From then on, and as long as somebody takes it up now and then, it holds up trimming (`Retention`).
+        """
         ...
 
     def ack(self, name: str, offset: int, /) -> None:

@@ -16,6 +16,27 @@ from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.notification.base import Event, EventFilter, NotificationStore
 
 NOW: Final = "now"
+_CARE_S: Final = 3_600.0
+
+
+class DurableCursor:
+    """A durable cursor with somebody at it: it stays alive however long nothing is acknowledged."""
+
+    def __init__(self, store: NotificationStore, name: str) -> None:
+        self.name = name
+        self._store = store
+        self._due_s = 0.0
+
+    def take_up(self) -> int:
+        """Where it stands. Raises StoreUnavailable."""
+        offset = self._store.cursor(self.name)
+        self._due_s = monotonic_s() + _CARE_S
+        return offset
+
+    def look_after(self) -> None:
+        """Say each hour that somebody is there. Raises StoreUnavailable."""
+        if monotonic_s() >= self._due_s:
+            self.take_up()
 
 
 class Listener:
@@ -37,7 +58,7 @@ class Listener:
     def __init__(self, store: NotificationStore, *, start: int | str, wanted: EventFilter | None = None) -> None:
         self._store = store
         self._wanted = wanted or EventFilter()
-        self._cursor = start if isinstance(start, str) and start != NOW else None
+        self._cursor = DurableCursor(store, start) if isinstance(start, str) and start != NOW else None
         self._closed = threading.Event()
         self._backoff = Backoff()
         # A cursor is read at the first poll, so that a listener can be made while the store is away; "now" cannot wait.
@@ -57,7 +78,10 @@ class Listener:
         while not self._closed.is_set():
             left_s = max(0.0, deadline - monotonic_s())
             try:
-                step = self._store.step(self._wanted, after_offset=self._here(), timeout_s=left_s)
+                here = self._here()
+                if self._cursor is not None:
+                    self._cursor.look_after()
+                step = self._store.step(self._wanted, after_offset=here, timeout_s=left_s)
             except StoreUnavailable:
                 failures += 1
                 self._closed.wait(min(left_s, self._backoff.wait_s(failures)))
@@ -78,7 +102,7 @@ class Listener:
         A listener without a cursor keeps its place by itself, so there it does nothing.
         """
         if self._cursor is not None:
-            self._store.ack(self._cursor, offset)
+            self._store.ack(self._cursor.name, offset)
 
     def close(self) -> None:
         """End a poll that waits, at the latest when its store next answers."""
@@ -87,5 +111,5 @@ class Listener:
     def _here(self) -> int:
         if self._position is None:
             assert self._cursor is not None
-            self._position = self._store.cursor(self._cursor)
+            self._position = self._cursor.take_up()
         return self._position

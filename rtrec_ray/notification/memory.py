@@ -24,7 +24,7 @@ class MemoryNotificationStore:
         self._events: list[Event] = []
         self._trimmed = 0  # offset of the last event removed
         self._versions: defaultdict[tuple[str, str], int] = defaultdict(int)
-        self._cursors: dict[str, tuple[int, int]] = {}  # offset, and when it was acknowledged, wall ms
+        self._cursors: dict[str, tuple[int, int]] = {}  # offset, and when it was last heard of, wall ms
 
     def send(self, event: NewEvent, /) -> Event:
         """Append an event."""
@@ -106,8 +106,11 @@ class MemoryNotificationStore:
         )
 
     def cursor(self, name: str, /) -> int:
-        """The offset up to which the cursor `name` has acknowledged; 0 for a new one."""
-        return self._cursors.get(name, (0, 0))[0]
+        """Take up the cursor `name`: the offset up to which it has acknowledged; 0 for a new one."""
+        with self._changed:
+            offset, _ = self._cursors.get(name, (0, 0))
+            self._cursors[name] = (offset, wall_ms())
+        return offset
 
     def ack(self, name: str, offset: int, /) -> None:
         """Move the cursor `name` forward to `offset`; it never moves back."""

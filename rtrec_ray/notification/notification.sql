@@ -54,8 +54,10 @@ SELECT coalesce((SELECT value FROM meta.counters WHERE name = 'events'), 0);
 -- name: listen
 LISTEN rtrec_events;
 
--- name: cursor
-SELECT acked_offset FROM meta.event_cursors WHERE name = %(name)s;
+-- name: cursor (a new one holds up trimming before it acknowledges anything)
+INSERT INTO meta.event_cursors (name, acked_offset) VALUES (%(name)s, 0)
+ON CONFLICT (name) DO UPDATE SET acked_at = clock_timestamp()
+RETURNING acked_offset;
 
 -- name: ack
 INSERT INTO meta.event_cursors (name, acked_offset) VALUES (%(name)s, %(offset)s)

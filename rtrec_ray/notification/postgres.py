@@ -122,11 +122,11 @@ class PostgresNotificationStore:
         )
 
     def cursor(self, name: str, /) -> int:
-        """The offset up to which the durable cursor `name` has acknowledged; 0 for a new one."""
+        """Take up the durable cursor `name`: the offset up to which it has acknowledged; 0 for a new one."""
         with self._pool.transaction() as cur:
             cur.execute(self._sql["cursor"], {"name": name})
-            row = cur.fetchone()
-        return 0 if row is None else int(row[0])
+            (offset,) = cur.fetchone() or (0,)
+        return int(offset)
 
     def ack(self, name: str, offset: int, /) -> None:
         """Move the durable cursor `name` forward to `offset`; it never moves back."""

@@ -21,7 +21,7 @@ from rtrec_ray.backoff import Backoff
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.notification.base import Event, EventFilter, NotificationStore
-from rtrec_ray.notification.listener import NOW
+from rtrec_ray.notification.listener import NOW, DurableCursor
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Subscription:
         self.failures = 0
         self._store = store
         self._callback = callback
-        self._cursor = start if isinstance(start, str) and start != NOW else None
+        self._cursor = DurableCursor(store, start) if isinstance(start, str) and start != NOW else None
         self._position: int | None = None
         if self._cursor is None:
             self._position = start if isinstance(start, int) else store.end_offset()
@@ -67,6 +67,8 @@ class Subscription:
         Raises StoreUnavailable.
         """
         try:
+            if self._cursor is not None:
+                self._cursor.look_after()  # also of one whose callback fails, or for whom nothing comes
             while self._fill() and not self._closed.is_set():
                 while self._pending and not self._closed.is_set():
                     self._callback(self._pending[0])
@@ -84,7 +86,7 @@ class Subscription:
         before = self._position
         if before is None:
             assert self._cursor is not None
-            before = self._store.cursor(self._cursor)
+            before = self._cursor.take_up()
             self._acknowledged = before
         if self._caught_up:
             step = self._store.step(self.wanted, after_offset=before, timeout_s=0.0, limit=_READ)
@@ -104,7 +106,7 @@ class Subscription:
             return
         done = self._pending[0].offset - 1 if self._pending else self._position
         if done > self._acknowledged:
-            self._store.ack(self._cursor, done)
+            self._store.ack(self._cursor.name, done)
             self._acknowledged = done
 
 

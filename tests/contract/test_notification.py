@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -292,6 +293,53 @@ def test_nothing_is_trimmed_that_a_living_cursor_has_not_acknowledged(store: Not
     assert store.trim(rule) == 4
     assert [event.value for event in _take(Listener(store, start="slow"), 6)] == list("456789")
     assert store.trim(Retention(keep_ms=None, keep_events=0, cursor_alive_ms=-60_000)) == 6  # both are dead
+
+
+def test_nothing_is_trimmed_that_a_new_cursor_has_not_seen(
+    store: NotificationStore, board: Switchboard, eventually: Callable[..., None]
+) -> None:
+    def refuse(event: Event) -> None:
+        raise ValueError(event.value)
+
+    everything = Retention(keep_ms=None, keep_events=0)
+    sent = _send(store, "1", "2")
+    listener = Listener(store, start="new", wanted=EventFilter(key="nothing"))
+    assert list(listener.poll(timeout_s=0.0)) == []
+    assert store.trim(everything) == 0
+    assert _take(Listener(store, start="new"), 2) == sent, "after a restart, for nothing was acknowledged"
+
+    store.ack("new", 2)
+    called = board.listen(refuse, start="stuck")
+    eventually(lambda: called.failures > 0)
+    assert store.trim(everything) == 0
+
+
+def test_a_cursor_that_is_taken_up_again_is_alive(store: NotificationStore) -> None:
+    _send(store, "1", "2")
+    store.ack("gate", 1)
+    acked_s = time.monotonic()
+    threading.Event().wait(1.0)
+    assert store.cursor("gate") == 1
+    alive_ms = int(1_000 * (time.monotonic() - acked_s)) - 1
+    assert store.trim(Retention(keep_ms=None, keep_events=0, cursor_alive_ms=alive_ms)) == 1
+
+
+def test_a_listener_looks_after_its_cursor_once_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[float] = []
+    now_s = 0.0
+
+    class Watched(MemoryNotificationStore):
+        def cursor(self, name: str, /) -> int:
+            taken.append(now_s)
+            return super().cursor(name)
+
+    store = Watched()
+    monkeypatch.setattr("rtrec_ray.notification.listener.monotonic_s", lambda: now_s)
+    listener = Listener(store, start="gate")
+    for moment in (10.0, 20.0, 3_609.0, 3_611.0, 3_612.0):
+        now_s = moment
+        assert list(listener.poll(timeout_s=0.0)) == []
+    assert taken == [10.0, 3_611.0]
 
 
 @pytest.mark.parametrize(
