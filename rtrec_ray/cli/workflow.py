@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,22 @@ from actors.workflow_log import occurred
 from rtrec_ray.app.find import join_environment, open_system
 from rtrec_ray.app.workflow import Desk, find_node, open_desk, runner
 from rtrec_ray.cli.options import Where, command
+from rtrec_ray.cli.workflow_text import print_list, print_orders, print_why, print_workflow, some
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import UnknownNode
-from rtrec_ray.notification.base import EventFilter
+from rtrec_ray.notification.base import Event, EventFilter
+from rtrec_ray.notification.since import events_since
 from rtrec_ray.stores.workflow.store import Loaded
 from rtrec_ray.workflow.definition import Rule
 from rtrec_ray.workflow.dryrun import dry_run
 from rtrec_ray.workflow.events import NODE_REQUESTED, WHOLE, WORKFLOW_REQUESTED, Announcement
-from rtrec_ray.workflow.explain import Term, describe, explain, time
+from rtrec_ray.workflow.explain import Term, describe, explain, waits_for
 from rtrec_ray.workflow.file import load_workflow
 from rtrec_ray.workflow.graph import mermaid, svg
 from rtrec_ray.workflow.rules import RuleState
 from rtrec_ray.workflow.state import Saved
 
 _TAKEN_WITHIN_S = 10.0
-_NAMED_AT_ENDS = 3
 _UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -59,7 +60,7 @@ def list_workflows(where: Where) -> None:
     with open_desk(open_system(where.config, where.data_dir)) as desk:
         loaded = desk.workflows.load()
     found = [_listed(name, saved) for name, saved in sorted(loaded.workflows.items())]
-    where.answer({"workflows": found}, lambda: _print_list(found))
+    where.answer({"workflows": found}, lambda: print_list(found))
 
 
 @workflow.command()
@@ -75,7 +76,7 @@ def show(where: Where, name: str) -> None:
         ]
     rules = [_rule(rule, saved.rules[rule.name]) for rule in saved.definition.rules]
     answer = {**_listed(name, saved), "digest": saved.state.digest, "nodes": nodes, "rules": rules}
-    where.answer(answer, lambda: _print_workflow(answer))
+    where.answer(answer, lambda: print_workflow(answer))
 
 
 def _request(do: str, help_text: str, *, nodes: bool) -> Callable[..., Any]:
@@ -123,12 +124,14 @@ def why(where: Where, node: str) -> None:
         "node": name,
         "state": state.state,
         "waiting": [{"rule": cause.rule, "by": list(cause.by)} for cause in state.waiting],
+        "waits_for": waits_for(saved, name),
+        "retry_wall_ms": state.retry_wall_ms,
         "paused": saved.state.paused,
         "active": saved.state.active,
         "last_run": runs[0] if runs else None,
         "rules": rules,
     }
-    where.answer(answer, lambda: _print_why(answer))
+    where.answer(answer, lambda: print_why(answer))
 
 
 @workflow.command(name="dry-run")
@@ -141,10 +144,12 @@ def dry_run_file(where: Where, file: Path, since: str) -> None:
     now_ms = system.clock.now_ms()
     since_ms = _since(since, now_ms)
     with open_desk(system) as desk:
-        events = [occurred(event) for event in _all_events(desk) if event.time_ms >= since_ms]
-    found = dry_run(definition, events, since_ms=since_ms, until_ms=now_ms)
-    answer = {"name": definition.name, "since_ms": since_ms, "events": len(events), "orders": list(map(asdict, found))}
-    where.answer(answer, lambda: _print_orders(answer))
+        read: Counter[str] = Counter()
+        log = map(occurred, _counted(events_since(desk.events, since_ms), read))
+        found = dry_run(definition, log, since_ms=since_ms, until_ms=now_ms)
+    orders = list(map(asdict, found))
+    answer = {"name": definition.name, "since_ms": since_ms, "events": read.total(), "orders": orders}
+    where.answer(answer, lambda: print_orders(answer))
 
 
 @workflow.command()
@@ -209,11 +214,10 @@ def _workflow(loaded: Loaded, name: str) -> Saved:
     return loaded.workflows[name]
 
 
-def _all_events(desk: Desk) -> list[Any]:
-    found: list[Any] = []
-    while step := desk.events.list(after_offset=found[-1].offset if found else 0, limit=10_000):
-        found += step
-    return found
+def _counted(events: Iterable[Event], read: Counter[str]) -> Iterator[Event]:
+    for event in events:
+        read["events"] += 1
+        yield event
 
 
 def _since(text: str, now_ms: int) -> int:
@@ -247,77 +251,18 @@ def _rule(rule: Rule, state: RuleState) -> dict[str, Any]:
 
 def _reason(desk: Desk, rule: Rule, state: RuleState) -> dict[str, Any]:
     term = explain(rule.when, state.state)
-    wanted = sorted({*_some(state.last_by), *_offsets(term)})
-    events = [event for offset in wanted for event in desk.events.list(after_offset=offset - 1, limit=1)]
+    wanted = sorted({*some(state.last_by), *_offsets(term)})
+    found = [event for offset in wanted for event in desk.events.list(after_offset=offset - 1, limit=1)]
+    events = {event.offset: event for event in found if event.offset in wanted}
     only_if = {node: list(states) for node, states in rule.only_if.items()}
     return {
         **_rule(rule, state),
         "only_if": only_if,
         "terms": asdict(term),
-        "events": [asdict(event) for event in events],
+        "events": [asdict(event) for event in events.values()],
+        "trimmed": [offset for offset in wanted if offset not in events],
     }
 
 
 def _offsets(term: Term) -> set[int]:
-    return set(_some(term.by)).union(*map(_offsets, term.terms))
-
-
-def _some(offsets: Sequence[int]) -> tuple[int, ...]:
-    """Those that are named: of many the first and the last ones."""
-    most = 2 * _NAMED_AT_ENDS
-    return tuple(offsets if len(offsets) <= most else (*offsets[:_NAMED_AT_ENDS], *offsets[-_NAMED_AT_ENDS:]))
-
-
-def _print_list(found: list[dict[str, Any]]) -> None:
-    for each in found:
-        marks = [mark for mark, is_so in (("paused", each["paused"]), ("stopped", not each["active"])) if is_so]
-        click.echo(" ".join([each["name"], *(f"({mark})" for mark in marks)]))
-        for node in each["nodes"]:
-            click.echo(f"  {node['name']:<24} {node['kind']:<8} {node['state']}")
-
-
-def _print_workflow(answer: Mapping[str, Any]) -> None:
-    _print_list([dict(answer)])
-    for rule in answer["rules"]:
-        last = "" if rule["last_ms"] is None else f"; last {time(rule['last_ms'])}: {rule['acted']}"
-        click.echo(f"  {rule['name']}: {rule['when']} → {', '.join(rule['then'])}; met {rule['met']} times{last}")
-
-
-def _print_why(answer: Mapping[str, Any]) -> None:
-    click.echo(f"{answer['workflow']}/{answer['node']} is {answer['state']}")
-    for is_so, what in ((answer["paused"], "is paused: starts wait"), (not answer["active"], "is stopped")):
-        if is_so:
-            click.echo(f"  workflow {answer['workflow']} {what}")
-    if answer["last_run"] is not None:
-        run = answer["last_run"]
-        click.echo(f"  last run {run['run_id']}: {run['state']} {run['reason']}".rstrip())
-    for rule in answer["rules"]:
-        events = {event["offset"]: event for event in rule["events"]}
-        click.echo(f"  rule {rule['name']} ({', '.join(rule['then'])}), met {rule['met']} times")
-        if rule["last_ms"] is not None:
-            click.echo(f"    last at {time(rule['last_ms'])} by {_named(rule['last_by'], events)}: {rule['acted']}")
-        _print_term(rule["terms"], events, depth=2)
-
-
-def _print_term(term: Mapping[str, Any], events: Mapping[int, Any], *, depth: int) -> None:
-    by = f" by {_named(term['by'], events)}" if term["by"] else ""
-    click.echo(f"{'  ' * depth}{'met    ' if term['met'] else 'missing'} {term['text']}{by}")
-    for inner in term["terms"]:
-        _print_term(inner, events, depth=depth + 1)
-
-
-def _named(offsets: Sequence[int], events: Mapping[int, Any]) -> str:
-    named = []
-    for offset in _some(offsets):
-        event = events.get(offset)
-        named.append(f"event {offset}" + (f" ({event['type'] or event['key']} {event['value']})" if event else ""))
-    if left_out := len(offsets) - len(named):
-        named.insert(_NAMED_AT_ENDS, f"{left_out:,} more")
-    return ", ".join(named) or "time"
-
-
-def _print_orders(answer: Mapping[str, Any]) -> None:
-    click.echo(f"{answer['events']} events since {datetime.fromtimestamp(answer['since_ms'] / 1000, tz=UTC):%F %T}")
-    for order in answer["orders"]:
-        by = f" by events {', '.join(map(str, order['by']))}" if order["by"] else ""
-        click.echo(f"{time(order['time_ms'])}  {order['do']} {order['node']}  rule {order['rule']}{by}")
+    return set(some(term.by)).union(*map(_offsets, term.terms))

@@ -19,6 +19,7 @@ from rtrec_ray.workflow.conditions import (
     WatermarkAt,
     Within,
 )
+from rtrec_ray.workflow.state import Saved, going, hold_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,23 @@ def explain(condition: Condition, state: Any) -> Term:
         case Within(ms=ms, term=term):
             return _around(f"within {span(ms)}", (explain(term, state["term"]),))
     return _leaf(condition, state)
+
+
+def waits_for(saved: Saved, node: str) -> str | None:
+    """What holds up a start of the node that was asked for; None if none was."""
+    flow, state = saved.definition, saved.nodes[node]
+    if state.retry_wall_ms is not None:
+        return f"its retry {state.attempt} is due at {time(state.retry_wall_ms)} by the machine's clock"
+    if not state.waiting:
+        return None
+    if state.run is not None:
+        return f"its run {state.run} has to end first"
+    match hold_of(saved, node):
+        case "paused":
+            return f"workflow {flow.name} is paused; `rtrec workflow resume {flow.name}` goes on"
+        case "concurrency":
+            return f"concurrency is {flow.concurrency}, and one of {', '.join(going(saved))} has to end first"
+    return "the scheduler gives it next"
 
 
 def describe(condition: Condition) -> str:

@@ -26,7 +26,7 @@ from rtrec_ray.workflow.events import (
 )
 from rtrec_ray.workflow.nodes import Cause, Decided, NodeState, Order
 from rtrec_ray.workflow.rules import Alarms, Index, Place, RuleState, begin, take
-from rtrec_ray.workflow.state import Changes, Held, Running, Saved, WorkflowState
+from rtrec_ray.workflow.state import Changes, Held, Running, Saved, WorkflowState, hold_of
 from rtrec_ray.workflow.stimuli import Occurred, StatusChanged, Stimulus, Ticked, WatermarkMoved
 
 
@@ -305,16 +305,7 @@ class Scheduler:
     def _turn(self, workflow: str, at: str) -> int | None:
         """The place in line of a node that waits; None while it may not start."""
         flow = self._flows[workflow]
-        cause, limit = flow.nodes[at].waiting[0], flow.definition.concurrency
-        if flow.state.paused and not cause.manual:
-            return None
-        batch = flow.node_by_name[at].kind == "batch"
-        return None if batch and limit is not None and self._going(flow) >= limit else cause.turn
-
-    @staticmethod
-    def _going(flow: Running) -> int:
-        batch = (node.name for node in flow.definition.nodes if node.kind == "batch")
-        return sum(flow.nodes[name].run is not None for name in batch)
+        return None if hold_of(flow, at) is not None else flow.nodes[at].waiting[0].turn
 
     def _note(self, place: Place, state: NodeState) -> None:
         """Keep who waits and who runs at hand: looking through all nodes at each event took most of the time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
@@ -82,3 +83,22 @@ class Running:
         self.nodes = dict(saved.nodes)
         self.rule_by_name = {rule.name: rule for rule in saved.definition.rules}
         self.node_by_name = {node.name: node for node in saved.definition.nodes}
+
+
+Hold = Literal["paused", "concurrency"]
+
+
+def hold_of(flow: Saved | Running, at: str) -> Hold | None:
+    """Why a start that the node waits for may not be given, apart from the node itself; None: it may."""
+    if flow.state.paused and not flow.nodes[at].waiting[0].manual:
+        return "paused"
+    limit = flow.definition.concurrency
+    if limit is None:
+        return None
+    batch = [node.name for node in flow.definition.nodes if node.kind == "batch"]
+    return "concurrency" if at in batch and len(going(flow)) >= limit else None
+
+
+def going(flow: Saved | Running) -> list[str]:
+    """The batch nodes that have a run."""
+    return [node.name for node in flow.definition.nodes if node.kind == "batch" and flow.nodes[node.name].run]

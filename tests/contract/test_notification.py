@@ -22,6 +22,7 @@ from rtrec_ray.notification import (
     Retention,
     Switchboard,
 )
+from rtrec_ray.notification.since import events_since
 from rtrec_ray.postgres.connection import PostgresOptions
 
 WAIT_S = 10.0
@@ -312,6 +313,19 @@ def test_nothing_is_trimmed_that_a_new_cursor_has_not_seen(
     called = board.listen(refuse, start="stuck")
     eventually(lambda: called.failures > 0)
     assert store.trim(everything) == 0
+
+
+def test_the_log_from_a_time_on_is_read_page_by_page(store: NotificationStore, clock: ManualClock) -> None:
+    began_ms = clock.now_ms()
+    for number in range(30):
+        clock.advance(10_000 if number % 7 else -20_000)  # another sender's clock is behind
+        _send(store, str(number))
+    times = {event.value: event.time_ms for event in store.list()}
+    for keep_events in (30, 20):
+        store.trim(Retention(keep_ms=None, keep_events=keep_events))
+        for from_ms in (0, began_ms + 45_000, began_ms + 150_000, clock.now_ms(), clock.now_ms() + 1):
+            found = [event.value for event in events_since(store, from_ms, page=4)]
+            assert found == [event.value for event in store.list() if times[event.value] >= from_ms], from_ms
 
 
 def test_a_cursor_that_is_taken_up_again_is_alive(store: NotificationStore) -> None:

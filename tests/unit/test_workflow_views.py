@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from rtrec_ray.workflow.conditions import Absence, AllOf, Count, EventIs, Schedu
 from rtrec_ray.workflow.definition import Action, Rule, Sending
 from rtrec_ray.workflow.dryrun import dry_run
 from rtrec_ray.workflow.evaluate import handle, initial
-from rtrec_ray.workflow.explain import Term, explain
+from rtrec_ray.workflow.events import JOB_FAILED, JOB_STARTED, JOB_SUCCEEDED, SENDER, WHOLE, WORKFLOW_REQUESTED
+from rtrec_ray.workflow.explain import Term, explain, waits_for
 from rtrec_ray.workflow.file import load_workflow
 from rtrec_ray.workflow.graph import mermaid, svg
 from rtrec_ray.workflow.scheduler import Scheduler
@@ -48,6 +50,41 @@ def test_each_term_says_whether_it_is_met_and_by_which_event() -> None:
     assert [term.met for term in ordered.terms] == [True, True, False]
     counted = _after(Count(n=3, term=A), "a", "b", "a")
     assert (counted.text, counted.by) == ("2 of 3 times", (7, 9))
+
+
+def test_a_start_that_waits_says_for_what() -> None:
+    rules = tuple(on(name, name, node=name) for name in ("n", "m", "e"))
+    flow = workflow((node("n"), node("m", retries=1), node("e", kind="endless")), rules, concurrency=1)
+    desk = Scheduler(time_ms=0)
+    desk.know(flow)
+    offsets = itertools.count(1)
+
+    def tell(key: str, kind: str = "", value: str = "", *, wall_ms: int = 0, **more: Any) -> None:
+        said = {"namespace": "w", "sender": SENDER} if kind else {}
+        desk.handle(event(next(offsets), key, kind=kind, value=value, **said, **more), now_ms=0, wall_ms=wall_ms)
+        for order in desk.changes().orders:
+            orders[order.node] = order.run
+
+    def waits(name: str) -> str | None:
+        return waits_for(desk.saved()["w"], name)
+
+    orders: dict[str, str] = {}
+    tell(WHOLE, WORKFLOW_REQUESTED, "apply", context={"digest": flow.digest})
+    assert waits("n") is None
+    for name in ("n", "m", "e", "n"):
+        tell(name)
+    assert (waits("m"), waits("e")) == ("concurrency is 1, and one of n has to end first", None)
+    tell("n", JOB_STARTED, orders["n"])
+    tell("n", JOB_SUCCEEDED, orders["n"])
+    assert orders.keys() == {"n", "m", "e"}
+    tell("m", JOB_STARTED, orders["m"])
+    tell("m", JOB_FAILED, orders["m"], wall_ms=1_000)
+    assert waits("m") == "its retry 1 is due at 1970-01-01 00:00:02 by the machine's clock"
+    tell(WHOLE, WORKFLOW_REQUESTED, "pause")
+    tell("n")
+    assert waits("n") == "its run w.n.2 has to end first"
+    tell("n", JOB_SUCCEEDED, orders["n"])
+    assert waits("n") == "workflow w is paused; `rtrec workflow resume w` goes on"
 
 
 def test_a_rehearsal_gives_the_orders_that_the_log_would_have_given() -> None:
