@@ -268,7 +268,8 @@ class Lists:
         with pool.transaction() as cursor:
             if self._bench.expire:  # the topic is its own history
                 at = Committed(watermark_ms=mark_ms)
-                write_committed(cursor, task="history", partition=0, at=at, lag=0, counts={})
+                for partition in self._bench.ends:
+                    write_committed(cursor, task="history", partition=partition, at=at, lag=0, counts={})
             cursor.execute(TILES_BYTES)
             (size,) = cursor.fetchone() or (0,)
         if self._bench.expire:

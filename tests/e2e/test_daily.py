@@ -118,7 +118,8 @@ def test_a_view_that_is_applied_is_filled_and_verified_by_itself(
     (applied,) = installation.json("events", "list", "--key", "features")["events"]
     assert (applied["type"], applied["value"]) == ("FEATURES_APPLIED", "user_browse_5m@2")
 
-    eventually(lambda: states(installation)["verify"] == "succeeded", what="filled, and then verified")
+    # Two Ray Jobs, of which the first begins Ray Data.
+    eventually(lambda: states(installation)["verify"] == "succeeded", timeout_s=300, what="filled, and then verified")
     assert states(installation)["backfill"] == "succeeded"
     assert "user_browse_5m@2" in installation.json("workflow", "logs", "features/backfill")["log"]
     acted = sorted((each["ts"], each["user_id"]) for each in events if each["event_type"] in ("view", "click", "cart"))

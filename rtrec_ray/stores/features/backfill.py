@@ -51,7 +51,7 @@ class FeatureBackfill:
             live = read_live(cursor)
             view = (self._store if live is None else live).definitions.view(name)
             starts, began_ms = self._begun(cursor, live, view)
-            cursor.execute(load("rtrec_ray.stores.features", "features.sql")["kept_upto"])
+            cursor.execute(load("rtrec_ray.stores.features", "features.sql")["raise_kept_upto"])
             (mark_ms,) = cursor.fetchone() or (None,)
             cursor.execute(self._sql["list_slices"], {"view_id": live.view_ids[view.id] if live else 0})
             known = {start for (start,) in cursor.fetchall()}

@@ -130,6 +130,9 @@ WHERE i.inhparent = 'features.tiles'::regclass ORDER BY c.relname;
 -- name: kept_upto
 SELECT features.kept_upto();
 
+-- name: raise_kept_upto
+SELECT features.raise_kept_upto();
+
 -- name: patience (dropping a partition locks all readers out while it waits: better to try again later)
 SET LOCAL lock_timeout = '200ms';
 

@@ -52,6 +52,7 @@ class MemoryFeatureTables:
         self.list_rows: dict[_Versioned, list[tuple[int, int, Row]]] = defaultdict(list)
         self.watermarks: dict[int, int | None] = {}
         self.offsets: dict[int, int] = {}
+        self.kept_upto_ms: int | None = None
         self.profile_offsets: dict[int, int] = {}
         self.item_offsets: dict[int, int] = {}
         self.profiles: dict[int, dict[tuple[int, int], ProfileVersion]] = defaultdict(dict)
@@ -78,7 +79,7 @@ class MemoryFeatureStore:
         return known != self._known
 
     def apply(self, cursor: object) -> tuple[str, ...]:
-        live, mark_ms = self.tables.live, self._watermark_ms()
+        live, mark_ms = self.tables.live, self.tables.kept_upto_ms
         both = evolve(live, self._given)
         if live is not None and mark_ms is not None and both.retention_ms > live.retention_ms:
             both = replace(both, tiles_from_ms=max(both.tiles_from_ms or 0, mark_ms - live.retention_ms))
@@ -118,7 +119,7 @@ class MemoryFeatureStore:
         )
 
     def append(self, cursor: object, output: TaskOutput) -> Appended:
-        tiles = kept_rows(output.tiles, self.definitions, watermark_ms=self._watermark_ms())
+        tiles = kept_rows(output.tiles, self.definitions, watermark_ms=self.tables.kept_upto_ms)
         self._append_tiles(replace(output, tiles=tiles))
         kept = [row for row in self.tables.seen[output.partition] if not _forgotten(row[0], output.seen_to_ms)]
         self.tables.seen[output.partition] = [*kept, *output.seen]
@@ -154,7 +155,7 @@ class MemoryFeatureStore:
         if as_of_ms is None:
             return dict(self.read(asks, now_ms=now_ms, cached=cached).values)
         planned = plan(self.definitions, asks, as_of_ms=as_of_ms, now_ms=now_ms)
-        refuse(beyond_retention(planned, self.definitions, watermark_ms=self._watermark_ms()))
+        refuse(beyond_retention(planned, self.definitions, watermark_ms=self.tables.kept_upto_ms))
         return {ask.key: self._value(ask, cached=False) for ask in planned}
 
     def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> ProfilesRead:
@@ -191,7 +192,7 @@ class MemoryFeatureStore:
             )
 
     def drop_expired(self) -> int:
-        mark = self._watermark_ms()
+        mark = self.tables.kept_upto_ms = self._watermark_ms()
         if mark is None:
             return 0
         bound, dropped = (mark - self.definitions.retention_ms) // HOUR_MS * HOUR_MS, set()

@@ -192,7 +192,7 @@ class PostgresFeatureStore:
 
     def drop_expired(self) -> int:
         with self._pool.transaction() as cursor:
-            mark = self._kept_upto_ms(cursor)
+            mark = self._mark(cursor, "raise_kept_upto")
             cursor.execute(self._sql["list_tile_partitions"])
             names = [name for (name,) in cursor.fetchall()]
         if mark is None:
@@ -224,11 +224,11 @@ class PostgresFeatureStore:
         return copy_frame(cursor, "features.tiles", rows)
 
     def _kept(self, cursor: Cursor, output: TaskOutput) -> TaskOutput:
-        mark = self._kept_upto_ms(cursor)
+        mark = self._mark(cursor, "kept_upto")
         return replace(output, tiles=kept_rows(output.tiles, self.definitions, watermark_ms=mark))
 
-    def _kept_upto_ms(self, cursor: Cursor) -> int | None:
-        cursor.execute(self._sql["kept_upto"])
+    def _mark(self, cursor: Cursor, name: str) -> int | None:
+        cursor.execute(self._sql[name])
         row = cursor.fetchone()
         return row[0] if row else None
 

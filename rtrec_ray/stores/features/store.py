@@ -260,7 +260,10 @@ class FeatureKeeping(Protocol):
         ...
 
     def drop_expired(self) -> int:
-        """Drop the hours of tiles that no window reaches; answers how many went. Raises StoreUnavailable."""
+        """Let retention follow the tiles and the history, and drop the hours of tiles beyond it; answers how many went.
+
+        Only from then on are reads of these times out of the history. Raises StoreUnavailable.
+        """
         ...
 
 
