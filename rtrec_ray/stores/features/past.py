@@ -17,7 +17,6 @@ from rtrec_ray.stores.history.store import History, HistoryFile
 from rtrec_ray.stores.static.postgres import PostgresStaticFeatures
 
 EVENT_SCHEMA: Final = pl.Schema([*BEHAVIOR_SCHEMA.items(), ("partition", pl.Int32()), ("offset", pl.Int64())])
-_IS_RETRACTION: Final = pc.field("event_type") == RETRACT
 
 
 class NotedRetractions(Protocol):
@@ -101,7 +100,7 @@ class HistoryPast:
 
     def _retractions(self, files: Sequence[HistoryFile], *, from_ms: int) -> pl.DataFrame:
         # They are few, and the column that tells them compresses to almost nothing.
-        where = _IS_RETRACTION & (pc.field("ts") >= from_ms)
+        where = (pc.field("event_type") == RETRACT) & (pc.field("ts") >= from_ms)
         return self._history.frame(BEHAVIOR, files, columns=EVENT_SCHEMA.names(), where=where)
 
 

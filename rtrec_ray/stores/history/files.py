@@ -10,17 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from rtrec_ray.clock import wall_ms
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.stores.history.store import HOUR_MS, HistoryFile, arrow_schema
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 _LAST_HOUR: Final = 253_402_300_800_000 // HOUR_MS - 1  # of the year 9999
 
@@ -53,6 +55,8 @@ class ArrowHistoryFiles:
 
     def open(self, topic: str, files: Sequence[HistoryFile], /) -> ds.Dataset:
         """The files' records as one dataset of `arrow_schema(topic)`."""
+        import pyarrow.dataset as ds  # it brings pandas, which takes a second: only who reads waits
+
         schema = arrow_schema(topic)
         if not files:
             return ds.dataset(schema.empty_table())

@@ -9,14 +9,16 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from rtrec_ray.events import SCHEMAS
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 HOUR_MS: Final = 3_600_000
 BEGINNING_MS: Final = -(1 << 63)  # profiles and items may say since when something holds, so before 1970 too
