@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 from rtrec_ray.backoff import Backoff
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import StoreUnavailable
+from rtrec_ray.metadata.recording import NODE_RUN
 from rtrec_ray.stores.workflow.store import Claim, End, WorkflowStore
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ def _work(
     store: WorkflowStore, claim: Claim, owner: str, asked: threading.Event, options: JobOptions
 ) -> tuple[End, str, int]:
     try:
-        child = subprocess.Popen(claim.command)
+        child = subprocess.Popen(claim.command, env={**os.environ, NODE_RUN: claim.run_id})
     except OSError as error:
         return "failed", f"{claim.command[0]} does not start: {error.strerror}", 127
     deadline: float | None = None

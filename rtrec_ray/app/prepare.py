@@ -6,7 +6,8 @@ from contextlib import closing
 from dataclasses import replace
 
 from rtrec_ray.app.find import workflow_files
-from rtrec_ray.app.snapshot import PROJECT, register, workflow_snapshot
+from rtrec_ray.app.in_force import texts_in_force
+from rtrec_ray.app.snapshot import keep_snapshot, register, register_workflow, workflow_snapshot
 from rtrec_ray.app.system import System
 from rtrec_ray.app.views import apply_views
 from rtrec_ray.app.workflow import open_desk
@@ -14,7 +15,6 @@ from rtrec_ray.clock import ScaledClock, wall_ms
 from rtrec_ray.kafka.connect import connect_admin
 from rtrec_ray.kafka.partitioner import partition_of
 from rtrec_ray.kafka.topics import ensure_topics
-from rtrec_ray.metadata.base import Entity
 from rtrec_ray.metadata.catalogue import system_datasets
 from rtrec_ray.metadata.postgres import PostgresMetadataStore
 from rtrec_ray.postgres.connection import Pool, connect, transaction
@@ -74,7 +74,7 @@ def _fix_clock(system: System) -> ScaledClock:
 
 def _register_workflow(system: System) -> None:
     with closing(PostgresMetadataStore(system.postgres)) as store:
-        register(store, workflow_snapshot(system))
+        register(store, workflow_snapshot(system, texts_in_force(system)))
 
 
 def _enter_workflows(system: System) -> None:
@@ -87,13 +87,13 @@ def _enter_workflows(system: System) -> None:
 def _enter_workflow(system: System, definition: Workflow) -> None:
     """Not in place of what people applied by hand under its name."""
     with closing(PostgresMetadataStore(system.postgres)) as store, open_desk(system) as desk:
-        ours = [entity.body.get("digest") for entity in store.entities("workflows", name=definition.name)]
+        entered = store.entities("workflows", name=definition.name)
+        ours = [entity.body.get("digest") for entity in entered if not entity.body.get("by_hand")]
         known = desk.workflows.load().workflows.get(definition.name)
         now = None if known is None else known.state.digest
         if now not in (None, definition.digest, *ours):
             return
-        body = {"project": PROJECT, "snapshot": workflow_snapshot(system).snapshot, "digest": definition.digest}
-        store.put_entity(Entity(kind="workflows", name=definition.name, body=body))
+        register_workflow(store, definition, snapshot=keep_snapshot(system), by_hand=False)
         if now != definition.digest:
             desk.workflows.apply(definition)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from rtrec_ray.app.find import definition_file, workflow_files
+from rtrec_ray.app.in_force import texts_in_force
 from rtrec_ray.app.system import System
 from rtrec_ray.metadata.base import Entity, MetadataStore, Snapshot, take_snapshot
 from rtrec_ray.metadata.postgres import PostgresMetadataStore
+from rtrec_ray.workflow.definition import Workflow
 
 PROJECT: Final = "rtrec"
 WORKFLOW: Final = "main"
@@ -25,14 +30,17 @@ _JOBS: Final = {
 }
 
 
-def workflow_snapshot(system: System) -> Snapshot:
-    """The definitions' text, the settings of training, and the versions of the program and its libraries."""
+def workflow_snapshot(system: System, in_force: Mapping[str, str] = MappingProxyType({})) -> Snapshot:
+    """The definitions' text, the settings of training, and the versions of the program and its libraries.
+
+    `in_force`: what was applied, beside the files that the settings name (`texts_in_force`).
+    """
     chosen = system.settings.definitions
     files = {
         f"{name}.yaml": _text(definition_file(name, path))
         for name, path in (("features", chosen.features), ("samples", chosen.samples), ("model", chosen.model))
     }
-    files |= {f"{name}.yaml": _text(path) for name, path in workflow_files(chosen).items()}
+    files |= {f"{name}.yaml": _text(path) for name, path in workflow_files(chosen).items()} | dict(in_force)
     # Where Ray Train keeps its state is no part of what is learnt, and an address may hold a secret.
     training = replace(system.settings.training, storage=None)
     files |= {"training": repr(training), **{name: _version(name) for name in _LIBRARIES}}
@@ -41,7 +49,7 @@ def workflow_snapshot(system: System) -> Snapshot:
 
 def keep_snapshot(system: System) -> str:
     """Keep what the workflow consists of now; answers its hash. Raises StoreUnavailable."""
-    snapshot = workflow_snapshot(system)
+    snapshot = workflow_snapshot(system, texts_in_force(system))
     with closing(PostgresMetadataStore(system.postgres)) as store:
         store.put_snapshot(snapshot)
     return snapshot.snapshot
@@ -56,6 +64,15 @@ def register(store: MetadataStore, snapshot: Snapshot) -> None:
     for name, (kind, inputs) in _JOBS.items():
         body = {"workflow": WORKFLOW, "kind": kind, "inputs": inputs}
         store.put_entity(Entity(kind="jobs", name=name, body=body))
+
+
+def register_workflow(store: MetadataStore, workflow: Workflow, *, snapshot: str, by_hand: bool) -> None:
+    """Enter a workflow that was applied and its nodes, as jobs WORKFLOW/NODE. Raises StoreUnavailable."""
+    body = {"project": PROJECT, "snapshot": snapshot, "digest": workflow.digest, "by_hand": by_hand}
+    store.put_entity(Entity(kind="workflows", name=workflow.name, body=body))
+    for node in workflow.nodes:
+        job = {"workflow": workflow.name, "kind": node.kind, "description": shlex.join(node.command)}
+        store.put_entity(Entity(kind="jobs", name=f"{workflow.name}/{node.name}", body=job))
 
 
 def _text(path: Path) -> str:

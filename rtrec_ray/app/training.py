@@ -11,7 +11,7 @@ from functools import partial
 import msgspec
 
 from rtrec_ray.app.find import definition_file
-from rtrec_ray.app.snapshot import keep_snapshot, workflow_snapshot
+from rtrec_ray.app.snapshot import keep_snapshot
 from rtrec_ray.app.system import System
 from rtrec_ray.metadata.base import JobRun
 from rtrec_ray.metadata.recording import recorded
@@ -31,7 +31,7 @@ def connections(system: System) -> ServerConnections:
         postgres=system.postgres,
         registry=RegistryOptions(url=system.mlflow_url),
         clock=system.clock,
-        snapshot=workflow_snapshot(system).snapshot,
+        snapshot=keep_snapshot(system),
     )
 
 
@@ -48,7 +48,6 @@ def train_base(system: System, *, family: str | None = None, job: str = "") -> M
     """
     from training.base import train_base as train  # TensorFlow: only the processes that train import it
 
-    keep_snapshot(system)  # the definitions may have been edited since `up`
     settings = system.settings.training
     options = BaseOptions(
         definition=model_definition(system, family=family),
@@ -68,7 +67,6 @@ def run_incremental(system: System, stop: threading.Event) -> None:
     settings, servers = system.settings.training, connections(system)  # first: without servers it ends at once
     from training.incremental import train_incremental  # TensorFlow, as above
 
-    keep_snapshot(system)
     options = IncrementalOptions(
         ray=RayOptions(storage=system.training_storage, workers=settings.workers, max_failures=-1),
         held_out_percent=settings.held_out_percent,

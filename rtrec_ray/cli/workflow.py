@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import click
 from actors.workflow_job import run_job
 from actors.workflow_log import occurred
 from rtrec_ray.app.find import join_environment, open_system
+from rtrec_ray.app.snapshot import keep_snapshot, register_workflow
 from rtrec_ray.app.workflow import Desk, find_node, open_desk, runner
 from rtrec_ray.cli.options import Where, command
 from rtrec_ray.cli.workflow_text import print_list, print_orders, print_why, print_workflow, some
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import UnknownNode
+from rtrec_ray.metadata.postgres import PostgresMetadataStore
 from rtrec_ray.notification.base import Event, EventFilter
 from rtrec_ray.notification.since import events_since
 from rtrec_ray.stores.workflow.store import Loaded
@@ -45,9 +48,12 @@ def workflow() -> None:
 def apply(where: Where, file: Path) -> None:
     """Check a workflow.yaml and let the scheduler go by it."""
     definition = load_workflow(file)
-    with open_desk(open_system(where.config, where.data_dir)) as desk:
+    system = open_system(where.config, where.data_dir)
+    with open_desk(system) as desk:
         version = desk.workflows.apply(definition)
         taken = _taken(desk, lambda now: _digest(now, definition.name) == definition.digest)
+    with closing(PostgresMetadataStore(system.postgres)) as store:
+        register_workflow(store, definition, snapshot=keep_snapshot(system), by_hand=True)
     answer = {"name": definition.name, "version": version, "digest": definition.digest, "in_force": taken}
     later = "" if taken else "; no scheduler has taken it yet"
     where.answer(answer, lambda: click.echo(f"{definition.name} version {version} ({definition.digest}){later}"))

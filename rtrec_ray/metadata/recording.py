@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 from rtrec_ray.clock import Clock
 from rtrec_ray.errors import StoreUnavailable
@@ -13,12 +15,17 @@ from rtrec_ray.metadata.base import JobRun, MetadataStore, RunState
 
 log = logging.getLogger(__name__)
 
+NODE_RUN: Final = "RTREC_NODE_RUN"
+"""Environment variable of a job: the run of a workflow's node that it is the work of."""
+
 
 @contextmanager
 def recorded(
     connect: Callable[[], MetadataStore], run: JobRun, *, clock: Clock, alone: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Write the run down around the block, which may add to its context. `alone`: see MetadataStore.start_run.
+
+    In the job of a workflow's node the context has the node's run, `node_run`.
 
     Raises StoreUnavailable at the beginning; at the end the run's own outcome goes first.
 
@@ -30,6 +37,9 @@ def recorded(
     >>> store.run("r").state, store.run("r").context
     ('succeeded', {'rows': 7})
     """
+    node_run = os.environ.get(NODE_RUN)
+    if node_run is not None:
+        run = replace(run, context={**run.context, "node_run": node_run})
     with closing(connect()) as store:
         store.start_run(run, alone=alone)
     context: dict[str, Any] = {}

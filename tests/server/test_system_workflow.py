@@ -6,24 +6,28 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pytest
 
 from actors.workflow_log import occurred
 from configs.settings import Definitions as DefinitionFiles
 from configs.settings import Settings
 from rtrec_ray.app.prepare import prepare
+from rtrec_ray.app.snapshot import keep_snapshot, register_workflow, workflow_snapshot
 from rtrec_ray.app.system import Addresses, System
 from rtrec_ray.app.views import apply_views
 from rtrec_ray.app.workflow import open_desk
 from rtrec_ray.errors import DefinitionInvalid
 from rtrec_ray.features.definition import Definitions
 from rtrec_ray.features.file import load_definitions
+from rtrec_ray.metadata import list_entries
 from rtrec_ray.metadata.postgres import PostgresMetadataStore
 from rtrec_ray.notification.base import FEATURES, FEATURES_APPLIED, EventFilter
 from rtrec_ray.postgres.connection import Pool
-from rtrec_ray.samples.file import load_definition
+from rtrec_ray.samples.file import load_definition, parse_definition
+from rtrec_ray.stores.samples.live import apply_definition
 from rtrec_ray.workflow.events import WORKFLOW_REQUESTED
-from rtrec_ray.workflow.file import load_workflow
+from rtrec_ray.workflow.file import load_workflow, parse_workflow
 from rtrec_ray.workflow.scheduler import Scheduler
 
 pytestmark = pytest.mark.server
@@ -158,3 +162,44 @@ def test_the_event_of_new_views_is_seen_if_and_only_if_they_are(dsn: str, tmp_pa
         with pytest.raises(DefinitionInvalid):
             apply(wrong)
         assert len(desk.events.list(EventFilter(key=FEATURES))) == 1
+
+
+def test_a_snapshot_has_what_was_applied_while_the_system_ran(dsn: str, tmp_path: Path) -> None:
+    system = start(dsn, tmp_path, workflow=None)
+    schedule(system)
+    before = keep_snapshot(system)
+    hand = replace(load_workflow(CONFIGS / "workflow.yaml"), concurrency=3)
+    (view, *_) = system.features.views
+    other = replace(system.features, views=(replace(view, version=view.version + 1),))
+    labels = replace(system.samples, version=system.samples.version + 1, wait_ms=system.samples.wait_ms + 1_000)
+    with open_desk(system) as desk, closing(Pool(system.postgres, size=1)) as pool:
+        desk.workflows.apply(hand)
+        with pool.transaction() as cursor:
+            apply_definition(cursor, labels)
+            apply_views(system, other, pool=pool, cursor=cursor, clock=system.clock)
+    assert schedule(system) == hand.digest
+
+    kept = keep_snapshot(system)
+    assert kept not in (before, workflow_snapshot(system).snapshot), "the files are as they were"
+    with closing(PostgresMetadataStore(system.postgres)) as store:
+        (files,) = [each.files for each in store.snapshots() if each.snapshot == kept]
+    assert parse_workflow(files["in-force/workflow-training.yaml"]).digest == hand.digest
+    assert parse_definition(files["in-force/samples.yaml"]) == labels
+    views = orjson.loads(files["in-force/features.json"])["views"]
+    applied = {(each.name, each.version) for each in (*system.features.views, *other.views)}
+    assert {(each["name"], each["version"]) for each in views} == applied
+
+
+def test_a_workflow_that_people_applied_is_in_the_metadata_with_its_nodes(dsn: str, tmp_path: Path) -> None:
+    system = start(dsn, tmp_path, workflow=None)
+    hand = replace(load_workflow(CONFIGS / "workflow.yaml"), concurrency=3)
+    with open_desk(system) as desk, closing(PostgresMetadataStore(system.postgres)) as store:
+        desk.workflows.apply(hand)
+        kept = keep_snapshot(system)
+        register_workflow(store, hand, snapshot=kept, by_hand=True)
+        jobs = {entry["name"] for entry in list_entries(store, "jobs")}
+        (entered,) = [entry for entry in list_entries(store, "workflows") if entry["name"] == hand.name]
+    assert {"training/base", "training/gate", "features/daily"} <= jobs
+    assert (entered["body"]["snapshot"], entered["body"]["by_hand"]) == (kept, True)
+    assert schedule(system) == hand.digest
+    assert schedule(start(dsn, tmp_path, workflow=None)) == hand.digest, "a start does not replace it"

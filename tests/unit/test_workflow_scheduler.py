@@ -13,6 +13,9 @@ from actors.job_runner import MemoryJobRunner
 from actors.scheduler import SchedulerLoop, SchedulerOptions
 from actors.workflow_job import JobOptions, run_job
 from rtrec_ray.clock import REAL, ScaledClock
+from rtrec_ray.metadata import MemoryMetadataStore
+from rtrec_ray.metadata.base import JobRun
+from rtrec_ray.metadata.recording import NODE_RUN, recorded
 from rtrec_ray.notification import NewEvent
 from rtrec_ray.workflow.conditions import EventIs, Schedule, WatermarkAt
 from rtrec_ray.workflow.definition import Action, Rule, Workflow
@@ -265,6 +268,19 @@ def test_a_job_says_how_its_command_ended(desk: Desk, ordered: Callable[..., str
     assert run_job(desk.store, ordered(sys.executable, "-c", "raise SystemExit(3)"), options=FAST) == 3
     (run,) = desk.store.runs_of("w", "n")
     assert (run.state, run.reason) == ("failed", "exit code 3")
+
+
+def test_what_a_job_records_names_the_run_of_its_node(
+    desk: Desk, ordered: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = f"import os, sys; sys.exit(os.environ[{NODE_RUN!r}] != 'w.n.1')"
+    assert run_job(desk.store, ordered(sys.executable, "-c", told), options=FAST) == 0
+
+    store, run = MemoryMetadataStore(), JobRun(run_id="r", job="train-base", kind="batch", started_ms=0)
+    monkeypatch.setenv(NODE_RUN, "w.n.1")
+    with recorded(lambda: store, run, clock=REAL) as context:
+        context["rows"] = 7
+    assert store.run("r").context == {"node_run": "w.n.1", "rows": 7}
 
 
 def test_a_command_that_is_not_there_fails_with_its_reason(desk: Desk, ordered: Callable[..., str]) -> None:
