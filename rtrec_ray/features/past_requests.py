@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from rtrec_ray.events import CatalogItem, InferenceRecord, ProfileVersion, RankedItem
+from rtrec_ray.events import InferenceRecord
 from rtrec_ray.features.keys import (
     CATEGORY_TOP_ITEMS_10M,
     SEGMENT_PAGE_TOP_ADS,
@@ -24,6 +24,7 @@ from rtrec_ray.features.request import (
     request_features,
     trends,
 )
+from rtrec_ray.features.served import logged_item, logged_profile
 
 Features = dict[str, Any]
 
@@ -51,8 +52,8 @@ def features_of(view: str) -> tuple[str, ...]:
 def keys_of(view: str, record: InferenceRecord) -> list[str]:
     """The keys of the view that serving reads for the request: the profile and the items are those that were logged."""
     asks = [
-        *request_asks(user_id=record.user_id, profile=_profile(record), page_id=record.page_id),
-        *item_asks(_catalogued(item) for item in record.items or ()),
+        *request_asks(user_id=record.user_id, profile=logged_profile(record), page_id=record.page_id),
+        *item_asks(logged_item(item) for item in record.items or ()),
     ]
     return [ask.key for ask in asks if ask.view == view]
 
@@ -65,13 +66,13 @@ def past_features(
     `values`: of `keys_of`.
     """
     found = {ViewKey(view=view, key=key): value for key, value in values.items()}
-    profile = _profile(record)
+    profile = logged_profile(record)
     whole = request_features(found, profile, user_id=record.user_id, realtime=True)
     trend = trends(found, profile, page_id=record.page_id)
     viewed = (found.get(ViewKey(view=USER_BROWSE_5M, key=str(record.user_id))) or {}).get("last_items", ())
     recent = Recent(items=frozenset(viewed))
     items = {
-        str(item.item_id): _chosen(view, _OF_ITEM, item_features(_catalogued(item), trend, recent=recent))
+        str(item.item_id): _chosen(view, _OF_ITEM, item_features(logged_item(item), trend, recent=recent))
         for item in record.items or ()
     }
     return _chosen(view, _OF_REQUEST, whole), {item: features for item, features in items.items() if features}
@@ -79,19 +80,3 @@ def past_features(
 
 def _chosen(view: str, sources: Mapping[str, str], features: Features) -> Features:
     return {name: value for name, value in features.items() if sources.get(name) == view}
-
-
-def _profile(record: InferenceRecord) -> ProfileVersion:
-    country, gender, city = (record.features.get(name) or None for name in ("country", "gender", "city"))
-    return ProfileVersion(user_id=record.user_id, ts=0, country=country, gender=gender, city=city)
-
-
-def _catalogued(item: RankedItem) -> CatalogItem:
-    features = item.features or {}
-    category = str(features.get("item_category") or "")
-    return CatalogItem(
-        item_id=item.item_id,
-        ts=0,
-        item_type=features.get("item_type") or None,
-        category_id=int(category) if category.removeprefix("-").isdecimal() else None,
-    )

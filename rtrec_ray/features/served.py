@@ -122,8 +122,8 @@ def served_asks(record: InferenceRecord) -> list[ViewKey]:
     told = record.as_of or {}
     known = told.keys() & (record.as_of_ms or {}).keys() & FEATURE_VIEWS
     asks = [
-        *request_asks(user_id=record.user_id, profile=_profile(record), page_id=record.page_id),
-        *item_asks(_catalogued(item) for item in record.items or ()),
+        *request_asks(user_id=record.user_id, profile=logged_profile(record), page_id=record.page_id),
+        *item_asks(logged_item(item) for item in record.items or ()),
     ]
     versions = [
         ViewKey(view=PROFILE, key=str(record.user_id)),
@@ -192,8 +192,8 @@ def _catalogue_pairs(case: Case, item: RankedItem, known: Known) -> Iterator[Pai
 
 def _item_pairs(case: Case, item: RankedItem, values: Values, recent: Recent) -> Iterator[Pair]:
     record = case.record
-    profile, served = _profile(record), item.features or {}
-    again = item_features(_catalogued(item), trends(values, profile, page_id=record.page_id), recent=recent)
+    profile, served = logged_profile(record), item.features or {}
+    again = item_features(logged_item(item), trends(values, profile, page_id=record.page_id), recent=recent)
     segments = (segment_key(profile, page_id=record.page_id), city_segment_key(profile, page_id=record.page_id))
     asks = (
         ViewKey(view=CATEGORY_TOP_ITEMS_10M, key=again["item_category"]),
@@ -221,12 +221,13 @@ def _browse(case: Case) -> ViewKey:
     return ViewKey(view=USER_BROWSE_5M, key=str(case.record.user_id))
 
 
-def _profile(record: InferenceRecord) -> ProfileVersion:
+def logged_profile(record: InferenceRecord) -> ProfileVersion:
+    """The profile as far as the record says what it was."""
     country, gender, city = (record.features.get(name) or None for name in ("country", "gender", "city"))
     return ProfileVersion(user_id=record.user_id, ts=0, country=country, gender=gender, city=city)
 
 
-def _catalogued(item: RankedItem) -> CatalogItem:
+def logged_item(item: RankedItem) -> CatalogItem:
     """The item as the catalogue knew it then."""
     features = item.features or {}
     category = str(features.get("item_category") or "")
