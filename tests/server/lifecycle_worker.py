@@ -47,9 +47,16 @@ class FolderCenter:
 
     def set_champion(self, version: str) -> ModelVersion | None:
         status = json.loads(self._status.read_text()) if self._status.exists() else {}
-        self._status.write_text(json.dumps({**status, version: "validated"}))
-        self._champion.write_text(version)
+        _put(self._status, json.dumps({**status, version: "validated"}))
+        _put(self._champion, version)
         return self.get(version)
+
+
+def _put(file: Path, text: str) -> None:
+    """At once: others read while one writes."""
+    aside = file.with_suffix(".new")
+    aside.write_text(text)
+    aside.replace(file)
 
 
 def _deadly(method: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
