@@ -4,6 +4,7 @@ import signal
 import socket
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import httpx
@@ -189,6 +190,26 @@ def test_08_bad_events_are_named_and_the_good_ones_taken(http):
     text = answer.text
     assert all(name in text for name in ("user_id", "event_type", "ts"))
     assert http.post("/v1/events", content=b"x" * 5_000_000).status_code == 413
+
+
+def test_08b_events_and_metadata_are_there_over_http_too(system, http):
+    end = http.get("/v1/notifications", params={"limit": 1}).json()["events"][-1]["offset"]
+    asked = {"after_offset": end, "key": "shop", "wait_s": 9}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(http.get, "/v1/notifications", params=asked)
+        for key, value in (("another", "1"), ("shop", "open")):
+            assert http.post("/v1/notifications", json={"key": key, "value": value, "type": "T"}).status_code == 201
+        (heard,) = waiting.result().json()["events"]
+    assert (heard["key"], heard["value"]) == ("shop", "open")
+    assert system.json("events", "list", "--key", "shop")["events"] == [heard]
+    base = next(run for run in http.get("/v1/meta/runs").json()["runs"] if run["job"] == "train-base")
+    assert (base["state"], base["context"]["node_run"]) == ("succeeded", "training.base.1")
+    assert http.get(f"/v1/meta/runs/{base['run_id']}").json()["snapshot"] == base["snapshot"]
+    files = http.get(f"/v1/meta/snapshots/{base['snapshot']}").json()["files"]
+    assert "once: true" in files["in-force/workflow-training.yaml"]
+    jobs = {job["name"] for job in http.get("/v1/meta/jobs").json()["jobs"]}
+    assert {"training/base", "training/gate", "features/daily"} <= jobs
+    assert http.get("/v1/meta/jobs/none").status_code == 404
 
 
 def test_09_kafka_and_postgresql_killed_under_load_lose_nothing_and_fail_no_request(system, http, eventually):
