@@ -36,6 +36,15 @@ def compose(text: str, *, source: str) -> yaml.Node | None:
         raise DefinitionInvalid(what, mend="correct the file") from error
 
 
+def duration_text(ms: int) -> str:
+    """A stretch of time as a file has it: in ms, which are whole whatever they are.
+
+    >>> duration_text(60_000)
+    '60000ms'
+    """
+    return f"{ms}ms"
+
+
 class NodeReader:
     """What nodes mean. Each method raises DefinitionInvalid, which names `source` and the node's line."""
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rtrec_ray.app.find import workflow_files
 from rtrec_ray.app.in_force import texts_in_force
-from rtrec_ray.app.snapshot import keep_snapshot, register, register_workflow, workflow_snapshot
+from rtrec_ray.app.snapshot import enter_workflow, entering, register, workflow_snapshot
 from rtrec_ray.app.system import System
 from rtrec_ray.app.views import apply_views
 from rtrec_ray.app.workflow import open_desk
@@ -93,9 +93,10 @@ def _enter_workflow(system: System, definition: Workflow) -> None:
         now = None if known is None else known.state.digest
         if now not in (None, definition.digest, *ours):
             return
-        register_workflow(store, definition, snapshot=keep_snapshot(system), by_hand=False)
-        if now != definition.digest:
-            desk.workflows.apply(definition)
+        if now == definition.digest:
+            enter_workflow(store, definition, workflow_snapshot(system, texts_in_force(system)), by_hand=False)
+        else:
+            desk.workflows.apply(definition, also=entering(system, definition, by_hand=False))
 
 
 def _register_datasets(system: System) -> None:

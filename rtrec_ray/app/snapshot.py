@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +16,7 @@ from rtrec_ray.app.in_force import texts_in_force
 from rtrec_ray.app.system import System
 from rtrec_ray.metadata.base import Entity, MetadataStore, Snapshot, take_snapshot
 from rtrec_ray.metadata.postgres import PostgresMetadataStore
+from rtrec_ray.postgres.connection import Cursor
 from rtrec_ray.workflow.definition import Workflow
 
 PROJECT: Final = "rtrec"
@@ -66,13 +67,34 @@ def register(store: MetadataStore, snapshot: Snapshot) -> None:
         store.put_entity(Entity(kind="jobs", name=name, body=body))
 
 
-def register_workflow(store: MetadataStore, workflow: Workflow, *, snapshot: str, by_hand: bool) -> None:
-    """Enter a workflow that was applied and its nodes, as jobs WORKFLOW/NODE. Raises StoreUnavailable."""
-    body = {"project": PROJECT, "snapshot": snapshot, "digest": workflow.digest, "by_hand": by_hand}
+def entering(system: System, workflow: Workflow, *, by_hand: bool) -> Callable[[Cursor], None]:
+    """What enters a workflow into the metadata in the transaction that applies it. Raises StoreUnavailable."""
+    snapshot = workflow_snapshot(system, texts_in_force(system, workflow))
+    return lambda cursor: enter_workflow(PostgresMetadataStore(cursor), workflow, snapshot, by_hand=by_hand)
+
+
+def enter_workflow(store: MetadataStore, workflow: Workflow, snapshot: Snapshot, *, by_hand: bool) -> None:
+    """Enter a workflow and its nodes, as jobs WORKFLOW/NODE, and take out those it had. Raises StoreUnavailable."""
+    store.put_snapshot(snapshot)
+    body = {"project": PROJECT, "snapshot": snapshot.snapshot, "digest": workflow.digest, "by_hand": by_hand}
     store.put_entity(Entity(kind="workflows", name=workflow.name, body=body))
     for node in workflow.nodes:
         job = {"workflow": workflow.name, "kind": node.kind, "description": shlex.join(node.command)}
         store.put_entity(Entity(kind="jobs", name=f"{workflow.name}/{node.name}", body=job))
+    _drop_jobs(store, workflow.name, left=[node.name for node in workflow.nodes])
+
+
+def leave_workflow(store: MetadataStore, name: str) -> None:
+    """Take out a workflow and its nodes; its runs and snapshots stay. Raises StoreUnavailable."""
+    _drop_jobs(store, name, left=())
+    store.drop_entity("workflows", name)
+
+
+def _drop_jobs(store: MetadataStore, workflow: str, *, left: Collection[str]) -> None:
+    for job in store.entities("jobs"):
+        of, _, node = job.name.partition("/")
+        if node and of == workflow and node not in left:
+            store.drop_entity("jobs", job.name)
 
 
 def _text(path: Path) -> str:

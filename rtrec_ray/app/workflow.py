@@ -87,10 +87,8 @@ def stop_endless(system: System) -> None:
     """Ask the jobs that never end to do so: nobody would look after them. Raises RayUnavailable, StoreUnavailable."""
     jobs = runner(system)
     with open_desk(system) as desk:
-        flows = desk.workflows.load().workflows
-        kinds = {(name, node.name): node.kind for name, flow in flows.items() for node in flow.definition.nodes}
         for run in desk.workflows.runs_going():
-            if kinds.get((run.workflow, run.node)) == "endless":
+            if run.kind == "endless":
                 jobs.stop(run.run_id)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import click
 from actors.workflow_job import run_job
 from actors.workflow_log import occurred
 from rtrec_ray.app.find import join_environment, open_system
-from rtrec_ray.app.snapshot import keep_snapshot, register_workflow
+from rtrec_ray.app.snapshot import entering, leave_workflow
 from rtrec_ray.app.workflow import Desk, find_node, open_desk, runner
 from rtrec_ray.cli.options import Where, command
 from rtrec_ray.cli.workflow_text import print_list, print_orders, print_why, print_workflow, some
@@ -34,6 +33,7 @@ from rtrec_ray.workflow.rules import RuleState
 from rtrec_ray.workflow.state import Saved
 
 _TAKEN_WITHIN_S = 10.0
+_RUNS = 1_000
 _UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -50,13 +50,27 @@ def apply(where: Where, file: Path) -> None:
     definition = load_workflow(file)
     system = open_system(where.config, where.data_dir)
     with open_desk(system) as desk:
-        version = desk.workflows.apply(definition)
+        others = [saved.definition for saved in desk.workflows.load().workflows.values()]
+        definition = load_workflow(file, beside=others)
+        version = desk.workflows.apply(definition, also=entering(system, definition, by_hand=True))
         taken = _taken(desk, lambda now: _digest(now, definition.name) == definition.digest)
-    with closing(PostgresMetadataStore(system.postgres)) as store:
-        register_workflow(store, definition, snapshot=keep_snapshot(system), by_hand=True)
     answer = {"name": definition.name, "version": version, "digest": definition.digest, "in_force": taken}
     later = "" if taken else "; no scheduler has taken it yet"
     where.answer(answer, lambda: click.echo(f"{definition.name} version {version} ({definition.digest}){later}"))
+
+
+@workflow.command()
+@click.argument("name")
+@command
+def remove(where: Where, name: str) -> None:
+    """Take a workflow out: its jobs are stopped, its rules forgotten. What ran stays in the metadata."""
+    with open_desk(open_system(where.config, where.data_dir)) as desk:
+        _workflow(desk.workflows.load(), name)
+        what = Announcement(type=WORKFLOW_REQUESTED, key=WHOLE, value="remove", workflow=name)
+        desk.workflows.request(what, also=lambda cursor: leave_workflow(PostgresMetadataStore(cursor), name))
+        taken = _taken(desk, lambda now: name not in now.workflows)
+    later = "" if taken else "; no scheduler has taken it yet"
+    where.answer({"name": name, "removed": taken}, lambda: click.echo(f"{name} is removed{later}"))
 
 
 @workflow.command(name="list")
@@ -176,17 +190,24 @@ def graph(where: Where, name: str, svg_file: Path | None) -> None:
 
 @workflow.command()
 @click.argument("node")
+@click.option(
+    "--run", "run_id", help="An earlier run, as `rtrec workflow show` lists them; a retry is a run of its own."
+)
 @command
-def logs(where: Where, node: str) -> None:
-    """Print what a node's newest run wrote."""
+def logs(where: Where, node: str, run_id: str | None) -> None:
+    """Print what a node's newest run wrote, as long as the Ray that ran it is there."""
     system = open_system(where.config, where.data_dir)
     join_environment(system)
     with open_desk(system) as desk:
-        runs = desk.workflows.runs_of(*find_node(desk.workflows.load(), node), limit=1)
+        runs = desk.workflows.runs_of(*find_node(desk.workflows.load(), node), limit=_RUNS)
     if not runs:
         raise UnknownNode(f'"{node}" has not run yet', mend="`rtrec workflow why` tells what it waits for")
-    text = runner(system).log(runs[0].run_id)
-    where.answer({"run": runs[0].run_id, "log": text}, lambda: click.echo(text, nl=False))
+    known = [run.run_id for run in runs]
+    if run_id not in (None, *known):
+        raise UnknownNode(f'"{node}" has no run "{run_id}"', mend=f"its newest are {', '.join(known[:5])}")
+    run = run_id or known[0]
+    text = runner(system).log(run)
+    where.answer({"run": run, "log": text}, lambda: click.echo(text, nl=False))
 
 
 @workflow.command(name="run-node", hidden=True)

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Protocol
 import orjson
 
 RunKind = Literal["batch", "endless"]
-RunState = Literal["running", "succeeded", "failed", "stopped"]
+RunState = Literal["ordered", "running", "succeeded", "failed", "stopped"]
 
 KILLED: Final = "its process ended without a word"
 
@@ -34,7 +34,8 @@ class Dataset:
 class JobRun:
     """One execution of a job. Times in ms UTC by the system's clock; `context`: parameters, a failure's reason.
 
-    `snapshot`: id of the workflow snapshot it ran on.
+    `snapshot`: id of the workflow snapshot it ran on. A run of a workflow's node has the job WORKFLOW/NODE; it may be
+    ordered, and `started_ms` is when it was.
     """
 
     run_id: str
@@ -157,6 +158,10 @@ class MetadataStore(Protocol):
         """The entities of a kind by name; or the one of this name."""
         ...
 
+    def drop_entity(self, kind: str, name: str, /, *, expected: int | None = None) -> bool:
+        """Take an entity out; answers whether it was there. Raises MetadataConflict."""
+        ...
+
     def start_run(self, run: JobRun, /, *, alone: bool = False) -> None:
         """Write down a run that begins. A run_id that is there already stays as it is.
 
@@ -171,11 +176,11 @@ class MetadataStore(Protocol):
         ...
 
     def run(self, run_id: str, /) -> JobRun | None:
-        """The run of this id; None when there is none."""
+        """The run of this id, a workflow's node's too; None when there is none."""
         ...
 
     def runs(self, *, limit: int = 100) -> tuple[JobRun, ...]:
-        """The newest runs, newest first."""
+        """The newest runs, newest first; those of the nodes of workflows too, where the store has them."""
         ...
 
     def put_lineage(self, lineage: ModelLineage, /) -> None:

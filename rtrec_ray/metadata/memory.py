@@ -68,6 +68,16 @@ class MemoryMetadataStore:
         found = (one for one in self._entities.values() if one.kind == kind and name in (None, one.name))
         return tuple(sorted(found, key=lambda one: one.name))
 
+    def drop_entity(self, kind: str, name: str, /, *, expected: int | None = None) -> bool:
+        """Take an entity out."""
+        standing = self._entities.get((kind, name))
+        if standing is None:
+            return False
+        if expected not in (None, standing.version):
+            raise conflict(name, expected, standing.version)
+        del self._entities[kind, name]
+        return True
+
     def start_run(self, run: JobRun, /, *, alone: bool = False) -> None:
         """Write down a run that begins."""
         for other in [*self._runs.values()] if alone else []:

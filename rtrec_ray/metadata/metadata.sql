@@ -58,15 +58,20 @@ RETURNING kind, name, body, version;
 SELECT kind, name, body, version FROM meta.entities
 WHERE kind = %(kind)s AND (%(name)s::text IS NULL OR name = %(name)s) ORDER BY name;
 
+-- name: drop_entity
+DELETE FROM meta.entities
+WHERE kind = %(kind)s AND name = %(name)s AND (%(expected)s::int IS NULL OR version = %(expected)s)
+RETURNING version;
+
 -- name: end_run
 UPDATE meta.runs SET state = %(state)s, ended_ms = %(ended_ms)s, context = context || %(context)s::jsonb
 WHERE run_id = %(run_id)s AND ended_ms IS NULL;
 
 -- name: run
-SELECT run_id, job, kind, started_ms, state, ended_ms, context, snapshot FROM meta.runs WHERE run_id = %(run_id)s;
+SELECT run_id, job, kind, started_ms, state, ended_ms, context, snapshot FROM meta.every_run WHERE run_id = %(run_id)s;
 
 -- name: runs
-SELECT run_id, job, kind, started_ms, state, ended_ms, context, snapshot FROM meta.runs
+SELECT run_id, job, kind, started_ms, state, ended_ms, context, snapshot FROM meta.every_run
 ORDER BY started_ms DESC, run_id LIMIT %(limit)s;
 
 -- name: put_lineage

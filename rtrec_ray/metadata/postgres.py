@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 import orjson
@@ -18,10 +19,17 @@ Changed = TypeVar("Changed", Dataset, Entity, EntityKind)
 
 
 class PostgresMetadataStore:
-    """A MetadataStore on the tables meta.datasets, snapshots, entities, runs and model_lineage."""
+    """A MetadataStore on the tables meta.datasets, snapshots, entities, runs and model_lineage.
 
-    def __init__(self, options: PostgresOptions) -> None:
-        self._pool = Pool(options, size=2, application="rtrec-metadata")
+    `where`: the database, or a cursor there: then each read and write is part of the cursor's transaction.
+    """
+
+    def __init__(self, where: PostgresOptions | Cursor) -> None:
+        self._pool: Pool | _Inside
+        if isinstance(where, PostgresOptions):
+            self._pool = Pool(where, size=2, application="rtrec-metadata")
+        else:
+            self._pool = _Inside(where)
         self._sql = load(__package__, "metadata.sql")
 
     def put_dataset(self, dataset: Dataset, /, *, expected: int | None = None) -> Dataset:
@@ -67,6 +75,18 @@ class PostgresMetadataStore:
         """The entities of a kind by name; or the one of this name."""
         return self._read(Entity, "entities", {"kind": kind, "name": name})
 
+    def drop_entity(self, kind: str, name: str, /, *, expected: int | None = None) -> bool:
+        """Take an entity out; answers whether it was there. Raises MetadataConflict, StoreUnavailable."""
+        with self._pool.transaction() as cur:
+            cur.execute(self._sql["drop_entity"], {"kind": kind, "name": name, "expected": expected})
+            if cur.fetchone() is not None:
+                return True
+            cur.execute(self._sql["entities"], {"kind": kind, "name": name})
+            standing = _first(_records(Entity, cur.fetchall()))
+        if standing is not None:
+            raise conflict(name, expected, standing.version)
+        return False
+
     def start_run(self, run: JobRun, /, *, alone: bool = False) -> None:
         """Write down a run that begins. A run_id that is there already stays as it is."""
         with self._pool.transaction() as cur:
@@ -93,10 +113,6 @@ class PostgresMetadataStore:
     def put_lineage(self, lineage: ModelLineage, /) -> None:
         """Write down what made a version. Done once: a version that is there already stays as it is."""
         self._write("put_lineage", asdict(lineage))
-
-    def put_lineage_in(self, cur: Cursor, lineage: ModelLineage, /) -> None:
-        """The same in the caller's transaction."""
-        cur.execute(self._sql["put_lineage"], asdict(lineage))
 
     def lineage(self, version: str, /) -> ModelLineage | None:
         """What made this version; None when nobody wrote it down."""
@@ -138,6 +154,20 @@ class PostgresMetadataStore:
         with self._pool.transaction() as cur:
             cur.execute(self._sql[statement], values)
             return _records(kind, cur.fetchall())
+
+
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """In place of a pool: the one cursor of a transaction that is another's."""
+
+    cursor: Cursor
+
+    @contextmanager
+    def transaction(self) -> Iterator[Cursor]:
+        yield self.cursor
+
+    def close(self) -> None:
+        """It is not ours."""
 
 
 def _records(kind: type[Record], rows: list[tuple[Any, ...]]) -> tuple[Record, ...]:

@@ -29,7 +29,6 @@ class PostgresChangeBook:
         self._sql = load(__package__, "changes.sql")
         self._pool = Pool(options, size=2, application="rtrec-models")
         self._events = PostgresNotificationStore(options, clock=clock)
-        self._metadata = PostgresMetadataStore(options)
 
     def intend(self, *wanted: NewChange) -> None:
         """See ChangeBook."""
@@ -43,7 +42,7 @@ class PostgresChangeBook:
             change = self._write(cur, made)
             if change is None:
                 return False
-            self._metadata.put_lineage_in(cur, lineage)
+            PostgresMetadataStore(cur).put_lineage(lineage)
             self._tell(cur, change, previous=None)
         return True
 
@@ -113,7 +112,6 @@ class PostgresChangeBook:
         """See ChangeBook."""
         self._pool.close()
         self._events.close()
-        self._metadata.close()
 
     def _write(self, cur: Cursor, wanted: NewChange) -> Change | None:
         context = orjson.dumps(dict(wanted.context), option=orjson.OPT_SERIALIZE_NUMPY).decode()

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +31,16 @@ from rtrec_ray.workflow.stimuli import Occurred
 
 _ANY = "\0"  # no event has it
 
-_Effect = str | Sending  # a node that is started, or an event that is sent
+
+@dataclass(frozen=True, slots=True)
+class _Effect:
+    """What a rule brings about in a workflow: the start of a node, or else an event in that workflow's namespace."""
+
+    workflow: str
+    node: str | None = None
+    event: Sending | None = None
+
+
 _Leads = dict[_Effect, set[_Effect]]  # to what else
 
 
@@ -44,9 +53,10 @@ class Fault:
     node: int | None = None
 
 
-def check(workflow: Workflow) -> list[Fault]:
-    """What is wrong with a workflow as a whole: names, contradictions, circles."""
-    return [*_names(workflow), *_sendings(workflow), *_contradictions(workflow), *_circles(workflow)]
+def check(workflow: Workflow, *, beside: Iterable[Workflow] = ()) -> list[Fault]:
+    """What is wrong with a workflow as a whole: names, contradictions, circles, also those through others `beside`."""
+    circles = _circles(workflow, [other for other in beside if other.name != workflow.name])
+    return [*_names(workflow), *_sendings(workflow), *_contradictions(workflow), *circles]
 
 
 def _names(workflow: Workflow) -> list[Fault]:
@@ -103,64 +113,72 @@ def _overlap(one: Rule, other: Rule) -> bool:
     return all(set(one.only_if[node]) & set(other.only_if[node]) for node in shared)
 
 
-def _circles(workflow: Workflow) -> list[Fault]:
-    """Starts and events that lead to themselves by what nodes and rules do alone: they would never end.
-
-    Of several workflows that wake each other nothing is known here.
-    """
-    own = _own_events(workflow)
-    steps: list[tuple[int, _Effect, set[_Effect]]] = []
+def _circles(workflow: Workflow, beside: list[Workflow]) -> list[Fault]:
+    """Starts and events that lead to themselves by what nodes and rules do alone: they would never end."""
+    told = [each for flow in (workflow, *beside) for each in _told_by(flow)]
+    own = list(_steps(workflow, told))
     leads: _Leads = {}
+    for _, effect, causes in (*own, *(step for flow in beside for step in _steps(flow, told))):
+        for cause in causes:
+            leads.setdefault(cause, set()).add(effect)
+    found: dict[int, Fault] = {}
+    for at, effect, causes in own:
+        reached = _reached(effect, leads)
+        if causes & reached:
+            doing, what = ("sending", effect.event.type) if effect.event else ("starting", f'"{effect.node}"')
+            others = sorted({each.workflow for each in reached & _reaching(effect, leads)} - {workflow.name})
+            by = f", by way of workflow {', '.join(others)}" if others else ""
+            again = f"{doing} it again without an event from outside{by}"
+            found.setdefault(at, Fault(what=f"{doing} {what} leads to {again}", rule=at))
+    return list(found.values())
+
+
+def _steps(workflow: Workflow, told: list[tuple[_Effect, Occurred]]) -> Iterator[tuple[int, _Effect, set[_Effect]]]:
+    """Each effect of a rule that may act again, with the place of the rule, and what alone can cause it."""
     for at, rule, action in _acts(workflow):
         effect = _effect(action, workflow)
         if effect is not None and not rule.once:
-            steps.append((at, effect, _own_causes(rule.when, own) or set()))
-            for cause in steps[-1][2]:
-                leads.setdefault(cause, set()).add(effect)
-    found: dict[int, Fault] = {}
-    for at, effect, causes in steps:
-        if causes & _reached(effect, leads):
-            doing, what = ("sending", effect.type) if isinstance(effect, Sending) else ("starting", f'"{effect}"')
-            again = f"{doing} it again without an event from outside"
-            found.setdefault(at, Fault(what=f"{doing} {what} leads to {again}", rule=at))
-    return list(found.values())
+            yield at, effect, _causes(rule.when, workflow, told) or set()
 
 
 def _acts(workflow: Workflow) -> Iterator[tuple[int, Rule, Action]]:
     return ((at, rule, action) for at, rule in enumerate(workflow.rules) for action in rule.then)
 
 
-def _own_events(workflow: Workflow) -> list[tuple[_Effect, Occurred]]:
+def _told_by(workflow: Workflow) -> Iterator[tuple[_Effect, Occurred]]:
     """What the workflow itself may let happen: an effect, and an event that comes of it."""
-    told: list[tuple[_Effect, Occurred]] = [
-        (node.name, _example(workflow, Sending(type=kind, key=node.name)))
-        for node in workflow.nodes
-        for kind in (*JOB_EVENTS, NODE_FAILED)
-    ]
-    effects = (_effect(action, workflow) for _, _, action in _acts(workflow))
-    return [*told, *((effect, _example(workflow, effect)) for effect in effects if isinstance(effect, Sending))]
+    for node in workflow.nodes:
+        for kind in (*JOB_EVENTS, NODE_FAILED):
+            yield _Effect(workflow.name, node=node.name), _example(workflow.name, Sending(type=kind, key=node.name))
+    for _, _, action in _acts(workflow):
+        effect = _effect(action, workflow)
+        if effect is not None and effect.event is not None:
+            yield effect, _example(effect.workflow, effect.event)
 
 
-def _example(workflow: Workflow, event: Sending) -> Occurred:
+def _example(namespace: str, event: Sending) -> Occurred:
     return Occurred(
         offset=0,
         key=event.key,
         value=event.value or _ANY,
         type=event.type,
-        namespace=workflow.name,
+        namespace=namespace,
         sender=SENDER,
         time_ms=0,
     )
 
 
 def _effect(action: Action, workflow: Workflow) -> _Effect | None:
-    """What may be the cause of something else in this workflow."""
+    """What may be the cause of something else."""
     if action.workflow is not None:
-        own = action.workflow == workflow.name
-        return Sending(type=WORKFLOW_REQUESTED, key=WHOLE, value=action.do) if own else None
+        return _Effect(action.workflow, event=Sending(type=WORKFLOW_REQUESTED, key=WHOLE, value=action.do))
     if action.event is not None:
-        return action.event
-    return action.node if action.do != "stop" else None
+        return _Effect(workflow.name, event=action.event)
+    return _Effect(workflow.name, node=action.node) if action.do != "stop" else None
+
+
+def _reaching(effect: _Effect, leads: _Leads) -> set[_Effect]:
+    return {cause for cause in leads if effect in _reached(cause, leads)}
 
 
 def _reached(effect: _Effect, leads: _Leads) -> set[_Effect]:
@@ -173,15 +191,15 @@ def _reached(effect: _Effect, leads: _Leads) -> set[_Effect]:
     return reached
 
 
-def _own_causes(condition: Condition, own: list[tuple[_Effect, Occurred]]) -> set[_Effect] | None:
+def _causes(condition: Condition, of: Workflow, told: list[tuple[_Effect, Occurred]]) -> set[_Effect] | None:
     """The nodes and sent events that alone can meet the condition; None when something else is needed."""
     if isinstance(condition, StatusIs):
-        return {condition.node}
+        return {_Effect(of.name, node=condition.node)}
     if isinstance(condition, EventIs):
-        return {effect for effect, event in own if _may_match(condition, event)} or None
+        return {effect for effect, event in told if _may_match(condition, event)} or None
     if isinstance(condition, Absence):  # a silence passes by itself, but as slowly as it says
         return None
-    inner = [_own_causes(term, own) for term in terms_of(condition)]
+    inner = [_causes(term, of, told) for term in terms_of(condition)]
     known = [causes for causes in inner if causes is not None]
     if not known or (isinstance(condition, AllOf | Sequence) and len(known) < len(inner)):
         return None

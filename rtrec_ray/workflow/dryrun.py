@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rtrec_ray.workflow.definition import Workflow
 from rtrec_ray.workflow.events import CONTROL_EVENTS, JOB_STARTED, JOB_SUCCEEDED, SENDER, WHOLE, WORKFLOW_REQUESTED
@@ -46,13 +47,14 @@ class _Rehearsal:
         self._offsets: dict[int, int] = {}
         self._number = 0
         self.found: list[Would] = []
-        context = {"digest": workflow.digest}
+        context = {"digest": workflow.digest, "first": True}
         self._take(_own(workflow, WORKFLOW_REQUESTED, WHOLE, "apply", since_ms, context))
 
     def feed(self, event: Occurred) -> None:
         """The next event of the log."""
         self._advance(event.time_ms)
-        self._take(event)
+        if (event.type, event.value) != (WORKFLOW_REQUESTED, "remove"):  # it was another that was taken out
+            self._take(event)
 
     def end(self, until_ms: int) -> None:
         """Schedules and silences up to the end."""
@@ -91,7 +93,7 @@ class _Rehearsal:
         return tuple(self._offsets[offset] for offset in by if self._offsets.get(offset))
 
 
-def _own(workflow: Workflow, kind: str, key: str, value: str, time_ms: int, context: dict[str, str]) -> Occurred:
+def _own(workflow: Workflow, kind: str, key: str, value: str, time_ms: int, context: dict[str, Any]) -> Occurred:
     return Occurred(
         offset=0,
         key=key,

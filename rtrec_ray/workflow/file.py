@@ -26,7 +26,7 @@ Conditions: {event: {type, key, value, namespace, sender, context: {NAME: PATTER
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -57,13 +57,15 @@ _NAME: Final = r"[a-z][a-z0-9_-]{0,62}"
 _NODE_KEYS: Final = ("kind", "timeout", "retries", "heartbeat", "if_running")
 
 
-def load_workflow(path: Path) -> Workflow:
-    """Read a file. Raises DefinitionInvalid with file, line and key."""
-    return parse_workflow(read_text(path), source=str(path))
+def load_workflow(path: Path, *, beside: Iterable[Workflow] = ()) -> Workflow:
+    """Read a file. `beside`: see parse_workflow. Raises DefinitionInvalid with file, line and key."""
+    return parse_workflow(read_text(path), source=str(path), beside=beside)
 
 
-def parse_workflow(text: str, *, source: str = "workflow.yaml") -> Workflow:
+def parse_workflow(text: str, *, source: str = "workflow.yaml", beside: Iterable[Workflow] = ()) -> Workflow:
     r"""The workflow in a file's text. Raises DefinitionInvalid with line and key; `source` names the file.
+
+    `beside`: workflows with which it must not go round in a circle for ever.
 
     >>> parse_workflow("name: w\nnodes: []\nrules: []\nnode: []\n")
     Traceback (most recent call last):
@@ -72,7 +74,7 @@ def parse_workflow(text: str, *, source: str = "workflow.yaml") -> Workflow:
     node = compose(text, source=source)
     if node is None:
         raise DefinitionInvalid(f"{source}: the file is empty")
-    return _Reader(source).workflow(node)
+    return _Reader(source).workflow(node, beside=beside)
 
 
 class _Reader(NodeReader):
@@ -93,7 +95,7 @@ class _Reader(NodeReader):
             "status": self._status,
         }
 
-    def workflow(self, node: yaml.Node) -> Workflow:
+    def workflow(self, node: yaml.Node, *, beside: Iterable[Workflow]) -> Workflow:
         top = self.mapping(node, need=("name", "nodes", "rules"), may=("concurrency",))
         nodes, rules = self.sequence(top["nodes"]), self.sequence(top["rules"])
         found = Workflow(
@@ -102,7 +104,7 @@ class _Reader(NodeReader):
             nodes=tuple(map(self._node, nodes)),
             rules=tuple(map(self._rule, rules)),
         )
-        for fault in check(found):
+        for fault in check(found, beside=beside):
             at = rules[fault.rule] if fault.rule is not None else nodes[fault.node or 0]
             self.fail(at, fault.what)
         return found

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from rtrec_ray.workflow.definition import Do, Node
+from rtrec_ray.workflow.definition import Do, Kind, Node
 from rtrec_ray.workflow.events import JOB_FAILED, JOB_STARTED, JOB_STOPPED, JOB_SUCCEEDED
 
 
@@ -50,6 +50,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     cause: Cause
     command: tuple[str, ...] = ()
+    kind: Kind = "batch"
     heartbeat_ms: int | None = None
 
 
@@ -143,6 +144,7 @@ def give(node: Node, state: NodeState, *, workflow: str, wall_ms: int) -> Decide
         reason="",
         cause=cause,
         command=node.command,
+        kind=node.kind,
         heartbeat_ms=node.heartbeat_ms,
     )
     return Decided(state=begun, order=order)

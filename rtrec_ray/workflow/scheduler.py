@@ -119,7 +119,7 @@ class Scheduler:
         }
 
     def _begin_changes(self) -> None:
-        self._workflows: dict[str, WorkflowState] = {}
+        self._workflows: dict[str, WorkflowState | None] = {}
         self._rules: dict[Place, RuleState | None] = {}
         self._nodes: dict[Place, NodeState | None] = {}
         self._orders: list[Order] = []
@@ -127,17 +127,21 @@ class Scheduler:
 
     def _install(self, flow: Running) -> None:
         name = flow.definition.name
-        self._index.drop(name)
-        for rule in self._flows[name].definition.rules if name in self._flows else ():
-            self._alarms.put((name, rule.name), None)
+        self._take_out(name)
         self._flows[name] = flow
-        self._ready = {place for place in self._ready if place[0] != name}
-        self._live = {place for place in self._live if place[0] != name}
         for node, state in flow.nodes.items():
             self._note((name, node), state)
         for rule in flow.definition.rules:
             self._index.put(name, rule)
             self._set_alarm(name, rule, flow.rules[rule.name])
+
+    def _take_out(self, name: str) -> None:
+        old = self._flows.pop(name, None)
+        self._index.drop(name)
+        for rule in () if old is None else old.definition.rules:
+            self._alarms.put((name, rule.name), None)
+        self._ready = {place for place in self._ready if place[0] != name}
+        self._live = {place for place in self._live if place[0] != name}
 
     def _set_alarm(self, workflow: str, rule: Rule, state: RuleState) -> None:
         done = rule.once and state.met > 0
@@ -151,17 +155,21 @@ class Scheduler:
         flow = self._flows.get(event.namespace)
         if flow is None:
             return
-        if event.value == "pause":
+        if event.value == "remove":
+            self._remove(flow)
+        elif event.value == "pause":
             self._put_flow(flow, paused=True)
         elif event.value == "resume":
             held = flow.state.held if flow.state.active else ()
             self._announcements += [each.announcement(event.namespace) for each in held]
             self._put_flow(flow, paused=False, held=())
         elif event.value in ("start", "stop"):
-            self._put_flow(flow, active=event.value == "start")
-            if event.value == "stop":
-                for node in flow.definition.nodes:
-                    self._ask(flow, "stop", node.name, Cause(rule="stop", by=(event.offset,)))
+            self._activate(flow, event)
+
+    def _activate(self, flow: Running, event: Occurred) -> None:
+        self._put_flow(flow, active=event.value == "start")
+        for node in flow.definition.nodes if event.value == "stop" else ():
+            self._ask(flow, "stop", node.name, Cause(rule="stop", by=(event.offset,)))
 
     def _on_node(self, event: Occurred) -> None:
         flow = self._flows.get(event.namespace)
@@ -184,7 +192,7 @@ class Scheduler:
         old = self._flows.get(definition.name)
         kept = {} if old is None else old.nodes
         # A node that was there once may be defined again. Each of its runs was an event, so none has a number as high.
-        fresh = NodeState(number=0 if old is None else event.offset)
+        fresh = NodeState(number=0 if event.context.get("first") else event.offset)
         states = {node.name: kept.get(node.name, fresh) for node in definition.nodes}
         status = [StatusChanged(node=n, state=s.state, time_ms=self.time_ms) for n, s in states.items()]
         rules = {}
@@ -200,6 +208,12 @@ class Scheduler:
         self._workflows[definition.name] = state
         self._rules.update({(definition.name, name): each for name, each in rules.items()})
         self._nodes.update({(definition.name, name): each for name, each in states.items()})
+
+    def _remove(self, flow: Running) -> None:
+        name = flow.definition.name
+        self._retire(flow, Workflow(name=name, nodes=(), rules=()))
+        self._take_out(name)
+        self._workflows[name] = None
 
     def _retire(self, old: Running, new: Workflow) -> None:
         """Nodes and rules that are no longer defined: what runs is stopped."""

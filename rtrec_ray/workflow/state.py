@@ -66,7 +66,7 @@ class Changes:
 
     position: int
     time_ms: int
-    workflows: Mapping[str, WorkflowState] = field(default_factory=dict)
+    workflows: Mapping[str, WorkflowState | None] = field(default_factory=dict)
     rules: Mapping[Place, RuleState | None] = field(default_factory=dict)
     nodes: Mapping[Place, NodeState | None] = field(default_factory=dict)
     orders: tuple[Order, ...] = ()

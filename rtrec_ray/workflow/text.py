@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from rtrec_ray.definition_file import duration_text
 from rtrec_ray.workflow.conditions import (
     EVENT_FIELDS,
     Absence,
@@ -51,12 +52,12 @@ def _node(node: Node) -> dict[str, Any]:
     if node.kind == "batch":
         found["if_running"] = node.if_running
     if node.timeout_ms is not None:
-        found["timeout"] = _duration(node.timeout_ms)
+        found["timeout"] = duration_text(node.timeout_ms)
     if node.heartbeat_ms is not None:
-        found["heartbeat"] = _duration(node.heartbeat_ms)
+        found["heartbeat"] = duration_text(node.heartbeat_ms)
     if node.retries:
         times = {"first": node.backoff_ms, "longest": node.longest_backoff_ms, "steady": node.steady_ms}
-        found["retries"] = {"times": node.retries, **{name: _duration(ms) for name, ms in times.items()}}
+        found["retries"] = {"times": node.retries, **{name: duration_text(ms) for name, ms in times.items()}}
     return found
 
 
@@ -87,9 +88,9 @@ def _condition(condition: Condition) -> dict[str, Any]:
         case Count(n=n, term=term):
             return {"count": n, "of": _condition(term)}
         case Within(ms=ms, term=term):
-            return {"within": _duration(ms), "of": _condition(term)}
+            return {"within": duration_text(ms), "of": _condition(term)}
         case Absence(ms=ms, term=term):
-            return {"absence": _duration(ms), "of": _condition(term)}
+            return {"absence": duration_text(ms), "of": _condition(term)}
         case StatusIs(node=node, states=states):
             return {"status": {"node": node, "is": list(states)}}
     return _timed(condition) if not terms_of(condition) else {"sequence": [*map(_condition, terms_of(condition))]}
@@ -97,19 +98,10 @@ def _condition(condition: Condition) -> dict[str, Any]:
 
 def _timed(condition: Condition) -> dict[str, Any]:
     if isinstance(condition, WatermarkAt):
-        when = {"at": condition.at_ms} if condition.every_ms is None else {"every": _duration(condition.every_ms)}
-        after = {"after": _duration(condition.after_ms)} if condition.after_ms else {}
+        when = {"at": condition.at_ms} if condition.every_ms is None else {"every": duration_text(condition.every_ms)}
+        after = {"after": duration_text(condition.after_ms)} if condition.after_ms else {}
         return {"watermark": {"stage": condition.stage, **when, **after}}
     assert isinstance(condition, Schedule)
-    every = {"every": _duration(condition.every_ms)} if condition.every_ms is not None else {}
+    every = {"every": duration_text(condition.every_ms)} if condition.every_ms is not None else {}
     cron = {"cron": condition.cron.text} if condition.cron is not None else {}
-    return {"schedule": {**cron, **every, "missed": condition.missed, "grace": _duration(condition.grace_ms)}}
-
-
-def _duration(ms: int) -> str:
-    """In ms, which are whole whatever they are.
-
-    >>> _duration(60_000)
-    '60000ms'
-    """
-    return f"{ms}ms"
+    return {"schedule": {**cron, **every, "missed": condition.missed, "grace": duration_text(condition.grace_ms)}}

@@ -74,6 +74,18 @@ def test_the_systems_datasets_come_back_by_name(store: MetadataStore) -> None:
     assert (found.address, found.columns["raw"]) == ("s3://bucket/history/topic=behavior", "Binary")
 
 
+def test_an_entity_is_taken_out_of_the_version_that_was_seen(store: MetadataStore) -> None:
+    project = Entity(kind="projects", name="shop", body={})
+    assert not store.drop_entity("projects", "shop")
+    store.put_entity(project)
+    with pytest.raises(MetadataConflict):
+        store.drop_entity("projects", "shop", expected=2)
+    assert store.drop_entity("projects", "shop", expected=1)
+    assert store.entities("projects") == ()
+    assert store.put_entity(project).version == 1
+    assert store.drop_entity("projects", "shop")
+
+
 def test_a_run_ends_once(store: MetadataStore) -> None:
     store.start_run(RUN)
     store.start_run(replace(RUN, job="another"))

@@ -18,6 +18,7 @@ from rtrec_ray.stores.workflow.postgres import PostgresWorkflowStore
 from rtrec_ray.stores.workflow.store import WorkflowStore
 from rtrec_ray.workflow.conditions import Absence, EventIs, Schedule, Sequence, StatusIs
 from rtrec_ray.workflow.definition import Workflow
+from rtrec_ray.workflow.events import WHOLE, WORKFLOW_REQUESTED, Announcement
 from rtrec_ray.workflow.nodes import Order
 from rtrec_ray.workflow.scheduler import Scheduler
 from tests.workflow_desk import node, on, workflow
@@ -139,6 +140,47 @@ def test_a_node_that_is_defined_again_has_runs_of_its_own(desk: Desk) -> None:
         ("stop", True),
         ("start", False),
     ]
+
+
+def test_a_workflow_that_is_removed_is_gone_and_comes_back_as_a_new_one(desk: Desk) -> None:
+    first = _start(desk)
+    written = []
+    desk.store.request(_removal(), also=written.append)
+    assert len(written) == 1
+    _read_and_commit(desk)
+    assert desk.store.load().workflows == {}
+    assert [(order.do, order.run) for order in desk.store.open_orders()] == [("start", first.run), ("stop", first.run)]
+    desk.store.apply(example())
+    desk.send("a")
+    _read_and_commit(desk)
+    again = desk.store.open_orders()[-1]
+    assert (again.node, again.kind, again.run != first.run) == ("n", "endless", True)
+
+
+def test_what_is_written_with_a_definition_is_there_if_and_only_if_that_is(desk: Desk) -> None:
+    def fail(_cursor: object) -> None:
+        raise RuntimeError("no room")
+
+    with pytest.raises(RuntimeError):
+        desk.store.apply(example(), also=fail)
+    with pytest.raises(RuntimeError):
+        desk.store.request(_removal(), also=fail)
+    assert desk.log.list() == ()
+    written = []
+    assert desk.store.apply(example(), also=written.append) == len(written) == 1
+
+
+def _removal() -> Announcement:
+    return Announcement(type=WORKFLOW_REQUESTED, key=WHOLE, value="remove", workflow="w")
+
+
+def _read_and_commit(desk: Desk) -> None:
+    loaded = desk.store.load()
+    scheduler = Scheduler(position=loaded.position, time_ms=loaded.time_ms, workflows=loaded.workflows)
+    scheduler.know(example())
+    desk.read(scheduler)
+    with closing(desk.store.open_session(owner="test", ttl_ms=TTL_MS)) as session:
+        session.commit(scheduler.changes())
 
 
 def test_an_order_is_open_until_it_is_noted_as_carried_out(desk: Desk) -> None:

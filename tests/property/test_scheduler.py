@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 
 import msgspec
 from hypothesis import HealthCheck, given, settings
@@ -193,6 +194,47 @@ def _expected(rule: Rule, seen: list[Occurred]) -> int:
 
 TestInterleavings = Interleavings.TestCase
 TestInterleavings.settings = settings(stateful_step_count=60, suppress_health_check=list(HealthCheck), deadline=None)
+
+
+ROUND = st.tuples(st.sampled_from(["apply", "remove"]), st.sampled_from("abc"), st.sampled_from(["commit", "crash"]))
+
+
+@given(rounds=st.lists(st.tuples(ROUND, st.sampled_from(["", "end", "crash"])), max_size=12))
+def test_a_workflow_that_comes_and_goes_stops_its_runs_and_takes_no_number_twice(
+    rounds: list[tuple[tuple[str, ...], str]],
+) -> None:
+    steps = [step for begun, ended in rounds for step in (*begun, ended) if step]
+    desk, scheduler, in_force = Desk(ManualClock(now_ms=1_000)), Scheduler(), False
+    with closing(desk.store.open_session(owner="test", ttl_ms=10**9)) as session:
+        for step in [*steps, "commit"]:
+            in_force = step == "apply" or (in_force and step != "remove")
+            if step == "crash":
+                loaded = desk.store.load()
+                scheduler = Scheduler(position=loaded.position, time_ms=loaded.time_ms, workflows=loaded.workflows)
+            elif step == "commit":
+                scheduler.know(example())
+                for event in desk.events(scheduler.position):
+                    scheduler.handle(event, now_ms=1_000, wall_ms=1_000)
+                session.commit(scheduler.changes())  # raises when a run's number comes twice
+            else:
+                _do(desk, step)
+    flows = desk.store.load().workflows
+    assert list(flows) == ["w"] * in_force
+    current = {state.run for flow in flows.values() for state in flow.nodes.values()}
+    for run in desk.store.runs_going():
+        assert run.run_id in current or f"{run.run_id}.stop" in desk.store.orders
+
+
+def _do(desk: Desk, step: str) -> None:
+    if step == "apply":
+        desk.store.apply(example())
+    elif step == "remove":
+        desk.store.request(Announcement(type=WORKFLOW_REQUESTED, key=WHOLE, value=step, workflow="w"))
+    elif step == "end":
+        for run in desk.store.runs_going()[:1]:
+            desk.store.finish(run.run_id, "succeeded")
+    else:
+        desk.log.send(NewEvent(key=step, value=""))
 
 
 @given(

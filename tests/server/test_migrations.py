@@ -2,8 +2,10 @@
 
 import pytest
 
+from rtrec_ray.clock import ScaledClock
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.postgres.migrate import files, migrate
+from rtrec_ray.stores.progress import put_clock
 
 pytestmark = pytest.mark.server
 
@@ -28,3 +30,15 @@ def test_every_table_and_column_says_what_it_is(dsn):
 def test_migrating_again_changes_nothing(dsn):
     assert migrate(PostgresOptions(dsn=dsn)) == []
     assert len(files()) == len({name[:4] for name in files()})
+
+
+def test_times_of_the_machine_are_told_by_the_systems_clock(dsn):
+    asked = "SELECT meta.event_ms(to_timestamp(2.5)), meta.event_ms(NULL)"
+    connection = connect(PostgresOptions(dsn=dsn))
+    with transaction(connection) as cursor:
+        cursor.execute(asked)
+        assert cursor.fetchone() == (2_500, None), "no clock is fixed yet"
+        put_clock(cursor, ScaledClock(origin_event_ms=7, origin_wall_ms=1_500, speed=60.0))
+        cursor.execute(asked)
+        assert cursor.fetchone() == (60_007, None)
+    connection.close()

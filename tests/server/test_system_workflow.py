@@ -6,20 +6,19 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import orjson
 import pytest
 
 from actors.workflow_log import occurred
 from configs.settings import Definitions as DefinitionFiles
 from configs.settings import Settings
 from rtrec_ray.app.prepare import prepare
-from rtrec_ray.app.snapshot import keep_snapshot, register_workflow, workflow_snapshot
+from rtrec_ray.app.snapshot import entering, keep_snapshot, leave_workflow, workflow_snapshot
 from rtrec_ray.app.system import Addresses, System
 from rtrec_ray.app.views import apply_views
 from rtrec_ray.app.workflow import open_desk
 from rtrec_ray.errors import DefinitionInvalid
 from rtrec_ray.features.definition import Definitions
-from rtrec_ray.features.file import load_definitions
+from rtrec_ray.features.file import load_definitions, parse_definitions
 from rtrec_ray.metadata import list_entries
 from rtrec_ray.metadata.postgres import PostgresMetadataStore
 from rtrec_ray.notification.base import FEATURES, FEATURES_APPLIED, EventFilter
@@ -185,21 +184,39 @@ def test_a_snapshot_has_what_was_applied_while_the_system_ran(dsn: str, tmp_path
         (files,) = [each.files for each in store.snapshots() if each.snapshot == kept]
     assert parse_workflow(files["in-force/workflow-training.yaml"]).digest == hand.digest
     assert parse_definition(files["in-force/samples.yaml"]) == labels
-    views = orjson.loads(files["in-force/features.json"])["views"]
-    applied = {(each.name, each.version) for each in (*system.features.views, *other.views)}
-    assert {(each["name"], each["version"]) for each in views} == applied
+    names = sorted(name for name in files if name.startswith("in-force/features"))
+    views = [view for name in names for view in parse_definitions(files[name]).views]
+    assert len(views) == len(system.features.views) + 1
+    assert set(views) == {*system.features.views, *other.views}
+    assert views.index(view) < views.index(other.views[0]), "the older is applied first"
 
 
 def test_a_workflow_that_people_applied_is_in_the_metadata_with_its_nodes(dsn: str, tmp_path: Path) -> None:
     system = start(dsn, tmp_path, workflow=None)
     hand = replace(load_workflow(CONFIGS / "workflow.yaml"), concurrency=3)
     with open_desk(system) as desk, closing(PostgresMetadataStore(system.postgres)) as store:
-        desk.workflows.apply(hand)
-        kept = keep_snapshot(system)
-        register_workflow(store, hand, snapshot=kept, by_hand=True)
+        desk.workflows.apply(hand, also=entering(system, hand, by_hand=True))
+        kept = store.snapshots()[0].snapshot
         jobs = {entry["name"] for entry in list_entries(store, "jobs")}
         (entered,) = [entry for entry in list_entries(store, "workflows") if entry["name"] == hand.name]
     assert {"training/base", "training/gate", "features/daily"} <= jobs
     assert (entered["body"]["snapshot"], entered["body"]["by_hand"]) == (kept, True)
     assert schedule(system) == hand.digest
     assert schedule(start(dsn, tmp_path, workflow=None)) == hand.digest, "a start does not replace it"
+
+
+def test_a_node_or_a_workflow_that_is_gone_is_no_longer_in_the_metadata(dsn: str, tmp_path: Path) -> None:
+    system = start(dsn, tmp_path, workflow=None)
+    whole = load_workflow(CONFIGS / "workflow.yaml")
+    left = replace(whole, nodes=whole.nodes[:1], rules=())
+    with open_desk(system) as desk, closing(PostgresMetadataStore(system.postgres)) as store:
+
+        def jobs() -> set[str]:
+            return {entry["name"] for entry in list_entries(store, "jobs") if entry["name"].startswith("training/")}
+
+        assert jobs() == {f"training/{node.name}" for node in whole.nodes}
+        desk.workflows.apply(left, also=entering(system, left, by_hand=True))
+        assert jobs() == {f"training/{whole.nodes[0].name}"}
+        leave_workflow(store, "training")
+        assert jobs() == set()
+        assert [entry["name"] for entry in list_entries(store, "workflows")] == ["features", "main"]

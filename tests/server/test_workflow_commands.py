@@ -18,7 +18,8 @@ from actors.workflow_log import sending
 from rtrec_ray.cli.main import root
 from rtrec_ray.clock import REAL
 from rtrec_ray.errors import DefinitionInvalid, UnknownNode
-from rtrec_ray.notification import NewEvent, PostgresNotificationStore
+from rtrec_ray.metadata import PostgresMetadataStore
+from rtrec_ray.notification import EventFilter, NewEvent, PostgresNotificationStore
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.stores.workflow.postgres import PostgresWorkflowStore
 from tests.conftest import Eventually
@@ -37,6 +38,14 @@ rules:
   - name: after
     when: {status: {node: train, is: succeeded}}
     then: [{start: serve}]
+"""
+
+
+AFTER = """\
+name: {}
+nodes: [{{name: n, command: "true"}}]
+rules:
+  - {{name: r, when: {{event: {{type: JOB_SUCCEEDED, namespace: {}}}}}, then: [{{start: n}}]}}
 """
 
 
@@ -113,6 +122,57 @@ def test_a_workflow_is_applied_explained_and_steered(
     assert "n_serve" in shell.json("graph", "talk")["mermaid"]
     shell("graph", "talk", "--svg", str(shell.directory / "g.svg"))
     assert "serve (endless)" in (shell.directory / "g.svg").read_text()
+
+
+def test_runs_of_nodes_are_among_all_runs(
+    shell: Shell, dsn: str, log: PostgresNotificationStore, eventually: Eventually
+) -> None:
+    shell("apply", str(shell.file))
+    shell("start", "train")
+    eventually(lambda: shell.states() == {"train": "succeeded", "serve": "running"})
+    with closing(PostgresMetadataStore(PostgresOptions(dsn=dsn))) as metadata:
+        runs = {run.job: run for run in metadata.runs()}
+        train, serve = runs["talk/train"], metadata.run("talk.serve.1")
+        assert (train.run_id, train.kind, train.state) == ("talk.train.1", "batch", "succeeded")
+        assert train.context == {"command": ["true"], "attempt": 0}
+        told = {event.type: event.time_ms for event in log.list(EventFilter(key="train", namespace="talk"))}
+        ended_ms = train.ended_ms
+        assert ended_ms is not None
+        # An event is sent in the transaction of its run's change, after it.
+        assert train.started_ms <= told["JOB_STARTED"] <= ended_ms + 1 <= told["JOB_SUCCEEDED"] + 1
+        assert serve is not None
+        assert (serve.kind, serve.state, serve.ended_ms) == ("endless", "running", None)
+
+
+def test_a_workflow_is_removed_with_its_jobs_and_comes_back_as_a_new_one(
+    shell: Shell, dsn: str, eventually: Eventually
+) -> None:
+    shell("apply", str(shell.file))
+    shell("start", "train")
+    eventually(lambda: shell.states() == {"train": "succeeded", "serve": "running"})
+    with closing(PostgresMetadataStore(PostgresOptions(dsn=dsn))) as metadata:
+        assert {entity.name for entity in metadata.entities("jobs")} >= {"talk/train", "talk/serve"}
+        assert shell.json("remove", "talk") == {"name": "talk", "removed": True}
+        assert shell.json("list") == {"workflows": []}
+        assert metadata.entities("workflows", name="talk") == metadata.entities("jobs", name="talk/train") == ()
+        eventually(lambda: metadata.run("talk.serve.1").state == "stopped")  # type: ignore[union-attr]
+    shell("apply", str(shell.file))
+    shell("start", "train")
+    eventually(lambda: shell.states()["train"] == "succeeded")
+    runs = shell.json("show", "talk")["nodes"][0]["runs"]
+    assert [run["run_id"] == "talk.train.1" for run in runs] == [False, True]
+    with pytest.raises(UnknownNode, match='"train" has no run "none"'):
+        shell("logs", "train", "--run", "none")
+
+
+def test_a_workflow_that_would_go_round_with_another_for_ever_is_refused(shell: Shell) -> None:
+    one, two = shell.directory / "one.yaml", shell.directory / "two.yaml"
+    one.write_text(AFTER.format("one", "two"))
+    two.write_text(AFTER.format("two", "one"))
+    shell("apply", str(one))
+    with pytest.raises(DefinitionInvalid, match=r'two.yaml, line 4: starting "n" leads .* by way of workflow one$'):
+        shell("apply", str(two))
+    assert [flow["name"] for flow in shell.json("list")["workflows"]] == ["one"]
 
 
 def test_what_is_not_there_is_refused_with_what_is(shell: Shell) -> None:

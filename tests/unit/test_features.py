@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from rtrec_ray.features.merge import merge
 from rtrec_ray.features.profiles import ProfileVersions, attribute
 from rtrec_ray.features.seen import MINUTE_MS, Seen
 from rtrec_ray.features.stream import FeatureStream
+from rtrec_ray.features.text import to_texts
 from rtrec_ray.stores.features.values import KeptLists
 
 ROOT = Path(__file__).parents[2]
@@ -276,3 +278,21 @@ def test_of_the_lists_that_are_kept_the_one_not_read_for_longest_goes_first():
     assert len(kept) == 2
     assert kept.values([((1, "a"), text)])[0] is a
     assert kept.values([((1, "b"), text)])[0] is not b
+
+
+def test_views_as_files_are_the_same_views():
+    odd = parse_definitions(
+        SMALL.replace("window: 5m", "window: 5m\n    cached: true")
+        .replace("{event_type: view}", "{page_id: present, query: [present, 'yes', '5'], item_id: [1, 2]}")
+        .replace("[user_id]", "[all, user_id|page_id]")
+        .replace("n: {count: events}", "n: {last_n: item_id, limit: 3, repeats: true, where: {event_type: view}}")
+    )
+    old = replace(odd.views[0], version=2, window_ms=120_000)
+    for definitions in (DEFINITIONS, odd, replace(odd, views=(old, *odd.views, *DEFINITIONS.views))):
+        parsed = [parse_definitions(text) for text in to_texts(definitions)]
+        views = [view for each in parsed for view in each.views]
+        assert sorted(views, key=lambda view: view.id) == sorted(definitions.views, key=lambda view: view.id)
+        times = {(each.tile_ms, each.horizon_ms, each.retention_ms) for each in parsed}
+        assert times == {(definitions.tile_ms, definitions.horizon_ms, definitions.retention_ms)}
+        versions = [view.version for view in views if view.name == odd.views[0].name]
+        assert versions == sorted(versions), "applied one after another, the newest is the last"

@@ -164,6 +164,34 @@ rules:
         parse_workflow(both.replace("{a: running}", "{a: [running, idle]}"))
 
 
+CHAIN = """\
+name: {name}
+nodes: [{{name: n, command: run}}]
+rules: [{{name: r, when: {{event: {{type: JOB_SUCCEEDED, namespace: {after}}}}}, then: [{{start: n}}]}}]
+"""
+
+
+def test_a_circle_through_other_workflows_is_named() -> None:
+    first, second, third = (
+        parse_workflow(CHAIN.format(name=name, after=after)) for name, after in (("b", "a"), ("c", "b"), ("d", "x"))
+    )
+    text = CHAIN.format(name="a", after="c")
+    assert parse_workflow(text, beside=[first, third]).name == "a"
+    with pytest.raises(DefinitionInvalid, match=r'line 3: starting "n" leads to .* by way of workflow b, c$'):
+        parse_workflow(text, beside=[first, second, third])
+    freed = CHAIN.format(name="a", after="d")
+    assert parse_workflow(freed, beside=[parse_workflow(text), first, second]).name == "a", "the old one is replaced"
+
+
+def test_workflows_that_start_each_other_are_a_circle() -> None:
+    rules = "name: {}\nnodes: []\nrules: [{{name: r, when: {{event: {{{}}}}}, then: [{{start: {{workflow: {}}}}}]}}]\n"
+    one = parse_workflow(rules.format("one", "type: WORKFLOW_REQUESTED, namespace: one, value: start", "two"))
+    two = rules.format("two", "type: WORKFLOW_REQUESTED, namespace: two, value: start", "one")
+    with pytest.raises(DefinitionInvalid, match=r"sending WORKFLOW_REQUESTED leads .* by way of workflow one$"):
+        parse_workflow(two, beside=[one])
+    assert parse_workflow(two.replace("value: start", "value: stop"), beside=[one]).name == "two"
+
+
 def test_a_circle_that_needs_an_event_is_none() -> None:
     waits = FILE.replace("[{start: b}]", "[{start: a}]").replace(
         "{status: {node: a, is: succeeded}}", "{all: [{event: {type: T}}, {status: {node: a, is: succeeded}}]}"

@@ -69,7 +69,7 @@ def test_a_start_that_waits_says_for_what() -> None:
         return waits_for(desk.saved()["w"], name)
 
     orders: dict[str, str] = {}
-    tell(WHOLE, WORKFLOW_REQUESTED, "apply", context={"digest": flow.digest})
+    tell(WHOLE, WORKFLOW_REQUESTED, "apply", context={"digest": flow.digest, "first": True})
     assert waits("n") is None
     for name in ("n", "m", "e", "n"):
         tell(name)
@@ -193,7 +193,7 @@ def features() -> Scheduler:
     scheduler = Scheduler()
     scheduler.know(flow)
     asked = event(1, "*", kind="WORKFLOW_REQUESTED", namespace=flow.name)
-    asked = replace(asked, value="apply", context={"digest": flow.digest})
+    asked = replace(asked, value="apply", context={"digest": flow.digest, "first": True})
     scheduler.handle(asked, now_ms=asked.time_ms, wall_ms=0)
     assert _play(scheduler) == []
     return scheduler

@@ -8,7 +8,7 @@ from typing import Any
 
 from rtrec_ray.clock import wall_ms
 from rtrec_ray.errors import DefinitionInvalid, LeaseHeld, LeaseLost
-from rtrec_ray.stores.workflow.store import EVENT_OF, Claim, End, Loaded, Run, Send
+from rtrec_ray.stores.workflow.store import EVENT_OF, Also, Claim, End, Loaded, Run, Send
 from rtrec_ray.workflow.check import check
 from rtrec_ray.workflow.definition import Workflow
 from rtrec_ray.workflow.events import WHOLE, WORKFLOW_REQUESTED, Announcement
@@ -43,23 +43,26 @@ class MemoryWorkflowStore:
         self._runs: dict[str, _Row] = {}
         self._epoch, self._expires_ms = 0, 0
 
-    def apply(self, workflow: Workflow, /) -> int:
+    def apply(self, workflow: Workflow, /, *, also: Also | None = None) -> int:
         """See WorkflowStore."""
         raise_faults(workflow)
         with self._lock:
             versions = self._versions.setdefault(workflow.name, [])
+            asked = applying(workflow, first=not versions)
             if workflow.digest not in versions:
                 versions.append(workflow.digest)
             self._definitions[workflow.digest] = workflow
-            self.request(applying(workflow))
+            self.request(asked, also=also)
             return versions.index(workflow.digest) + 1
 
     def definition(self, digest: str, /) -> Workflow | None:
         """See WorkflowStore."""
         return self._definitions.get(digest)
 
-    def request(self, what: Announcement, /) -> None:
+    def request(self, what: Announcement, /, *, also: Also | None = None) -> None:
         """See WorkflowStore."""
+        if also is not None:
+            also(None)
         self._send(None, what)
 
     def load(self) -> Loaded:
@@ -153,7 +156,7 @@ class MemoryWorkflowStore:
             if repeated := [order.id for order in changes.orders if order.id in self.orders]:
                 raise AssertionError(f"orders given twice: {repeated}")
             self._position, self._time_ms = changes.position, changes.time_ms
-            self._workflows.update(changes.workflows)
+            _update(self._workflows, changes.workflows)
             _update(self._rules, changes.rules)
             _update(self._nodes, changes.nodes)
             for order in changes.orders:
@@ -179,6 +182,7 @@ class MemoryWorkflowStore:
                 run_id=order.run,
                 workflow=order.workflow,
                 node=order.node,
+                kind=order.kind,
                 state="ordered",
                 stop_requested=False,
                 owner=None,
@@ -227,9 +231,9 @@ def raise_faults(workflow: Workflow) -> None:
         raise DefinitionInvalid(f"workflow {workflow.name} says what its file cannot say:\n{text}")
 
 
-def applying(workflow: Workflow) -> Announcement:
-    """The request to go by a definition."""
-    context = {"digest": workflow.digest}
+def applying(workflow: Workflow, *, first: bool) -> Announcement:
+    """The request to go by a definition. `first`: nothing was ever applied under its name, so no run has a number."""
+    context = {"digest": workflow.digest, "first": first}
     return Announcement(type=WORKFLOW_REQUESTED, key=WHOLE, value="apply", workflow=workflow.name, context=context)
 
 

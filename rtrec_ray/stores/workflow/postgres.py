@@ -14,7 +14,7 @@ from rtrec_ray.postgres.connection import Connection, Cursor, Pool, PostgresOpti
 from rtrec_ray.postgres.lease import Lease
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.workflow.memory import applying, raise_faults, told
-from rtrec_ray.stores.workflow.store import Claim, End, Loaded, Run, Send
+from rtrec_ray.stores.workflow.store import Also, Claim, End, Loaded, Run, Send
 from rtrec_ray.workflow.definition import Workflow
 from rtrec_ray.workflow.events import Announcement
 from rtrec_ray.workflow.file import parse_workflow
@@ -38,16 +38,20 @@ class PostgresWorkflowStore:
         self._sql = load(_QUERIES, "workflow.sql")
         self._pool = Pool(options, size=2, application="rtrec-workflow")
 
-    def apply(self, workflow: Workflow, /) -> int:
+    def apply(self, workflow: Workflow, /, *, also: Also | None = None) -> int:
         """See WorkflowStore."""
         raise_faults(workflow)
         row = {"digest": workflow.digest, "workflow": workflow.name, "source": to_text(workflow)}
         with self._pool.transaction() as cur:
             cur.execute(self._sql["lock_definitions"])
+            cur.execute(self._sql["is_known"], row)
+            (known,) = cur.fetchone() or (False,)
             cur.execute(self._sql["put_definition"], row)
             cur.execute(self._sql["version"], row)
             (version,) = cur.fetchone() or (0,)
-            self._send(cur, applying(workflow))
+            if also is not None:
+                also(cur)
+            self._send(cur, applying(workflow, first=not known))
         return int(version)
 
     def definition(self, digest: str, /) -> Workflow | None:
@@ -57,9 +61,11 @@ class PostgresWorkflowStore:
             row = cur.fetchone()
         return None if row is None else parse_workflow(row[0], source=f"definition {digest}")
 
-    def request(self, what: Announcement, /) -> None:
+    def request(self, what: Announcement, /, *, also: Also | None = None) -> None:
         """See WorkflowStore."""
         with self._pool.transaction() as cur:
+            if also is not None:
+                also(cur)
             self._send(cur, what)
 
     def load(self) -> Loaded:
@@ -198,7 +204,10 @@ class PostgresSchedulerSession:
     def _write(self, cur: Cursor, changes: Changes) -> None:
         cur.execute(self._sql["put_position"], {"position": changes.position, "time_ms": changes.time_ms})
         for name, state in changes.workflows.items():
-            cur.execute(self._sql["put_workflow"], {"name": name, "digest": state.digest, "state": _json(state)})
+            if state is None:
+                cur.execute(self._sql["drop_workflow"], {"name": name})
+            else:
+                cur.execute(self._sql["put_workflow"], {"name": name, "digest": state.digest, "state": _json(state)})
         self._put_states(cur, "rule", changes.rules)
         self._put_states(cur, "node", changes.nodes)
         starts = [order for order in changes.orders if order.do == "start"]
@@ -206,7 +215,7 @@ class PostgresSchedulerSession:
             cur,
             "put_runs",
             starts,
-            lambda o: (o.run, o.workflow, o.node, _json(o.command), o.attempt, o.heartbeat_ms),
+            lambda o: (o.run, o.workflow, o.node, _json(o.command), o.kind, o.attempt, o.heartbeat_ms),
         )
         self._put(cur, "put_orders", changes.orders, lambda o: (o.id, o.do, o.run, o.reason, _json(o.cause)))
 
@@ -227,7 +236,7 @@ def _json(value: Any) -> str:
 
 
 def _order(row: tuple[Any, ...]) -> Order:
-    order_id, do, workflow, node, run, attempt, reason, cause, command, heartbeat_ms = row
+    order_id, do, workflow, node, run, attempt, reason, cause, command, kind, heartbeat_ms = row
     return Order(
         id=order_id,
         do=do,
@@ -238,16 +247,18 @@ def _order(row: tuple[Any, ...]) -> Order:
         reason=reason,
         cause=msgspec.convert(cause, Cause),
         command=tuple(command),
+        kind=kind,
         heartbeat_ms=heartbeat_ms,
     )
 
 
 def _run(row: tuple[Any, ...]) -> Run:
-    run_id, workflow, node, state, stop_requested, owner, reason, attempt, heartbeat_ms, silent_ms = row
+    run_id, workflow, node, kind, state, stop_requested, owner, reason, attempt, heartbeat_ms, silent_ms = row
     return Run(
         run_id=run_id,
         workflow=workflow,
         node=node,
+        kind=kind,
         state=state,
         stop_requested=stop_requested,
         owner=owner,

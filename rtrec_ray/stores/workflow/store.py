@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
-from rtrec_ray.workflow.definition import Workflow
+from rtrec_ray.workflow.definition import Kind, Workflow
 from rtrec_ray.workflow.events import JOB_FAILED, JOB_STARTED, JOB_STOPPED, JOB_SUCCEEDED, Announcement
 from rtrec_ray.workflow.nodes import Order
 from rtrec_ray.workflow.state import Changes, Saved
@@ -19,6 +19,9 @@ End = Literal["succeeded", "failed", "stopped"]
 
 # Sends an event in the transaction of the given cursor, so that it is there if, and only if, that commits.
 Send = Callable[[Any, Announcement], object]
+
+# Writes more in that transaction.
+Also = Callable[[Any], object]
 
 EVENT_OF: Final = {
     "running": JOB_STARTED,
@@ -44,6 +47,7 @@ class Run:
     run_id: str
     workflow: str
     node: str
+    kind: Kind
     state: str
     stop_requested: bool
     owner: str | None
@@ -82,16 +86,19 @@ class SchedulerSession(Protocol):
 class WorkflowStore(Protocol):
     """Every method raises StoreUnavailable while the store is away."""
 
-    def apply(self, workflow: Workflow, /) -> int:
-        """Keep a definition and ask the scheduler to go by it; answers its version. Raises DefinitionInvalid."""
+    def apply(self, workflow: Workflow, /, *, also: Also | None = None) -> int:
+        """Keep a definition and ask the scheduler to go by it; answers its version. Raises DefinitionInvalid.
+
+        `also` writes in the same transaction.
+        """
         ...
 
     def definition(self, digest: str, /) -> Workflow | None:
         """A definition that was applied."""
         ...
 
-    def request(self, what: Announcement, /) -> None:
-        """Send a request to the scheduler."""
+    def request(self, what: Announcement, /, *, also: Also | None = None) -> None:
+        """Send a request to the scheduler; `also` as in apply."""
         ...
 
     def load(self) -> Loaded:

@@ -7,6 +7,9 @@ ON CONFLICT (digest) DO NOTHING;
 -- name: lock_definitions (so that two versions at once get two numbers)
 LOCK TABLE meta.workflow_definitions IN SHARE ROW EXCLUSIVE MODE;
 
+-- name: is_known (whether something was ever applied under this name)
+SELECT EXISTS (SELECT 1 FROM meta.workflow_definitions WHERE workflow = %(workflow)s);
+
 -- name: version
 SELECT version FROM meta.workflow_definitions WHERE digest = %(digest)s;
 
@@ -33,6 +36,9 @@ ON CONFLICT (one) DO UPDATE SET event_offset = EXCLUDED.event_offset, time_ms = 
 INSERT INTO meta.workflows (name, digest, state) VALUES (%(name)s, %(digest)s, %(state)s)
 ON CONFLICT (name) DO UPDATE SET digest = EXCLUDED.digest, state = EXCLUDED.state;
 
+-- name: drop_workflow
+DELETE FROM meta.workflows WHERE name = %(name)s;
+
 -- name: put_rules
 INSERT INTO meta.workflow_rules (workflow, rule, state) VALUES %s
 ON CONFLICT (workflow, rule) DO UPDATE SET state = EXCLUDED.state;
@@ -48,13 +54,14 @@ DELETE FROM meta.workflow_rules WHERE workflow = %(workflow)s AND rule = %(name)
 DELETE FROM meta.workflow_nodes WHERE workflow = %(workflow)s AND node = %(name)s;
 
 -- name: put_runs
-INSERT INTO meta.workflow_runs (run_id, workflow, node, command, attempt, heartbeat_ms) VALUES %s;
+INSERT INTO meta.workflow_runs (run_id, workflow, node, command, kind, attempt, heartbeat_ms) VALUES %s;
 
 -- name: put_orders (no ON CONFLICT: an id that comes twice is a fault of the scheduler, and must not commit)
 INSERT INTO meta.workflow_orders (order_id, do_what, run_id, reason, cause) VALUES %s;
 
 -- name: open_orders
-SELECT o.order_id, o.do_what, r.workflow, r.node, o.run_id, r.attempt, o.reason, o.cause, r.command, r.heartbeat_ms
+SELECT o.order_id, o.do_what, r.workflow, r.node, o.run_id, r.attempt, o.reason, o.cause, r.command, r.kind,
+       r.heartbeat_ms
 FROM meta.workflow_orders o JOIN meta.workflow_runs r USING (run_id)
 WHERE o.carried_at IS NULL ORDER BY o.given_at, o.order_id LIMIT %(limit)s;
 
@@ -85,12 +92,12 @@ WHERE run_id = %(run_id)s AND state = ANY(%(from_states)s) AND (%(owner)s::text 
 RETURNING workflow, node;
 
 -- name: runs_going
-SELECT run_id, workflow, node, state, stop_requested, owner, reason, attempt, heartbeat_ms,
+SELECT run_id, workflow, node, kind, state, stop_requested, owner, reason, attempt, heartbeat_ms,
        extract(epoch FROM clock_timestamp() - coalesce(beat_at, ordered_at)) * 1000
 FROM meta.workflow_runs WHERE state IN ('ordered', 'running') ORDER BY ordered_at, run_id;
 
 -- name: runs_of_node
-SELECT run_id, workflow, node, state, stop_requested, owner, reason, attempt, heartbeat_ms,
+SELECT run_id, workflow, node, kind, state, stop_requested, owner, reason, attempt, heartbeat_ms,
        extract(epoch FROM clock_timestamp() - coalesce(beat_at, ordered_at)) * 1000
 FROM meta.workflow_runs WHERE workflow = %(workflow)s AND node = %(node)s
 ORDER BY ordered_at DESC, run_id DESC LIMIT %(limit)s;
