@@ -66,8 +66,8 @@ def _train(options: BaseOptions, connections: Connections, *, job: str) -> Model
 
 
 def _prepare(options: BaseOptions, connections: Connections, *, job: str, epoch: int) -> tuple[BasePlan, Dataset]:
-    to_seq = connections.samples().high_water()
-    if to_seq == 0:
+    end = connections.samples().end()
+    if end.commit_seq == 0:
         raise TrainingImpossible(
             "there are no samples yet", mend="send events, or `rtrec replay` a log, and wait a minute"
         )
@@ -75,15 +75,15 @@ def _prepare(options: BaseOptions, connections: Connections, *, job: str, epoch:
     with ThreadPoolExecutor(max_workers=1) as aside:
         # Other processes read meanwhile; without it TensorFlow's import would add its seconds to theirs.
         aside.submit(import_module, "training.launch")
-        samples = read_samples(options, connections, to_seq=to_seq)
+        samples = read_samples(options, connections, to_seq=end.commit_seq)
         found = totals(samples)
     if not 0 < found.positives < found.rows:
         raise TrainingImpossible(
             f"{found.rows} samples with {found.positives} clicks teach nothing: a model needs both kinds",
             mend="`rtrec samples stats` shows how many there are",
         )
-    log.info("base_samples_read", extra={"rows": found.rows, "positives": found.positives, "to_seq": to_seq})
-    plan = BasePlan(options=options, connections=connections, job=job, epoch=epoch, to_seq=to_seq, totals=found)
+    log.info("base_samples_read", extra={"rows": found.rows, "positives": found.positives, "to_seq": end.commit_seq})
+    plan = BasePlan(options=options, connections=connections, job=job, epoch=epoch, end=end, totals=found)
     return plan, samples
 
 

@@ -10,6 +10,7 @@ from ray import train
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.registry.base import Draft
+from rtrec_ray.stores.samples.place import lsn_text
 from rtrec_ray.stores.training import Beat
 from training import launch
 from training.dataset import SampleBatch, encode
@@ -109,7 +110,10 @@ def _parameters(plan: BasePlan) -> dict[str, str]:
     shared = {"family": definition.family, "seed": definition.seed, "epochs": definition.epochs}
     sizes = {"batch_rows": definition.batch_rows, "workers": plan.options.ray.workers, "inputs": len(definition.inputs)}
     hyper = {name: getattr(own, name) for name in own.__struct_fields__}
-    return {name: str(value) for name, value in {**shared, **sizes, "base_rate": plan.base_rate, **hyper}.items()}
+    # Told, not gone on from: who follows the ledger from here has acknowledged nothing to the server yet.
+    place = {} if plan.end.lsn is None else {"lsn": lsn_text(plan.end.lsn)}
+    found = {**shared, **sizes, "base_rate": plan.base_rate, **hyper, **place}
+    return {name: str(value) for name, value in found.items()}
 
 
 def _put_beat(plan: BasePlan, beat: Beat) -> None:

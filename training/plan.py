@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rtrec_ray.registry.base import ModelCenter, ModelVersion
+from rtrec_ray.stores.samples.place import LogPlace
 from rtrec_ray.stores.training import Beat, RunState
 from training.options import BaseOptions, Connections, IncrementalOptions
 from training.reading import Totals
@@ -14,14 +15,19 @@ __all__ = ["BasePlan", "IncrementalPlan", "version_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BasePlan:
-    """What the workers are told. `epoch`: of this start, from the book; `totals`: of the samples up to `to_seq`."""
+    """What the workers are told. `epoch`: of this start, from the book; `totals`: of the samples up to `end`."""
 
     options: BaseOptions
     connections: Connections
     job: str
     epoch: int
-    to_seq: int
+    end: LogPlace
     totals: Totals
+
+    @property
+    def to_seq(self) -> int:
+        """The last revision that is trained on."""
+        return self.end.commit_seq
 
     @property
     def base_rate(self) -> float:

@@ -52,8 +52,8 @@ class JobRun:
 class ModelLineage:
     """What made a model version: its own samples have commit_seq in [from_seq, to_seq). `created_ms` UTC.
 
-    `run_id`: the run of `job` that made it; `snapshot`: what the workflow consisted of then; `lsn`: place in the change
-    log up to which samples were taken, None where they were read by commit_seq.
+    `run_id`: the run of `job` that made it; `snapshot`: what the workflow consisted of then; `lsn`: from there
+    on the write-ahead log has what came after its samples, None where that was not known.
     """
 
     version: str

@@ -137,6 +137,21 @@ def test_every_revision_comes_once_in_order_and_as_the_ledger_has_it(backend: Ba
         )
 
 
+def test_from_the_end_of_the_ledger_the_log_has_just_what_comes_after(backend: Backend) -> None:
+    log = started(backend)
+    backend.put(sample_rows(20))
+    end = backend.store.end()
+    assert (end.commit_seq, backend.store.end().commit_seq) == (20, 20)
+    backend.put(sample_rows(10, seed=1, first=20))
+    later = backend.store.end()
+    assert end.lsn is not None
+    assert later.lsn is not None
+    assert (later.commit_seq, later.lsn > end.lsn) == (30, True)
+    log.begin(end)
+    assert numbers(take(log, upto=30)) == list(range(21, 31))
+    assert (log.health.followed_by, log.health.fallbacks) == ("stream", 0)
+
+
 def _shape(texts: pl.Series) -> pl.DataType:
     return texts.str.json_decode(infer_schema_length=None).dtype
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import uuid
@@ -106,6 +107,8 @@ def test_a_base_has_its_run_and_its_lineage_in_the_metadata(base: ModelVersion, 
         lineage, runs = metadata.lineage(base.version), metadata.runs()
     assert lineage is not None
     assert (lineage.from_seq, lineage.to_seq, lineage.run_id) == (1, ROWS + 1, base.draft.job)
+    assert lineage.lsn is not None
+    assert re.fullmatch(r"[0-9A-F]+/[0-9A-F]+", lineage.lsn)
     made = [run for run in runs if run.run_id == lineage.run_id]
     assert [(run.job, run.state, run.context["version"]) for run in made] == [("train-base", "succeeded", base.version)]
 

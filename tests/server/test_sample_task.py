@@ -15,6 +15,7 @@ from actors.sample import SampleOperator
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.notification.base import EventFilter
 from rtrec_ray.notification.postgres import PostgresNotificationStore
+from rtrec_ray.postgres import counter
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.samples.definition import Label, SampleDefinition
 from rtrec_ray.stores.progress import Committed, write_committed
@@ -233,6 +234,24 @@ def test_a_reader_below_the_high_water_never_misses_a_row_of_two_writers_that_ma
         seen += [n for frame in store.scan(from_seq_exclusive=at, to_seq=mark) for n in frame["commit_seq"].to_list()]
         at = mark
     assert seen == list(range(1, 4 * len(days) + 1))
+
+
+def test_the_end_of_the_ledger_waits_for_the_commit_that_is_under_way(dsn, eventually):
+    store, found = PostgresSampleStore(PostgresOptions(dsn=dsn)), []
+    writer, watch = connect(PostgresOptions(dsn=dsn)), connect(PostgresOptions(dsn=dsn))
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    with transaction(writer) as cursor:
+        counter.take(cursor, "samples", 5)
+    with transaction(writer) as cursor:
+        counter.take(cursor, "samples", 3)
+        asking = threading.Thread(target=lambda: found.append(store.end()))
+        asking.start()
+        eventually(lambda: select(watch, waiting) == [(1,)], what="it waits")
+        assert found == []
+    asking.join()
+    assert [place.commit_seq for place in found] == [8]
+    writer.close()
+    watch.close()
 
 
 def minutes_log(partition: int) -> dict[str, list[bytes]]:

@@ -15,22 +15,12 @@ from typing import Literal, Protocol
 import polars as pl
 
 from rtrec_ray.samples.columns import SAMPLE_SCHEMA
+from rtrec_ray.stores.samples.place import LogPlace, lsn_text
 from rtrec_ray.stores.samples.store import MemorySampleStore
 
 __all__ = ["ChangeLog", "Changes", "LogHealth", "LogPlace", "MemoryChangeLog", "MemorySlots", "lsn_text"]
 
 Followed = Literal["stream", "scan"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogPlace:
-    """How far somebody is: all revisions numbered up to `commit_seq`, and no other.
-
-    `lsn`: from here on the write-ahead log has all later ones; None when that was never known.
-    """
-
-    commit_seq: int = 0
-    lsn: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,15 +80,6 @@ class ChangeLog(Protocol):
     def remove(self) -> None:
         """Give up the durable name, so that the server keeps nothing for it."""
         ...
-
-
-def lsn_text(lsn: int) -> str:
-    """An LSN as PostgreSQL writes it.
-
-    >>> lsn_text(4_294_967_297)
-    '1/1'
-    """
-    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
 
 
 class MemorySlots:

@@ -10,6 +10,7 @@ import polars as pl
 
 from rtrec_ray.postgres.connection import Cursor, PostgresOptions, connect, transaction
 from rtrec_ray.samples.columns import LEDGER_SCHEMA, SAMPLE_SCHEMA, empty
+from rtrec_ray.stores.samples.place import LogPlace
 from rtrec_ray.stores.samples.statements import one, rows, sql
 from rtrec_ray.stores.samples.store import BATCH_ROWS, SampleStats
 
@@ -24,6 +25,12 @@ class PostgresSampleStore:
         """See SampleStore."""
         with self._transaction() as cursor:
             return _high_water(cursor)
+
+    def end(self) -> LogPlace:
+        """See SampleStore."""
+        with self._transaction() as cursor:
+            ((commit_seq, lsn),) = rows(cursor, "end") or [(0, None)]
+        return LogPlace(commit_seq=int(commit_seq), lsn=lsn)
 
     def scan(
         self,

@@ -163,6 +163,10 @@ NOTIFY rtrec_samples;
 -- name: high_water
 SELECT value FROM meta.counters WHERE name = 'samples';
 
+-- name: end (the counter's row is locked until a commit is done, so later numbers have later places in the log)
+WITH counter AS MATERIALIZED (SELECT value FROM meta.counters WHERE name = 'samples' FOR SHARE)
+SELECT value, (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint FROM counter;
+
 -- name: scan (columns are filled in)
 COPY (
     SELECT {columns} FROM samples.ledger l

@@ -14,6 +14,7 @@ from typing import Protocol
 import polars as pl
 
 from rtrec_ray.samples.columns import KEY, LEDGER_SCHEMA, SAMPLE_SCHEMA
+from rtrec_ray.stores.samples.place import LogPlace
 
 BATCH_ROWS = 50_000
 
@@ -46,6 +47,10 @@ class SampleStore(Protocol):
 
     def high_water(self) -> int:
         """The last number of the ledger: every revision numbered up to it is readable. 0 when it is empty."""
+        ...
+
+    def end(self) -> LogPlace:
+        """The same number with its place in the write-ahead log; waits for the commit that is under way."""
         ...
 
     def scan(
@@ -109,6 +114,10 @@ class MemorySampleStore:
     def high_water(self) -> int:
         """See SampleStore."""
         return self._ledger.height
+
+    def end(self) -> LogPlace:
+        """See SampleStore. The write-ahead log is the ledger itself."""
+        return LogPlace(commit_seq=self.high_water(), lsn=self.high_water())
 
     def scan(
         self,
