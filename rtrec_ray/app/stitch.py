@@ -7,18 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 
 import polars as pl
+import pyarrow.compute as pc
 
-from actors.jobs.stitch import StitchOptions, stitch
+from actors.jobs.stitch import MARGIN_MS, StitchOptions, stitch
 from rtrec_ray.app.system import System
 from rtrec_ray.errors import VerifyImpossible
-from rtrec_ray.events import BEHAVIOR
+from rtrec_ray.events import BEHAVIOR, INFERENCE
 from rtrec_ray.postgres.connection import connect, transaction
-from rtrec_ray.samples.columns import KEY, SAMPLE_SCHEMA, without
+from rtrec_ray.samples.columns import KEY, SAMPLE_SCHEMA, within, without
 from rtrec_ray.samples.timeline import Timeline
-from rtrec_ray.samples.verify import LIVE_SCHEMA, STITCHED_SCHEMA, Comparison, compare
+from rtrec_ray.samples.verify import LIVE_SCHEMA, RECORD_SCHEMA, STITCHED_SCHEMA, Comparison, compare
+from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
+from rtrec_ray.stores.history.store import History
 from rtrec_ray.stores.samples.export import Export, write_export
 from rtrec_ray.stores.samples.live import read_timeline
 from rtrec_ray.stores.samples.scan import ScanAsk
@@ -54,7 +58,24 @@ def verify_samples(system: System, *, from_ms: int, to_ms: int, progress: Progre
     extra = without(live, stitched)
     origins = read_origins(system.postgres, extra.select(KEY))
     placed = live.join(origins, on=KEY, how="left", maintain_order="left")
-    return compare(stitched, placed.select(LIVE_SCHEMA.names()), standing)
+    missed = within(without(stitched, live), standing.misses)
+    records = _records(system, missed["request_id"].unique(), from_ms=from_ms, to_ms=to_ms)
+    return compare(stitched, placed.select(LIVE_SCHEMA.names()), replace(standing, records=records))
+
+
+def _records(system: System, request_ids: pl.Series, *, from_ms: int, to_ms: int) -> pl.DataFrame:
+    """Where the history has the inference records of these requests: (n, RECORD_SCHEMA)."""
+    if request_ids.is_empty():
+        return RECORD_SCHEMA.to_frame()
+    files = ArrowHistoryFiles(HistoryFilesOptions(uri=system.history_uri))
+    span = {"from_ms": from_ms - MARGIN_MS, "to_ms": to_ms + MARGIN_MS}
+    wanted = pc.field("request_id").isin(request_ids.to_list())
+    names = ["request_id", "partition", "offset"]
+    with closing(PostgresHistoryManifest(system.postgres)) as manifest:
+        found = list(History(files, manifest).scan(INFERENCE, **span, columns=names, where=wanted))
+    columns = [pl.col(name).cast(RECORD_SCHEMA[own]).alias(own) for name, own in zip(names, RECORD_SCHEMA, strict=True)]
+    rows = [frame.select(columns) for frame in found]
+    return pl.concat([RECORD_SCHEMA.to_frame(), *rows])
 
 
 def _options(system: System, *, from_ms: int, to_ms: int) -> StitchOptions:

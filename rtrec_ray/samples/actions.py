@@ -55,11 +55,13 @@ class WaitingActions:
     """The actions on keys without an outcome, and what the store has yet to learn of all that came.
 
     An action that is committed is never read again, so each one is a row, marked as held for as long as it waits.
+    While `most` wait in memory, further ones whose impression is not known are left to the store.
     """
 
-    def __init__(self, stored: pl.DataFrame) -> None:
+    def __init__(self, stored: pl.DataFrame, *, most: int) -> None:
         self._frame = stored.select(HELD_SCHEMA.names())
         self._arrived = empty(ACTION_SCHEMA)
+        self._most = most
 
     @property
     def frame(self) -> pl.DataFrame:
@@ -71,17 +73,31 @@ class WaitingActions:
         self._arrived = once(actions)
         return self._arrived
 
+    def load(self, spilled: pl.DataFrame) -> None:
+        """Take back (n, HELD_SCHEMA) what the store alone had: its impression has come."""
+        if not spilled.is_empty():
+            self._frame = pl.concat([self._frame, without(spilled, self._frame, ID).select(HELD_SCHEMA.names())])
+
     def settle(
-        self, *, known: pl.DataFrame, held: pl.DataFrame, settled: pl.DataFrame, expires_ms: pl.Expr
+        self,
+        *,
+        known: pl.DataFrame,
+        held: pl.DataFrame,
+        settled: pl.DataFrame,
+        opened: pl.DataFrame,
+        expires_ms: pl.Expr,
     ) -> ActionChanges:
         """After the decisions of a commit. `known`: rows that the store answered; `held`: those that it, or
-        another partition, has held and need it no more; `settled`: keys with an outcome.
+        another partition, has held and need it no more; `settled`: keys with an outcome; `opened`: impressions that
+        are known and have none yet.
         """
         fresh = without(without(self._arrived, self._frame, ID), known, ID)
         back = self._arrived.filter("taken_back")
         back = without(back, fresh, ID) if not fresh.is_empty() else back
-        waits = without(fresh, settled).with_columns(held=pl.lit(True), expires_ms=expires_ms)
-        rests = within(fresh, settled).with_columns(held=pl.lit(False), expires_ms=pl.lit(None, dtype=pl.Int64))
+        waits = without(fresh, settled).with_columns(held=pl.lit(True), expires_ms=expires_ms, spilled=pl.lit(False))
+        rests = within(fresh, settled).with_columns(
+            held=pl.lit(False), expires_ms=pl.lit(None, dtype=pl.Int64), spilled=pl.lit(False)
+        )
         released = within(self._frame, settled)
         stays = without(self._frame, settled)
         marked = once(pl.concat([stays.select(ACTION_SCHEMA.names()), back]))
@@ -89,13 +105,23 @@ class WaitingActions:
             stays = stays.drop("taken_back").join(
                 marked.select(*ID, "taken_back"), on=ID, how="left", maintain_order="left"
             )
-        self._frame = pl.concat([stays.select(HELD_SCHEMA.names()), waits.select(HELD_SCHEMA.names())])
+        waits = self._spill(waits.select(HELD_SCHEMA.names()), opened, room=self._most - stays.height)
+        self._frame = pl.concat([stays.select(HELD_SCHEMA.names()), waits.filter(~pl.col("spilled"))])
         self._arrived = empty(ACTION_SCHEMA)
         return ActionChanges(
-            put=pl.concat([waits, rests]).select(HELD_SCHEMA.names()),
+            put=pl.concat([waits, rests.select(HELD_SCHEMA.names())]),
             taken_back=back,
             released=pl.concat([released.select(ACTION_SCHEMA.names()), held]),
         )
+
+    def _spill(self, waits: pl.DataFrame, opened: pl.DataFrame, *, room: int) -> pl.DataFrame:
+        """Mark those for which there is no room in memory; who waits for an outcome that is due has it always."""
+        if waits.height <= room:
+            return waits
+        known = within(waits, opened)
+        strays = without(waits, opened)
+        over = pl.int_range(pl.len()) >= max(0, room - known.height)
+        return pl.concat([known, strays.with_columns(spilled=over)])
 
     def expire(self, *, watermark_ms: int, but: pl.DataFrame) -> pl.DataFrame:
         """Drop those whose time is over, `but` those of these keys, and answer them (n, ACTION_SCHEMA)."""

@@ -67,8 +67,12 @@ ACTION_SCHEMA: Final = pl.Schema(
 )
 """What a user did with a shown item, once for each event id, or the retraction of it."""
 
-HELD_SCHEMA: Final = pl.Schema([*ACTION_SCHEMA.items(), ("held", pl.Boolean()), ("expires_ms", pl.Int64())])
-"""An action as it is stored. `held`: its impression is not known, or has no outcome yet."""
+HELD_SCHEMA: Final = pl.Schema(
+    [*ACTION_SCHEMA.items(), ("held", pl.Boolean()), ("expires_ms", pl.Int64()), ("spilled", pl.Boolean())]
+)
+"""An action as it is stored. `held`: its impression is not known, or has no outcome yet. `spilled`: the store alone has
+it, until its impression comes.
+"""
 
 KEY_SCHEMA: Final = pl.Schema({"request_id": pl.String, "item_id": pl.Int64})
 """Keys of samples."""

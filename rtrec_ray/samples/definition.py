@@ -55,6 +55,7 @@ class SampleDefinition:
     `labels`: by name; `click` is always among them and is the label. `pages`: page_id → what differs there.
     `negative_rate`: the share in (0, 1] of impressions without a click that become samples.
     `cached_requests`: records of the inference log kept in memory; older ones are read back from the store.
+    `cached_actions`: so many actions without their impression wait in memory, more of them in the store alone.
     """
 
     version: int = 1
@@ -65,6 +66,7 @@ class SampleDefinition:
     pages: Mapping[int, PageRules] = field(default_factory=dict)
     negative_rate: float = 1.0
     cached_requests: int = 100_000
+    cached_actions: int = 200_000
 
     def __post_init__(self) -> None:
         """Refuse a definition that contradicts itself. Raises DefinitionInvalid."""

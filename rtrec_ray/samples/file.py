@@ -12,7 +12,7 @@ from rtrec_ray.definition_file import NodeReader, compose, read_text
 from rtrec_ray.errors import DefinitionInvalid
 from rtrec_ray.samples.definition import ACTIONS, Label, PageRules, SampleDefinition
 
-_NUMBERS: Final = ("version", "wait_ms", "horizon_ms", "cached_requests")
+_NUMBERS: Final = ("version", "wait_ms", "horizon_ms", "cached_requests", "cached_actions")
 _ON_PAGES: Final = ("wait_ms", "horizon_ms", "emit", "negatives")
 _FIELD: Final = "dwell_ms"
 

@@ -47,13 +47,14 @@ class Restored:
     """What the store knows of a partition when an owner begins.
 
     `applied_to`: impressions at smaller offsets were taken before, and those of them at `settled_offsets` or
-    `place.repeated_offsets` have an outcome. `held`: actions that wait.
+    `place.repeated_offsets` have an outcome. `held`: actions that wait; `has_spilled`: the store alone has more.
     """
 
     place: Place = field(default_factory=Place)
     applied_to: int = 0
     settled_offsets: pl.Series = field(default_factory=_offsets)
     held: pl.DataFrame = field(default_factory=partial(empty, HELD_SCHEMA))
+    has_spilled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ class Questions:
     newest revisions, stored actions and impressions not drawn are wanted. `missed`: ids of requests whose misses are
     wanted, with the actions on them. `due`: keys of which it matters what is held, where another partition
     may hold it or have taken back what this one holds. `drawn`: keys of which
-    it matters whether they were not drawn before.
+    it matters whether they were not drawn before. `opened`: keys of new impressions, whose spilled actions are wanted.
     """
 
     requests: pl.Series = field(default_factory=partial(pl.Series, dtype=pl.String))
@@ -72,12 +73,13 @@ class Questions:
     missed: pl.Series = field(default_factory=partial(pl.Series, dtype=pl.String))
     due: pl.DataFrame = field(default_factory=_NO_KEYS)
     drawn: pl.DataFrame = field(default_factory=_NO_KEYS)
+    opened: pl.DataFrame = field(default_factory=_NO_KEYS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
     """What the store answered; what is not there is left out. `out`: impressions that were not drawn. `misses`, `out`:
-    `source_offset` is null where it is one of another partition.
+    `source_offset` is null where it is one of another partition. `loaded`: actions that are spilled no longer.
     """
 
     requests: pl.DataFrame = field(default_factory=partial(empty, KNOWN_SCHEMA))
@@ -86,6 +88,7 @@ class Answers:
     out: pl.DataFrame = field(default_factory=_NO_IMPRESSIONS)
     actions: pl.DataFrame = field(default_factory=_NO_ACTIONS)
     held: pl.DataFrame = field(default_factory=_NO_ACTIONS)
+    loaded: pl.DataFrame = field(default_factory=partial(empty, HELD_SCHEMA))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,8 @@ class Stitcher:
         self._timeline = rules if isinstance(rules, Timeline) else Timeline.of(rules)
         self._applied_to = restored.applied_to
         self._open = empty(OPEN_SCHEMA)
-        self._waiting = WaitingActions(restored.held)
+        self._waiting = WaitingActions(restored.held, most=self._timeline.newest.cached_actions)
+        self._has_spilled = restored.has_spilled
         # A request is asked for until its impressions' wait is over; serving logs it within moments of showing it.
         self._cache = RequestCache(
             keep_ms=2 * self._timeline.longest_wait_ms + 60_000, most=self._timeline.newest.cached_requests
@@ -106,7 +107,7 @@ class Stitcher:
 
     def ask(self) -> Questions:
         """Join what came since the last commit, and say which stored rows its outcome depends on."""
-        self._admit_impressions(gather(self._impressions, IMPRESSION_SCHEMA))
+        opened = self._admit_impressions(gather(self._impressions, IMPRESSION_SCHEMA))
         came = gather(self._actions, ACTION_SCHEMA)
         self._arrived = self._waiting.take(came)
         self._counts.update(action=came.height, duplicate_action=came.height - self._arrived.height)
@@ -124,11 +125,13 @@ class Stitcher:
             missed=pl.concat(ids).unique(),
             due=self._due.select(KEY),
             drawn=self._due.select(KEY) if self._timeline.draws else empty(OPEN_SCHEMA).select(KEY),
+            opened=opened.select(KEY) if self._has_spilled else empty(OPEN_SCHEMA).select(KEY),
         )
 
     def settle(self, answers: Answers) -> Settled:
         """Decide with what the store answered; the caller writes all of it or throws this stitcher away."""
         self._cache.admit(answers.requests)
+        self._waiting.load(answers.loaded)
         actions = once(pl.concat([self._waiting.frame, answers.actions, answers.held]))
         completed = within(answers.misses, self._new_requests, "request_id")
         revived = within(answers.out, actions.filter(pl.col("kind") == CLICK))
@@ -188,6 +191,16 @@ class Stitcher:
         return Place(replay_from=replay_from, repeated_offsets=self._repeated)
 
     @property
+    def waiting_rows(self) -> int:
+        """Actions in memory that wait for their impression or its outcome."""
+        return self._waiting.frame.height
+
+    @property
+    def spilled_until_ms(self) -> int | None:
+        """The watermark, where the store alone has actions that it may be over for."""
+        return self._watermark_ms if self._has_spilled else None
+
+    @property
     def open_rows(self) -> int:
         """Impressions whose wait is not over: what a stalled stream makes grow."""
         return self._open.height + sum(frame.height for frame in self._impressions)
@@ -199,14 +212,16 @@ class Stitcher:
 
     # --- the joins --------------------------------------------------------------------------------------------------
 
-    def _admit_impressions(self, impressions: pl.DataFrame) -> None:
+    def _admit_impressions(self, impressions: pl.DataFrame) -> pl.DataFrame:
+        """Take impressions; answers those that open."""
         if impressions.is_empty():
-            return
+            return impressions
         first = impressions.unique(KEY, keep="first", maintain_order=True)
         new = without(first, self._open)
         self._repeat(without(impressions, new, "source_offset"))
         self._counts["impression"] += impressions.filter(pl.col("source_offset") >= self._applied_to).height
         self._open = pl.concat([self._open, self._ruled(new.with_columns(emitted=pl.lit(False)))])
+        return new
 
     def _ruled(self, impressions: pl.DataFrame) -> pl.DataFrame:
         wait = self._timeline.value(lambda rules: rules.wait_ms, dtype=pl.Int64)
@@ -287,7 +302,11 @@ class Stitcher:
             settled=settled,
             expires_ms=start + self._timeline.longest_horizon_ms,
             held=within(answers.held, settled),
+            opened=self._open.filter(~pl.col("emitted")),
         )
+        spilled = int(changes.put["spilled"].sum())
+        self._counts["spilled"] += spilled
+        self._has_spilled = self._has_spilled or spilled > 0
         if self._watermark_ms is None:
             return changes
         dropped = self._waiting.expire(watermark_ms=self._watermark_ms, but=self._open.filter(~pl.col("emitted")))

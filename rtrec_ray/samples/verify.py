@@ -28,6 +28,11 @@ STITCHED_SCHEMA: Final = pl.Schema(
 LIVE_SCHEMA: Final = STITCHED_SCHEMA
 """One of the live table. Partition and offset may be null, but for those that the stitched ones lack."""
 
+RECORD_SCHEMA: Final = pl.Schema(
+    {"request_id": pl.String, "source_partition": pl.Int64, "record_offset": pl.Int64}  # of the inference log
+)
+"""Where the history has the inference record of a request."""
+
 UNEXPLAINED: Final = "unexplained"
 
 
@@ -36,7 +41,8 @@ class Standing:
     """How far the live side has come. By partition of behaviour: the first offset that the sample stage, or the history
     has not taken. Times in ms UTC; `kept_from_ms`: older samples may be dropped.
 
-    `misses`: (n, KEY) that are no samples as long as their inference record is not there; `sampled_out`: (n, KEY)
+    `misses`: (n, KEY) that are no samples as long as their inference record is not there; `records`: those that the
+    history has of them (n, RECORD_SCHEMA); `inferred`: as `applied`, of the inference log. `sampled_out`: (n, KEY)
     negatives that were not drawn. `mixed`: partitions were added, so an impression's actions may lie in another one.
     """
 
@@ -46,7 +52,9 @@ class Standing:
     written: Mapping[int, int] = field(default_factory=dict)
     mixed: bool = False
     kept_from_ms: int | None = None
+    inferred: Mapping[int, int] = field(default_factory=dict)
     misses: pl.DataFrame = field(default_factory=lambda: STITCHED_SCHEMA.to_frame().select(KEY))
+    records: pl.DataFrame = field(default_factory=RECORD_SCHEMA.to_frame)
     sampled_out: pl.DataFrame = field(default_factory=lambda: STITCHED_SCHEMA.to_frame().select(KEY))
 
 
@@ -74,8 +82,9 @@ def compare(stitched: pl.DataFrame, live: pl.DataFrame, standing: Standing, *, e
     partitions, as after partitions were added, the one with a click counts.
 
     Kinds: `missing` in the live table, `extra` in it, `label` (a label differs). Causes of what is missing: dropped by
-    retention, not read yet, miss, sampled out, still open; of what is extra: not yet in the history; of a label: of its
-    partition the sample stage has not read all that the history has, or the other way round.
+    retention, not read yet, a miss whose record is not read yet, sampled out, still open; of what is extra: not yet in
+    the history; of a label: of its partition the sample stage has not read all that the history has, or the other way
+    round.
     """
     once = stitched.sort("label", descending=True).unique(KEY, keep="first", maintain_order=True)
     both = once.join(live, on=KEY, how="full", coalesce=True, suffix="_live")
@@ -125,15 +134,17 @@ def _cause(standing: Standing, apart: pl.DataFrame) -> pl.Series:
     read_behind = _in_one_behind(standing.applied, standing.written, standing)
     write_behind = _in_one_behind(standing.written, standing.applied, standing)
     dropped = pl.lit(False) if standing.kept_from_ms is None else shown_ms < standing.kept_from_ms
+    first = standing.records.group_by("request_id", "source_partition").agg(pl.col("record_offset").min())
+    placed = apart.join(first, on=["request_id", "source_partition"], how="left", maintain_order="left")
     return (
-        apart.with_columns(missed=missed, out=out)
+        placed.with_columns(missed=missed, out=out)
         .select(
             pl.when(missing & dropped)
             .then(pl.lit("dropped by retention"))
             .when(missing & _beyond("source_offset", standing.applied))
             .then(pl.lit("not read by the sample stage yet"))
-            .when(missing & pl.col("missed"))
-            .then(pl.lit("a miss: its inference record had not come"))
+            .when(missing & pl.col("missed") & _beyond("record_offset", standing.inferred))
+            .then(pl.lit("a miss: its inference record is not read by the sample stage yet"))
             .when(missing & pl.col("out") & (pl.col("label") == 0))
             .then(pl.lit("a negative that was not drawn"))
             .when(missing & late)

@@ -298,6 +298,44 @@ def test_a_held_click_outlives_its_owner(backend):
     assert Task(backend).restored.held.is_empty()
 
 
+FEW = replace(RULES, cached_actions=2)
+STRAYS = [(f"r{number}", 1) for number in range(5)]
+
+
+def test_actions_beyond_what_memory_may_hold_wait_in_the_store(backend):
+    task = Task(backend, rules=FEW)
+    task.click(*STRAYS[:3]).commit(NOON_MS)
+    task.click(*STRAYS[2:], STRAYS[4]).commit()  # the third comes again
+    task.act(STRAYS[3], back=True).commit()
+    assert backend.store.stats().held == 5
+    owner = Task(backend, rules=FEW)
+    assert (owner.restored.held.height, owner.restored.has_spilled) == (2, True)
+    for each in (task, owner):
+        assert each.stitcher.waiting_rows == 2
+    owner.serve("r0", "r2", "r3").show(STRAYS[0], STRAYS[2], STRAYS[3])
+    owner.commit(NOON_MS + 5)
+    later = Task(backend, rules=FEW, applied_to=3)
+    assert set(later.restored.held["request_id"]) >= {"r2", "r3"}, "loaded, and as an owner begins they still are"
+    later.serve("r4").show(STRAYS[4])
+    later.show(STRAYS[2], STRAYS[3], at=1).commit(NOON_MS + 50)
+    assert current(backend) == {("r0", 1): 1, ("r2", 1): 1, ("r3", 1): 0, ("r4", 1): 1}
+    assert backend.store.stats().held == 1
+
+
+def test_an_action_in_the_store_alone_is_given_up_at_its_time_unless_its_impression_is_there(backend):
+    rules = replace(RULES, horizon_ms=1_000, wait_ms=900, cached_actions=0, emit="on_close")
+    task = Task(backend, rules=rules)
+    task.click(*STRAYS).commit(NOON_MS)
+    task.serve("r1").show(STRAYS[1], ts=NOON_MS + 900)
+    task.commit(NOON_MS + 950)
+    assert backend.store.stats().held == 5
+    task.commit(NOON_MS + 1_001)
+    assert backend.store.stats().held == 1, "all but the one whose impression waits"
+    task.commit(NOON_MS + 1_800)
+    assert current(backend) == {("r1", 1): 1}
+    assert backend.store.stats().held == 0
+
+
 def test_a_new_owner_reads_again_only_what_has_no_outcome(backend):
     task = Task(backend).serve("r").show(("r", 0), ("r", 1), ("r", 2), ("r", 1), ("r", 3)).click(("r", 2))
     task.commit(NOON_MS)

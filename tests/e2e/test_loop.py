@@ -181,6 +181,28 @@ def test_07_increments_are_published_and_judged_by_a_gate_that_was_killed(system
     assert rules["validate"]["acted"] == "start gate, send VALIDATION_REQUESTED"
 
 
+def test_07b_a_champion_set_in_mlflow_is_told_and_served_within_seconds(system, http, eventually):
+    def idle():
+        models = system.json("models", "list")["models"]
+        return models if all(model["status"] != "generated" for model in models) else None
+
+    def of_mlflow():
+        told = system.json("events", "list", "--sender", "mlflow", "--type", "MODEL_VALIDATED")["events"]
+        return [event for event in told if event["value"] == other]
+
+    models = eventually(idle, what="every version is judged")
+    served = eventually(lambda: whole(recommend(http)))["model_version"]
+    other = next(m["version"] for m in models if m["version"] != served and m["status"] == "validated")
+    changed_ms = wall_ms()
+    alias = f"{system.json('status')['mlflow']['url']}/api/2.0/mlflow/registered-models/alias"
+    httpx.post(alias, json={"name": "rtrec", "alias": "champion", "version": other}).raise_for_status()
+    (told,) = eventually(of_mlflow)
+    assert 0 <= told["time_ms"] - changed_ms < 20_000, "it looks each 2 s; the rest is patience with a busy machine"
+    eventually(lambda: recommend(http)["model_version"] == other, what="it serves")
+    history = system.json("models", "history")["changes"]
+    assert any((each["version"], each["sender"]) == (other, "mlflow") for each in history)
+
+
 def test_08_bad_events_are_named_and_the_good_ones_taken(http):
     good = {"event_id": uuid.uuid4().hex, "event_type": "view", "ts": wall_ms(), "user_id": 1, "item_id": 1001}
     bad = [{**good, "user_id": "seven"}, {**good, "event_type": "hover"}, {**good, "ts": None}, {"event_id": "e"}]

@@ -56,6 +56,7 @@ definitions = st.builds(
     negative_rate=st.sampled_from([1.0, 0.5, 0.1]),
     pages=st.sampled_from([{}, {2: PageRules(wait_ms=7, horizon_ms=HORIZON - 2, emit="on_close")}]),
     cached_requests=st.sampled_from([1, 100]),
+    cached_actions=st.sampled_from([0, 1, 100]),
 )
 
 
@@ -209,8 +210,19 @@ def recompute(timeline, actions, events, requests):
     return samples, out, {key for key in first if key[0] not in requests}
 
 
+# Memory has no room for a click that comes before its impression, and the owner that read it is gone.
+LEFT_TO_THE_STORE = (
+    Timeline.of(SampleDefinition(wait_ms=WAIT, horizon_ms=HORIZON, cached_actions=0)),
+    [(CLICK, ("r1", 1), 1, 0)],
+    [("act", 0, False), ("impression", ("r1", 1), 0)],
+    ["r1"],
+    [("behavior", 1), ("watermark", 0), ("commit", 0), ("crash", 0)],
+)
+
+
 @settings(max_examples=300)
 @example(*REPEATED_AND_NOT_DRAWN)
+@example(*LEFT_TO_THE_STORE)
 @given(timelines, actions, behavior, inference, steps)
 def test_labels_equal_the_batch_and_outcomes_add_up_whatever_the_order_cuts_repetitions_and_crashes(
     timeline, actions, events, requests, steps

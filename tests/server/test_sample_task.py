@@ -30,6 +30,7 @@ RULES = SampleDefinition(
     wait_ms=40,
     horizon_ms=10_000,
     cached_requests=5,
+    cached_actions=2,
     negative_rate=0.5,
     labels={"click": Label(event="click"), "dwell_ms": Label(event="view", field="dwell_ms", summed=True)},
 )

@@ -19,7 +19,7 @@ from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.samples.columns import KEY
 from rtrec_ray.samples.definition import SampleDefinition
 from rtrec_ray.samples.timeline import Timeline
-from rtrec_ray.samples.verify import LIVE_SCHEMA, STITCHED_SCHEMA, UNEXPLAINED, Standing, compare
+from rtrec_ray.samples.verify import LIVE_SCHEMA, RECORD_SCHEMA, STITCHED_SCHEMA, UNEXPLAINED, Standing, compare
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history.manifest import MemoryHistoryManifest
 from rtrec_ray.stores.history.store import History
@@ -156,6 +156,9 @@ def stored(*rows) -> pl.DataFrame:
 A, B = {"request_id": "a"}, {"request_id": "b"}
 CLICKED = {"label": 1, "labels": '{"click": 1}'}
 READ = {"applied": {0: 9}, "written": {0: 9}}
+MISSED = READ | {"misses": stitched(B).select(KEY)}
+RECORD = pl.DataFrame([("b", 0, 7), ("b", 0, 9), ("a", 0, 1), ("b", 1, 2)], schema=RECORD_SCHEMA, orient="row")
+NOT_READ = "a miss: its inference record is not read by the sample stage yet"
 TWO = {"applied": {0: 9, 1: 9}, "written": {0: 9, 1: 9}}
 
 
@@ -166,13 +169,10 @@ TWO = {"applied": {0: 9, 1: 9}, "written": {0: 9, 1: 9}}
         ([A, B], [A], READ | {"kept_from_ms": START_MS + 1}, "missing", "dropped by retention"),
         ([A, B], [A], READ | {"applied": {0: 5}}, "missing", "not read by the sample stage yet"),
         ([A, B], [A], READ | {"applied": {1: 9}}, "missing", "not read by the sample stage yet"),
-        (
-            [A, B],
-            [A],
-            READ | {"misses": stitched(B).select(KEY)},
-            "missing",
-            "a miss: its inference record had not come",
-        ),
+        ([A, B], [A], MISSED | {"records": RECORD, "inferred": {0: 7}}, "missing", NOT_READ),
+        ([A, B], [A], MISSED | {"records": RECORD}, "missing", NOT_READ),
+        ([A, B], [A], MISSED | {"records": RECORD, "inferred": {0: 8}}, "missing", UNEXPLAINED),
+        ([A, B], [A], MISSED, "missing", UNEXPLAINED),
         ([A, B], [A], READ | {"sampled_out": stitched(B).select(KEY)}, "missing", "a negative that was not drawn"),
         ([A, B | CLICKED], [A], READ | {"sampled_out": stitched(B).select(KEY)}, "missing", UNEXPLAINED),
         ([A, B], [A], READ | {"watermark_ms": START_MS + 9}, "missing", "still open: its wait is not over"),

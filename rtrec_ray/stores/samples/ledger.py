@@ -57,6 +57,10 @@ class SampleLedger(Protocol):
         """Append to each of these revisions (n, OUTCOME_SCHEMA) one with their label and labels."""
         ...
 
+    def expire(self, cursor: Cursor, *, watermark_ms: int) -> int:
+        """Give up spilled actions that `watermark_ms` has come to be over for, some at a time; answers how many."""
+        ...
+
     def remember(self, cursor: Cursor, place: Place, *, read_to: int) -> None:
         """End the commit: where a new owner begins; behaviour was read up to `read_to`, exclusive."""
         ...
@@ -85,6 +89,8 @@ def settle(ledger: SampleLedger, cursor: Cursor, stitcher: Stitcher, *, read_to:
         amended = stitcher.amend(existing, answers)
         ledger.correct(cursor, amended.corrections)
         counts.update(amended.counts)
+    if stitcher.spilled_until_ms is not None:
+        counts["expired"] += ledger.expire(cursor, watermark_ms=stitcher.spilled_until_ms)
     ledger.remember(cursor, stitcher.place(), read_to=read_to)
     return counts
 
@@ -128,7 +134,8 @@ class MemorySampleLedger:
             place=kept.places.get(self._partition, Place(replay_from=applied_to)),
             applied_to=applied_to,
             settled_offsets=kept.settled.get(self._partition, pl.Series(dtype=pl.Int64)),
-            held=self._own_held(),
+            held=self._own_held().filter(~pl.col("spilled")),
+            has_spilled=bool(self._own_held()["spilled"].any()),
         )
 
     def answer(self, cursor: Cursor | None, questions: Questions) -> Answers:
@@ -138,6 +145,7 @@ class MemorySampleLedger:
         asked = pl.concat([questions.acted, questions.drawn])
         out = within(kept.out, asked).select(IMPRESSION_SCHEMA.names())
         wanted = pl.concat([questions.acted, misses.select(KEY), out.select(KEY)]).unique()
+        due = questions.due if len(kept.complete) > 1 else questions.due.clear()  # keys may lie in two partitions
         return Answers(
             requests=_of_ids(kept.requests, pl.concat([questions.requests, out["request_id"]])).select(
                 KNOWN_SCHEMA.names()
@@ -146,7 +154,8 @@ class MemorySampleLedger:
             misses=self._own_offsets(misses),
             out=self._own_offsets(out),
             actions=within(kept.actions, wanted).select(ACTION_SCHEMA.names()),
-            held=within(kept.actions.filter("held"), questions.due).select(ACTION_SCHEMA.names()),
+            held=within(kept.actions.filter("held"), due).select(ACTION_SCHEMA.names()),
+            loaded=self._load(questions.opened),
         )
 
     def write(self, cursor: Cursor | None, settled: Settled) -> Existing:
@@ -173,6 +182,14 @@ class MemorySampleLedger:
         kept.store.sampled_out = kept.out.height
         return existing
 
+    def expire(self, cursor: Cursor | None, *, watermark_ms: int) -> int:
+        """See SampleLedger."""
+        kept = self._samples
+        over = self._own_held().filter(pl.col("spilled") & (pl.col("expires_ms") <= watermark_ms))
+        kept.actions = without(kept.actions, over, ID)
+        kept.store.held -= over.height
+        return over.height
+
     def remember(self, cursor: Cursor | None, place: Place, *, read_to: int) -> None:
         """See SampleLedger."""
         self._samples.places[self._partition] = place
@@ -196,6 +213,11 @@ class MemorySampleLedger:
         minutes = complete_minutes(list(kept.complete.values()), sent_ms=kept.complete_ms)
         kept.complete_ms = minutes[-1] if minutes else kept.complete_ms
         return list(minutes)
+
+    def _load(self, keys: pl.DataFrame) -> pl.DataFrame:
+        loaded = within(self._own_held().filter("spilled"), keys).with_columns(spilled=pl.lit(False))
+        self._samples.actions = _upsert(self._samples.actions, loaded, ID)
+        return loaded
 
     def _own_held(self) -> pl.DataFrame:
         kept = self._samples

@@ -19,8 +19,24 @@ SELECT source_offset FROM samples.sampled_out
 WHERE source_partition = %(partition)s AND source_offset >= %(replay_from)s;
 
 -- name: read_held
-SELECT request_id, item_id, action_id, kind, action_ms, value, taken_back, held, expires_ms FROM samples.actions
-WHERE held AND source_partition = %(partition)s;
+SELECT request_id, item_id, action_id, kind, action_ms, value, taken_back, held, expires_ms, spilled FROM samples.actions
+WHERE held AND NOT spilled AND source_partition = %(partition)s;
+
+-- name: has_spilled
+SELECT EXISTS (SELECT FROM samples.actions WHERE held AND spilled AND source_partition = %(partition)s);
+
+-- name: load_spilled
+UPDATE samples.actions a SET spilled = false
+FROM unnest(%(request_ids)s::text[], %(item_ids)s::bigint[]) AS k (request_id, item_id)
+WHERE a.request_id = k.request_id AND a.item_id = k.item_id AND a.held AND a.spilled
+  AND a.source_partition = %(partition)s
+RETURNING a.request_id, a.item_id, a.action_id, a.kind, a.action_ms, a.value, a.taken_back, a.held, a.expires_ms, a.spilled;
+
+-- name: expire_spilled (so many at a time: the rest with the next commits)
+DELETE FROM samples.actions WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM samples.actions
+    WHERE held AND spilled AND source_partition = %(partition)s AND expires_ms <= %(watermark_ms)s LIMIT %(most)s
+));
 
 -- name: find_actions
 SELECT request_id, item_id, action_id, kind, action_ms, value, taken_back
@@ -197,7 +213,8 @@ SELECT count(*) FROM samples.current WHERE label = 1;
 SELECT reason, count(*) FROM samples.misses GROUP BY reason ORDER BY reason;
 
 -- name: count_held
-SELECT count(*) FROM samples.actions WHERE held;
+SELECT (SELECT count(*) FROM samples.actions WHERE held AND NOT spilled)
+     + (SELECT count(*) FROM samples.actions WHERE held AND spilled);
 
 -- name: count_out
 SELECT count(*) FROM samples.sampled_out;

@@ -7,7 +7,7 @@ from typing import Final
 
 import polars as pl
 
-from rtrec_ray.events import BEHAVIOR
+from rtrec_ray.events import BEHAVIOR, INFERENCE
 from rtrec_ray.postgres.connection import Cursor, PostgresOptions, connect, transaction
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.samples.columns import KEY
@@ -35,6 +35,7 @@ def read_standing(options: PostgresOptions, *, from_ms: int, to_ms: int, wait_ms
             watermark_ms=None if found is None else found[0],
             wait_ms=wait_ms,
             applied=read_positions(cursor, task="samples", topic=BEHAVIOR),
+            inferred=read_positions(cursor, task="samples", topic=INFERENCE),
             written=read_positions(cursor, task="history", topic=BEHAVIOR),
             mixed=mixed,
             kept_from_ms=removed.kept_from_ms,

@@ -28,6 +28,7 @@ from rtrec_ray.stores.samples.live import read_timeline
 from rtrec_ray.stores.samples.statements import copied, fetch, keys_of, one, rows, sql, stage
 
 _COUNTER = "samples"
+_EXPIRED_AT_ONCE = 20_000
 
 
 class PostgresSampleLedger:
@@ -68,6 +69,7 @@ class PostgresSampleLedger:
             applied_to=applied_to,
             settled_offsets=pl.Series(settled, dtype=pl.Int64),
             held=fetch(cursor, "read_held", key, HELD_SCHEMA),
+            has_spilled=one(cursor, "has_spilled", key)[0],
         )
 
     def answer(self, cursor: Cursor, questions: Questions) -> Answers:
@@ -88,6 +90,7 @@ class PostgresSampleLedger:
             out=out,
             actions=_of_keys(cursor, "find_actions", acted, ACTION_SCHEMA),
             held=_of_keys(cursor, "find_held", due, ACTION_SCHEMA),
+            loaded=_of_keys(cursor, "load_spilled", questions.opened, HELD_SCHEMA, partition=self._partition),
         )
 
     def write(self, cursor: Cursor, settled: Settled) -> Existing:
@@ -118,6 +121,14 @@ class PostgresSampleLedger:
             },
         )
         cursor.execute(sql("notify"))
+
+    def expire(self, cursor: Cursor, *, watermark_ms: int) -> int:
+        """See SampleLedger."""
+        cursor.execute(
+            sql("expire_spilled"),
+            {"partition": self._partition, "watermark_ms": watermark_ms, "most": _EXPIRED_AT_ONCE},
+        )
+        return int(cursor.rowcount)
 
     def complete(self, cursor: Cursor, *, first_ms: int | None, complete_ms: int | None) -> list[int]:
         """See SampleLedger."""
