@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 class TaskOptions:
     """One actor's share of a task. Times in wall time.
 
-    `max_pending_rows` bounds what waits for a commit, in the whole share; `max_open_rows` what waits for event time, in
-    one partition: a topic that is ahead of a stalled one is then not read until that one has come as far.
+    `max_pending_rows` bounds what waits for a commit, in the whole share; `max_open_rows` what waits for event time,
+    also in the whole share: a topic that is ahead of a stalled one is then not read until that one has come as far.
     `max_ahead_ms` (event time) bounds how far a topic may be ahead of the slowest that is not idle; None: any distance.
     """
 
@@ -44,7 +44,7 @@ class TaskOptions:
     lease_ttl_ms: int = 10_000
     max_poll_records: int = 20_000
     max_pending_rows: int = 200_000
-    max_open_rows: int = 1_000_000
+    max_open_rows: int = 4_000_000
     max_ahead_ms: int | None = None
     backoff: Backoff = field(default_factory=Backoff)
     watermark: WatermarkOptions = field(default_factory=WatermarkOptions)
@@ -212,19 +212,16 @@ class Session:
 
         What is not read stays in Kafka: that is where a stream that has to wait is spilled.
         """
+        full = sum(part.operator.open_rows() for part in self._parts.values()) >= self._options.max_open_rows
         wanted = {
             TopicPartition(topic=topic, partition=partition)
             for partition, part in self._parts.items()
-            for topic in self._ahead(part)
+            for topic in (part.ahead() if full else part.too_far(self._options.max_ahead_ms))
         }
         if wanted != self._paused:
             self._consumer.resume(self._paused - wanted)
             self._consumer.pause(wanted - self._paused)
             self._paused = wanted
-
-    def _ahead(self, part: Part) -> list[str]:
-        full = part.operator.open_rows() >= self._options.max_open_rows
-        return part.ahead() if full else part.too_far(self._options.max_ahead_ms)
 
     def _poll(self) -> Sequence[RecordBatch]:
         return self._consumer.poll(max_records=self._options.max_poll_records, timeout_s=self._options.poll_s)

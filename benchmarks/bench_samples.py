@@ -65,7 +65,7 @@ PANELS: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """One run. `ends`: topic → partition → offset at which it ends."""
+    """One run. `ends`: topic → partition → offset at which it ends. `open_rows`: as TaskOptions.max_open_rows."""
 
     definition: SampleDefinition
     sink: str
@@ -75,6 +75,7 @@ class Bench:
     commit_every_s: float
     poll: int
     profile: str | None
+    open_rows: int = 4_000_000
 
 
 class Dropped(PostgresSampleLedger):
@@ -164,6 +165,7 @@ class Share:
                 owner=f"bench-{os.getpid()}",
                 commit_every_s=bench.commit_every_s,
                 max_poll_records=bench.poll,
+                max_open_rows=bench.open_rows,
                 max_ahead_ms=SAMPLES_AHEAD_MS,
                 watermark=WatermarkOptions(),
             ),
@@ -287,7 +289,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--topic", default=BEHAVIOR)
     parser.add_argument("--inference-topic", help="by default the one that goes with --topic")
     parser.add_argument("--actors", type=int, nargs="+", default=[2])
-    parser.add_argument("--sink", nargs="+", choices=("none", "postgres"), default=["none", "postgres"])
+    parser.add_argument("--sink", nargs="+", choices=("none", "postgres"), default=["postgres"])
     parser.add_argument("--dsn", help="an empty database; by default a durable server is started for each run")
     parser.add_argument("--commit-every-s", type=float, default=1.0)
     parser.add_argument("--poll", type=int, default=20_000)

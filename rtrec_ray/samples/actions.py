@@ -64,6 +64,11 @@ class WaitingActions:
         self._most = most
 
     @property
+    def beyond(self) -> int:
+        """How many wait in memory beyond `most`: those of impressions without an outcome."""
+        return max(0, self._frame.height - self._most)
+
+    @property
     def frame(self) -> pl.DataFrame:
         """Those that wait and, until `settle`, those that came since: (n, ACTION_SCHEMA), each once."""
         return once(pl.concat([self._frame.select(ACTION_SCHEMA.names()), self._arrived]))

@@ -32,12 +32,15 @@ class Label:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageRules:
-    """What differs on a page; None: as elsewhere."""
+    """What differs on a page; None: as elsewhere. `labels`: there beside those of elsewhere, or in place of one by its
+    name.
+    """
 
     wait_ms: int | None = None
     horizon_ms: int | None = None
     emit: Emit | None = None
     negative_rate: float | None = None
+    labels: Mapping[str, Label] | None = None
 
 
 def _click_only() -> dict[str, Label]:
@@ -87,7 +90,7 @@ class SampleDefinition:
             for name in ("wait_ms", "horizon_ms", "emit", "negative_rate")
             if getattr(here, name) is not None
         }
-        return replace(self, pages={}, **changed)
+        return replace(self, pages={}, labels={**self.labels, **(here.labels or {})}, **changed)
 
     @property
     def longest_wait_ms(self) -> int:

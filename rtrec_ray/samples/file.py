@@ -13,7 +13,7 @@ from rtrec_ray.errors import DefinitionInvalid
 from rtrec_ray.samples.definition import ACTIONS, Label, PageRules, SampleDefinition
 
 _NUMBERS: Final = ("version", "wait_ms", "horizon_ms", "cached_requests", "cached_actions")
-_ON_PAGES: Final = ("wait_ms", "horizon_ms", "emit", "negatives")
+_ON_PAGES: Final = ("wait_ms", "horizon_ms", "emit", "negatives", "labels")
 _FIELD: Final = "dwell_ms"
 
 
@@ -61,7 +61,10 @@ def _label_text(label: Label) -> dict[str, Any]:
 def _page_text(rules: PageRules) -> dict[str, Any]:
     plain = {name: getattr(rules, name) for name in ("wait_ms", "horizon_ms", "emit")}
     keep = {} if rules.negative_rate is None else {"negatives": {"keep": rules.negative_rate}}
-    return {name: value for name, value in plain.items() if value is not None} | keep
+    labels = (
+        {} if rules.labels is None else {"labels": {name: _label_text(each) for name, each in rules.labels.items()}}
+    )
+    return {name: value for name, value in plain.items() if value is not None} | keep | labels
 
 
 class _Reader(NodeReader):
@@ -71,8 +74,6 @@ class _Reader(NodeReader):
         parts = self.mapping(node, may=(*_NUMBERS, "emit", "labels", "pages", "negatives"))
         found = self._rules(parts)
         found |= {name: self.whole(parts[name]) for name in _NUMBERS if name in parts}
-        if "labels" in parts:
-            found["labels"] = {name: self._label(each) for name, each in self.mapping(parts["labels"]).items()}
         if "pages" in parts:
             found["pages"] = dict(self._page(name, each) for name, each in self.mapping(parts["pages"]).items())
         return found
@@ -83,6 +84,8 @@ class _Reader(NodeReader):
             found["emit"] = self.text(parts["emit"])
         if "negatives" in parts:
             found["negative_rate"] = self.number(self.mapping(parts["negatives"], need=("keep",))["keep"])
+        if "labels" in parts:
+            found["labels"] = {name: self._label(each) for name, each in self.mapping(parts["labels"]).items()}
         return found
 
     def _page(self, name: str, node: yaml.Node) -> tuple[int, PageRules]:

@@ -191,19 +191,17 @@ class Stitcher:
         return Place(replay_from=replay_from, repeated_offsets=self._repeated)
 
     @property
-    def waiting_rows(self) -> int:
-        """Actions in memory that wait for their impression or its outcome."""
-        return self._waiting.frame.height
-
-    @property
     def spilled_until_ms(self) -> int | None:
         """The watermark, where the store alone has actions that it may be over for."""
         return self._watermark_ms if self._has_spilled else None
 
     @property
     def open_rows(self) -> int:
-        """Impressions whose wait is not over: what a stalled stream makes grow."""
-        return self._open.height + sum(frame.height for frame in self._impressions)
+        """Impressions whose wait is not over, and their actions beyond those that may be in memory anyway: what a
+        stalled stream makes grow.
+        """
+        came = sum(frame.height for frame in (*self._impressions, *self._actions))
+        return self._open.height + came + self._waiting.beyond
 
     @property
     def complete_ms(self) -> int | None:

@@ -62,7 +62,7 @@ class Timeline:
         return first
 
     def parts(self, rows: pl.DataFrame) -> Iterator[tuple[SampleDefinition, pl.DataFrame]]:
-        """The rows (event_time_ms) of each definition, in their order."""
+        """The rows (event_time_ms, page_id) of each definition in their order; pages with own labels have one."""
         ends = [*(each.from_ms for each in self.entries[1:]), None]
         for each, end in zip(self.entries, ends, strict=True):
             within = pl.col("event_time_ms") >= each.from_ms
@@ -71,8 +71,7 @@ class Timeline:
                 if len(ends) == 1
                 else rows.filter(within if end is None else within & (pl.col("event_time_ms") < end))
             )
-            if not part.is_empty():
-                yield each.definition, part
+            yield from _pages(each.definition, part)
 
     def applied(self, new: SampleDefinition, *, from_ms: int) -> Timeline:
         """With `new` from that event time on. Raises DefinitionInvalid when its version means something else.
@@ -97,6 +96,16 @@ class Timeline:
         return Timeline(
             entries=(*self.entries, Applied(definition=new, from_ms=max(from_ms, self.entries[-1].from_ms)))
         )
+
+
+def _pages(definition: SampleDefinition, rows: pl.DataFrame) -> Iterator[tuple[SampleDefinition, pl.DataFrame]]:
+    for page in (page for page, rules in definition.pages.items() if rules.labels):
+        here = (pl.col("page_id") == page).fill_null(False)
+        own, rows = rows.filter(here), rows.filter(~here)
+        if not own.is_empty():
+            yield definition.on_page(page), own
+    if not rows.is_empty():
+        yield definition, rows
 
 
 def _on_pages(

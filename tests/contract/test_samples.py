@@ -310,8 +310,6 @@ def test_actions_beyond_what_memory_may_hold_wait_in_the_store(backend):
     assert backend.store.stats().held == 5
     owner = Task(backend, rules=FEW)
     assert (owner.restored.held.height, owner.restored.has_spilled) == (2, True)
-    for each in (task, owner):
-        assert each.stitcher.waiting_rows == 2
     owner.serve("r0", "r2", "r3").show(STRAYS[0], STRAYS[2], STRAYS[3])
     owner.commit(NOON_MS + 5)
     later = Task(backend, rules=FEW, applied_to=3)

@@ -10,7 +10,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -226,14 +226,19 @@ def test_a_commit_cut_off_at_any_step_counts_once(
     worker.stop()
 
 
-def test_an_owner_that_stood_still_in_a_commit_while_it_was_replaced_writes_nothing(
-    system: System, crew: Crew, eventually: Eventually, undisturbed: Callable[[], dict[str, object]]
+@pytest.mark.parametrize("in_a_commit", [True, False])
+def test_an_owner_that_stood_still_while_it_was_replaced_writes_nothing(
+    system: System,
+    crew: Crew,
+    eventually: Eventually,
+    undisturbed: Callable[[], dict[str, object]],
+    in_a_commit: bool,
 ) -> None:
     with load(system, eventually, records(3)):
         first = crew.start(system)
         WATCH.until_more(system, eventually)
         (one,) = set(WATCH.owners(system).values())
-        with held_at(system, eventually, "samples.revisions"):
+        with held_at(system, eventually, "samples.revisions") if in_a_commit else nullcontext():
             first.signal(signal.SIGSTOP)
         second = crew.start(system)
         eventually(lambda: one not in WATCH.owners(system).values(), what="another has all")
@@ -297,3 +302,19 @@ def test_more_partitions_and_actors_under_load_lose_and_double_nothing(
     assert_undisturbed(system, eventually, partial(undisturbed, system, written_with=written_with))
     for worker in workers:
         worker.stop()
+
+
+def test_fewer_actors_under_load_lose_and_double_nothing(
+    system: System, crew: Crew, eventually: Eventually, undisturbed: Callable[[], dict[str, object]]
+) -> None:
+    with load(system, eventually, records(6)):
+        three = [crew.start(system, index=index, of=3) for index in range(3)]
+        WATCH.until_more(system, eventually)
+        alone = crew.start(system)
+        three[0].kill()
+        three[1].stop()
+        three[2].stop()
+        eventually(lambda: len(set(WATCH.owners(system).values())) == 1, what="one owner of all")
+        WATCH.until_more(system, eventually)
+    assert_undisturbed(system, eventually, undisturbed)
+    alone.stop()

@@ -47,6 +47,7 @@ LABELS = {
     "seen": Label(event="view", field="dwell_ms", at_least=2),
     "dwell": Label(event="view", field="dwell_ms", summed=True),
 }
+VIEW, RULES = Label(event="view"), PageRules(labels={"dwell": Label(event="view")})
 definitions = st.builds(
     SampleDefinition,
     labels=st.sampled_from([SampleDefinition().labels, LABELS]),
@@ -54,7 +55,13 @@ definitions = st.builds(
     horizon_ms=st.just(HORIZON),
     emit=st.sampled_from(["on_click", "on_close"]),
     negative_rate=st.sampled_from([1.0, 0.5, 0.1]),
-    pages=st.sampled_from([{}, {2: PageRules(wait_ms=7, horizon_ms=HORIZON - 2, emit="on_close")}]),
+    pages=st.sampled_from(
+        [
+            {},
+            {2: PageRules(wait_ms=7, horizon_ms=HORIZON - 2, emit="on_close")},
+            {2: PageRules(labels={"seen": Label(event="view", field="dwell_ms", at_least=3), "more": VIEW}), 1: RULES},
+        ]
+    ),
     cached_requests=st.sampled_from([1, 100]),
     cached_actions=st.sampled_from([0, 1, 100]),
 )

@@ -1,9 +1,15 @@
 """Click delays come from the actions on samples."""
 
+import json
 from contextlib import closing
+from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
+from matplotlib.image import imread
 
+from rtrec_ray.cli.main import root
 from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.stores.samples.delays import read_delays
 from tests.scanned_samples import DAY_MS, FIRST_MS, PostgresPuts, clicked, sample
@@ -59,3 +65,29 @@ def test_of_a_big_table_a_share_is_drawn(options):
     found, share = read_delays(options, horizon_ms=DAY_MS, most=count // 4)
     assert share < 1.0
     assert 0 < found.height < count
+
+
+def test_the_command_says_and_draws_how_long_clicks_take(options, tmp_path: Path) -> None:
+    rows = [sample(f"r{n}", ts=FIRST_MS, page_id=n % 2) for n in range(40)]
+    PostgresPuts(options).put(rows)
+    put(options, *((f"r{n}", 1, "click", FIRST_MS + 1_000 * n, False, False) for n in range(40)))
+    config = tmp_path / "config.yaml"
+    config.write_text(f'servers: {{postgres: {{dsn: "{options.dsn}"}}}}\n')
+
+    def stats(*words: str) -> str:
+        asked = ["samples", "stats", *words, "--config", str(config), "--data-dir", str(tmp_path / "data")]
+        done = CliRunner().invoke(root, asked, standalone_mode=False)
+        if done.exception is not None:
+            raise done.exception
+        return done.output
+
+    png, svg = tmp_path / "delays.png", tmp_path / "delays.svg"
+    found = json.loads(stats("--wait", "30s", "--plot", str(png), "--json"))
+    assert found["click_delays"]["all_pages"]["missed"] == 10 / 40
+    assert "a wait of 30.0 s misses:" in stats("--wait", "30s", "--plot", str(svg))
+    pixels = imread(png)
+    assert pixels.shape[0] > 100
+    assert len({tuple(colour) for colour in pixels.reshape(-1, pixels.shape[2])[::7]}) > 10, "something is drawn"
+    assert svg.read_text().count("<path") > 5
+    with pytest.raises(click.BadParameter, match=r"must end in \.png or \.svg"):
+        stats("--plot", "delays.gif")

@@ -31,7 +31,7 @@ def test_a_file_says_labels_pages_and_the_share_of_negatives_and_survives_being_
     text = """
 labels: {click: {event: click}, long: {event: view, at_least: {dwell_ms: 9}}, sum: {event: view, sum: dwell_ms}}
 negatives: {keep: 0.5}
-pages: {3: {wait_ms: 7, emit: on_close, negatives: {keep: 1}}}
+pages: {3: {wait_ms: 7, emit: on_close, negatives: {keep: 1}}, 5: {labels: {long: {event: view}, cart: {event: cart}}}}
 """
     found = parse_definition(text)
     assert found.labels == {
@@ -39,7 +39,9 @@ pages: {3: {wait_ms: 7, emit: on_close, negatives: {keep: 1}}}
         "long": Label(event="view", field="dwell_ms", at_least=9),
         "sum": Label(event="view", field="dwell_ms", summed=True),
     }
-    assert found.pages == {3: PageRules(wait_ms=7, emit="on_close", negative_rate=1.0)}
+    own = {"long": Label(event="view"), "cart": Label(event="cart")}
+    assert found.pages == {3: PageRules(wait_ms=7, emit="on_close", negative_rate=1.0), 5: PageRules(labels=own)}
+    assert found.on_page(5).labels == {**found.labels, **own}
     assert (found.negative_rate, found.on_page(3).negative_rate, found.on_page(4)) == (
         0.5,
         1.0,
@@ -83,6 +85,8 @@ def test_an_empty_file_is_the_default(tmp_path):
         ("negatives: {keep: 0}\n", "keep is 0.0"),
         ("pages:\n  a: {wait_ms: 1}\n", 'line 2: page "a" is not a number'),
         ("pages:\n  7: {horizon_ms: 1}\n", "on page 7 horizon_ms 1 is shorter"),
+        ("pages:\n  7: {labels: {click: {event: view}}}\n", "on page 7 the label click is not"),
+        ("pages:\n  7:\n    labels: {x: {event: look}}\n", 'line 3: event is "look"'),
     ],
 )
 def test_a_wrong_definition_names_the_file_the_place_and_the_key(tmp_path, text, said):
