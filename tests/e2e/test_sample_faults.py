@@ -60,6 +60,7 @@ OUTCOMES = """
 SELECT request_id, item_id FROM samples.current UNION ALL SELECT request_id, item_id FROM samples.misses
 UNION ALL SELECT request_id, item_id FROM samples.sampled_out
 """
+SPILLED = "SELECT sum((counts ->> 'spilled')::int) > 0 FROM meta.progress WHERE task = 'samples'"
 WAIT_MS = 5_000
 
 
@@ -90,7 +91,7 @@ def system(dsn: str, kafka_bootstrap: str, tmp_path: Path, horizon_ms: int) -> S
             directory=tmp_path,
             addresses=Addresses(kafka=kafka_bootstrap, postgres=dsn, ray="local"),
             features=load_definitions(CONFIGS / "features.yaml"),
-            samples=replace(shipped, wait_ms=WAIT_MS, horizon_ms=horizon_ms, negative_rate=0.5),
+            samples=replace(shipped, wait_ms=WAIT_MS, horizon_ms=horizon_ms, negative_rate=0.5, cached_actions=3),
         )
     )
 
@@ -136,6 +137,7 @@ def assert_undisturbed(system: System, eventually: Eventually, undisturbed: Call
         assert found[name] == value, name
     minutes = [int(value) for (value,) in query(system, TABLES["complete"])]
     assert minutes == list(range(minutes[0], minutes[-1] + 1, 60_000)), "each minute once, in order"
+    assert query(system, SPILLED) == [(True,)], "memory had no room for all actions that waited"
     assert_as_logged(system)
 
 
