@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import polars as pl
 
-from rtrec_ray.samples.columns import KNOWN_SCHEMA, RANKED_SCHEMA, empty, within, without
+from rtrec_ray.samples.columns import KEY, KNOWN_SCHEMA, RANKED_SCHEMA, empty, within, without
 
 
 class RequestCache:
@@ -80,3 +80,17 @@ def ranked_items(known: pl.DataFrame) -> pl.DataFrame:
         },
         schema=RANKED_SCHEMA,
     ).unique(["request_id", "item_id"], keep="first")
+
+
+def with_requests(candidates: pl.DataFrame, known: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Impressions split into those whose request is known, with its columns, and those that have waited in vain.
+
+    `candidates`: (n, IMPRESSION_SCHEMA + over); `known`: (m, KNOWN_SCHEMA).
+    """
+    asked = known.select("request_id", "event_day", pl.col("page_id").alias("request_page_id"))
+    found = candidates.join(asked, on="request_id", how="inner", maintain_order="left")
+    missing = without(candidates, asked, "request_id").filter("over")
+    found = found.join(ranked_items(known), on=KEY, how="left", maintain_order="left").with_columns(
+        page_id=pl.coalesce("page_id", "request_page_id"), position=pl.coalesce("position", "ranked_position")
+    )
+    return found, missing

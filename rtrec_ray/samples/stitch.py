@@ -14,28 +14,24 @@ from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
 import polars as pl
 
-from rtrec_ray.eventtime.identity import hash_ids
 from rtrec_ray.samples.actions import ActionChanges, WaitingActions, once
 from rtrec_ray.samples.columns import (
     ACTION_SCHEMA,
     IMPRESSION_SCHEMA,
     KEY,
     OPEN_SCHEMA,
-    OUT_SCHEMA,
-    OUTCOME_SCHEMA,
     REQUEST_SCHEMA,
-    REVISION_SCHEMA,
     empty,
     gather,
     within,
     without,
 )
 from rtrec_ray.samples.definition import CLICK, SampleDefinition
-from rtrec_ray.samples.labels import same_labels, with_labels
-from rtrec_ray.samples.requests import RequestCache, ranked_items
+from rtrec_ray.samples.labels import with_labels
+from rtrec_ray.samples.outcomes import corrected, judged
+from rtrec_ray.samples.requests import RequestCache, with_requests
 from rtrec_ray.samples.settlement import Answers, Existing, Place, Questions, Restored, Settled
 from rtrec_ray.samples.timeline import Timeline
 
@@ -135,8 +131,9 @@ class Stitcher:
         actions = once(pl.concat([self._waiting.frame, answers.actions, answers.held]))
         completed = within(answers.misses, self._new_requests, "request_id")
         revived = within(answers.out, actions.filter(pl.col("kind") == CLICK))
-        found, missing = self._with_requests(self._candidates(revived, completed, answers.out))
-        samples, out, waiting = self._split(with_labels(found, actions, self._timeline))
+        candidates = self._candidates(revived, completed, answers.out)
+        found, missing = with_requests(candidates, self._cache.of(candidates))
+        samples, out, waiting = judged(with_labels(found, actions, self._timeline), self._timeline)
         out = without(out, revived)  # its click was too late
         missing = without(missing, waiting)
         misses = without(missing.select(IMPRESSION_SCHEMA.names()), answers.misses)
@@ -152,7 +149,7 @@ class Stitcher:
             samples=samples,
             out=out,
             revived=revived.select(KEY),
-            corrections=self._corrections(answers.outcomes, actions),
+            corrections=corrected(answers.outcomes, actions, self._timeline),
             misses=misses,
             completed=completed.select(KEY),
             actions=changes,
@@ -168,7 +165,7 @@ class Stitcher:
         """
         samples = within(self._written.samples, existing.samples)
         out = within(self._written.out, existing.out)
-        corrections = self._corrections(answers.outcomes, answers.actions)
+        corrections = corrected(answers.outcomes, answers.actions, self._timeline)
         self._open = without(self._open, samples)
         self._repeat(samples)
         self._repeat(out)
@@ -256,40 +253,6 @@ class Stitcher:
         self._close(repeated.select(KEY))
         return pl.concat([before.with_columns(over=pl.lit(True)), without(due, before)])
 
-    def _with_requests(self, candidates: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Split into those whose request is known, with its columns, and those that have waited in vain."""
-        known = self._cache.of(candidates)
-        asked = known.select("request_id", "event_day", pl.col("page_id").alias("request_page_id"))
-        found = candidates.join(asked, on="request_id", how="inner", maintain_order="left")
-        missing = without(candidates, asked, "request_id").filter("over")
-        found = found.join(ranked_items(known), on=KEY, how="left", maintain_order="left").with_columns(
-            page_id=pl.coalesce("page_id", "request_page_id"), position=pl.coalesce("position", "ranked_position")
-        )
-        return found, missing
-
-    def _split(self, labelled: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-        """Samples (REVISION_SCHEMA), impressions not drawn (OUT_SCHEMA), and those that have to wait after all."""
-        ready = labelled.filter(pl.col("over") | (pl.col("label") == 1))
-        ruled = ready.with_columns(
-            negative_rate=self._timeline.value(lambda rules: rules.negative_rate, dtype=pl.Float64),
-            definition_version=self._timeline.value(lambda rules: rules.version, dtype=pl.Int64),
-        )
-        drawn = pl.lit(True)
-        if self._timeline.draws:
-            drawn = pl.col("clicked") | (draws(ruled) < pl.col("negative_rate"))
-        samples = ruled.filter(drawn).select(REVISION_SCHEMA.names())
-        return samples, ruled.filter(~drawn).select(OUT_SCHEMA.names()), without(labelled, ready)
-
-    def _corrections(self, outcomes: pl.DataFrame, actions: pl.DataFrame) -> pl.DataFrame:
-        """The newest revisions whose labels are others by now, with these."""
-        if outcomes.is_empty():
-            return outcomes
-        stored = same_labels(outcomes, self._timeline)
-        new = with_labels(stored.drop("label", "labels"), actions, self._timeline)
-        old = stored.select(*KEY, pl.col("labels").alias("old_labels"))
-        changed = new.join(old, on=KEY, maintain_order="left").filter(pl.col("labels") != pl.col("old_labels"))
-        return changed.select(OUTCOME_SCHEMA.names())
-
     def _place_actions(self, settled: pl.DataFrame, answers: Answers) -> ActionChanges:
         start = pl.max_horizontal("action_ms", pl.lit(self._watermark_ms, dtype=pl.Int64))
         known = answers.actions
@@ -340,9 +303,3 @@ class Stitcher:
             missed=settled.misses.height,
             completed=settled.completed.height,
         )
-
-
-def draws(rows: pl.DataFrame) -> pl.Series:
-    """A number in [0, 1) of each key, the same wherever it is computed."""
-    names = rows.select(pl.concat_str("request_id", pl.lit("\n"), "item_id")).to_series()
-    return pl.Series(hash_ids(names).astype(np.float64) / 2.0**64)

@@ -25,8 +25,8 @@ from rtrec_ray.workflow.events import (
     Announcement,
 )
 from rtrec_ray.workflow.nodes import Cause, Decided, NodeState, Order
-from rtrec_ray.workflow.rules import Alarms, Index, Place, RuleState, begin, take
-from rtrec_ray.workflow.state import Changes, Held, Running, Saved, WorkflowState, hold_of
+from rtrec_ray.workflow.rules import Alarms, Index, Place, RuleState, take
+from rtrec_ray.workflow.state import Changes, Held, Running, Saved, WorkflowState, applied, hold_of
 from rtrec_ray.workflow.stimuli import Occurred, StatusChanged, Stimulus, Ticked, WatermarkMoved
 
 
@@ -190,24 +190,15 @@ class Scheduler:
         if definition is None or definition.name != event.namespace:
             return
         old = self._flows.get(definition.name)
-        kept = {} if old is None else old.nodes
         # A node that was there once may be defined again. Each of its runs was an event, so none has a number as high.
         fresh = NodeState(number=0 if event.context.get("first") else event.offset)
-        states = {node.name: kept.get(node.name, fresh) for node in definition.nodes}
-        status = [StatusChanged(node=n, state=s.state, time_ms=self.time_ms) for n, s in states.items()]
-        rules = {}
-        for rule in definition.rules:
-            earlier = None if old is None else old.rules.get(rule.name)
-            same = earlier is not None and earlier.digest == rule.digest
-            rules[rule.name] = earlier if earlier is not None and same else begin(rule, self.time_ms, status)
         if old is not None:
             self._retire(old, definition)
-        state = WorkflowState(digest=definition.digest) if old is None else old.state
-        state = msgspec.structs.replace(state, digest=definition.digest)
-        self._install(Running(Saved(definition=definition, state=state, rules=rules, nodes=states)))
-        self._workflows[definition.name] = state
-        self._rules.update({(definition.name, name): each for name, each in rules.items()})
-        self._nodes.update({(definition.name, name): each for name, each in states.items()})
+        flow = applied(definition, old, fresh=fresh, time_ms=self.time_ms)
+        self._install(flow)
+        self._workflows[definition.name] = flow.state
+        self._rules.update({(definition.name, name): each for name, each in flow.rules.items()})
+        self._nodes.update({(definition.name, name): each for name, each in flow.nodes.items()})
 
     def _remove(self, flow: Running) -> None:
         name = flow.definition.name

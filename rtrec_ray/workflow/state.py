@@ -11,7 +11,8 @@ import msgspec
 from rtrec_ray.workflow.definition import Workflow
 from rtrec_ray.workflow.events import Announcement
 from rtrec_ray.workflow.nodes import NodeState, Order
-from rtrec_ray.workflow.rules import Place, RuleState
+from rtrec_ray.workflow.rules import Place, RuleState, begin
+from rtrec_ray.workflow.stimuli import StatusChanged
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,3 +103,21 @@ def hold_of(flow: Saved | Running, at: str) -> Hold | None:
 def going(flow: Saved | Running) -> list[str]:
     """The batch nodes that have a run."""
     return [node.name for node in flow.definition.nodes if node.kind == "batch" and flow.nodes[node.name].run]
+
+
+def applied(definition: Workflow, old: Running | None, *, fresh: NodeState, time_ms: int) -> Running:
+    """The workflow by a definition from now on: nodes, and rules that did not change, go on with what they are.
+
+    `fresh`: of nodes that were not there.
+    """
+    kept = {} if old is None else old.nodes
+    nodes = {node.name: kept.get(node.name, fresh) for node in definition.nodes}
+    status = [StatusChanged(node=name, state=each.state, time_ms=time_ms) for name, each in nodes.items()]
+    rules = {}
+    for rule in definition.rules:
+        earlier = None if old is None else old.rules.get(rule.name)
+        same = earlier is not None and earlier.digest == rule.digest
+        rules[rule.name] = earlier if earlier is not None and same else begin(rule, time_ms, status)
+    state = WorkflowState(digest=definition.digest) if old is None else old.state
+    state = msgspec.structs.replace(state, digest=definition.digest)
+    return Running(Saved(definition=definition, state=state, rules=rules, nodes=nodes))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from rtrec_ray.samples.columns import ACTION_SCHEMA, IMPRESSION_SCHEMA, REQUEST_SCHEMA
 from rtrec_ray.samples.definition import CLICK, Label, PageRules, SampleDefinition
-from rtrec_ray.samples.stitch import Stitcher, draws
+from rtrec_ray.samples.outcomes import draws
+from rtrec_ray.samples.stitch import Stitcher
 from rtrec_ray.samples.timeline import Applied, Timeline
 from rtrec_ray.stores.samples.ledger import MemorySampleLedger, MemorySamples, settle
 
