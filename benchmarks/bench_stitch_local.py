@@ -82,6 +82,7 @@ class Nothing:
     """Forgets what is settled: the stitcher's own speed. A click after the wait is then taken for an early one."""
 
     def commit(self, stitcher: Stitcher, _: int) -> Counter[str]:
+        stitcher.admit()
         stitcher.ask()
         return stitcher.settle(Answers()).counts
 

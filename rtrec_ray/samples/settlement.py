@@ -65,7 +65,7 @@ class Questions:
     newest revisions, stored actions and impressions not drawn are wanted. `missed`: ids of requests whose misses are
     wanted, with the actions on them. `due`: keys of which it matters what is held, where another partition
     may hold it or have taken back what this one holds. `drawn`: keys of which
-    it matters whether they were not drawn before. `opened`: keys of new impressions, whose spilled actions are wanted.
+    it matters whether they were not drawn before.
     """
 
     requests: pl.Series = field(default_factory=partial(pl.Series, dtype=pl.String))
@@ -73,13 +73,12 @@ class Questions:
     missed: pl.Series = field(default_factory=partial(pl.Series, dtype=pl.String))
     due: pl.DataFrame = field(default_factory=_NO_KEYS)
     drawn: pl.DataFrame = field(default_factory=_NO_KEYS)
-    opened: pl.DataFrame = field(default_factory=_NO_KEYS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
     """What the store answered; what is not there is left out. `out`: impressions that were not drawn. `misses`, `out`:
-    `source_offset` is null where it is one of another partition. `loaded`: actions that are spilled no longer.
+    `source_offset` is null where it is one of another partition.
     """
 
     requests: pl.DataFrame = field(default_factory=partial(empty, KNOWN_SCHEMA))
@@ -88,7 +87,6 @@ class Answers:
     out: pl.DataFrame = field(default_factory=_NO_IMPRESSIONS)
     actions: pl.DataFrame = field(default_factory=_NO_ACTIONS)
     held: pl.DataFrame = field(default_factory=_NO_ACTIONS)
-    loaded: pl.DataFrame = field(default_factory=partial(empty, HELD_SCHEMA))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,9 @@
 """Display ⋈ actions ⋈ inference log: the state machine behind the sample task, for one partition.
 
 Records come in with `on_impressions`, `on_actions`, `on_requests` and event time with `advance`; nothing is decided
-then. A commit is two steps: `ask` joins what came and says which stored rows the decision depends on, `settle` takes
-these and answers everything that is to be written. So the outcome of an impression depends on the records and on the
+then. A commit is steps: `admit` takes the impressions and `load` what waited for them in the store alone, `ask` joins what
+came and says which stored rows the decision depends on, `settle` takes these and answers everything that is to be
+written. So the outcome of an impression depends on the records and on the
 store, never on how records were cut into batches and commits; its labels depend on nothing but the actions on its key.
 
 Every impression ends in one outcome: a sample, `sampled_out` (a negative that was not drawn; a late click makes it a
@@ -101,9 +102,19 @@ class Stitcher:
 
     # --- a commit ---------------------------------------------------------------------------------------------------
 
+    def admit(self) -> pl.DataFrame:
+        """Take the impressions that came since the last commit; answers the keys (n, KEY_SCHEMA) of which the store may
+        have actions that memory has not.
+        """
+        opened = self._admit_impressions(gather(self._impressions, IMPRESSION_SCHEMA)).select(KEY)
+        return opened if self._has_spilled else opened.clear()
+
+    def load(self, spilled: pl.DataFrame) -> None:
+        """Take them (n, HELD_SCHEMA) back: a click among them makes its impression due."""
+        self._waiting.load(spilled)
+
     def ask(self) -> Questions:
         """Join what came since the last commit, and say which stored rows its outcome depends on."""
-        opened = self._admit_impressions(gather(self._impressions, IMPRESSION_SCHEMA))
         came = gather(self._actions, ACTION_SCHEMA)
         self._arrived = self._waiting.take(came)
         self._counts.update(action=came.height, duplicate_action=came.height - self._arrived.height)
@@ -121,13 +132,11 @@ class Stitcher:
             missed=pl.concat(ids).unique(),
             due=self._due.select(KEY),
             drawn=self._due.select(KEY) if self._timeline.draws else empty(OPEN_SCHEMA).select(KEY),
-            opened=opened.select(KEY) if self._has_spilled else empty(OPEN_SCHEMA).select(KEY),
         )
 
     def settle(self, answers: Answers) -> Settled:
         """Decide with what the store answered; the caller writes all of it or throws this stitcher away."""
         self._cache.admit(answers.requests)
-        self._waiting.load(answers.loaded)
         actions = once(pl.concat([self._waiting.frame, answers.actions, answers.held]))
         completed = within(answers.misses, self._new_requests, "request_id")
         revived = within(answers.out, actions.filter(pl.col("kind") == CLICK))

@@ -45,6 +45,10 @@ class SampleLedger(Protocol):
         """What a new owner begins with; impressions below `applied_to` were taken before."""
         ...
 
+    def load(self, cursor: Cursor, keys: pl.DataFrame) -> pl.DataFrame:
+        """Spilled actions on these impressions (n, HELD_SCHEMA), which are spilled no longer."""
+        ...
+
     def answer(self, cursor: Cursor, questions: Questions) -> Answers:
         """Look up what a commit depends on."""
         ...
@@ -79,6 +83,7 @@ def settle(ledger: SampleLedger, cursor: Cursor, stitcher: Stitcher, *, read_to:
     timeline = ledger.timeline(cursor)
     if timeline is not None:
         stitcher.redefine(timeline)
+    stitcher.load(ledger.load(cursor, stitcher.admit()))
     settled = stitcher.settle(ledger.answer(cursor, stitcher.ask()))
     counts = Counter(settled.counts)
     existing = ledger.write(cursor, settled)
@@ -138,6 +143,12 @@ class MemorySampleLedger:
             has_spilled=bool(self._own_held()["spilled"].any()),
         )
 
+    def load(self, cursor: Cursor | None, keys: pl.DataFrame) -> pl.DataFrame:
+        """See SampleLedger."""
+        loaded = within(self._own_held().filter("spilled"), keys).with_columns(spilled=pl.lit(False))
+        self._samples.actions = _upsert(self._samples.actions, loaded, ID)
+        return loaded
+
     def answer(self, cursor: Cursor | None, questions: Questions) -> Answers:
         """See SampleLedger."""
         kept = self._samples
@@ -155,7 +166,6 @@ class MemorySampleLedger:
             out=self._own_offsets(out),
             actions=within(kept.actions, wanted).select(ACTION_SCHEMA.names()),
             held=within(kept.actions.filter("held"), due).select(ACTION_SCHEMA.names()),
-            loaded=self._load(questions.opened),
         )
 
     def write(self, cursor: Cursor | None, settled: Settled) -> Existing:
@@ -213,11 +223,6 @@ class MemorySampleLedger:
         minutes = complete_minutes(list(kept.complete.values()), sent_ms=kept.complete_ms)
         kept.complete_ms = minutes[-1] if minutes else kept.complete_ms
         return list(minutes)
-
-    def _load(self, keys: pl.DataFrame) -> pl.DataFrame:
-        loaded = within(self._own_held().filter("spilled"), keys).with_columns(spilled=pl.lit(False))
-        self._samples.actions = _upsert(self._samples.actions, loaded, ID)
-        return loaded
 
     def _own_held(self) -> pl.DataFrame:
         kept = self._samples

@@ -72,6 +72,10 @@ class PostgresSampleLedger:
             has_spilled=one(cursor, "has_spilled", key)[0],
         )
 
+    def load(self, cursor: Cursor, keys: pl.DataFrame) -> pl.DataFrame:
+        """See SampleLedger."""
+        return _of_keys(cursor, "load_spilled", keys, HELD_SCHEMA, partition=self._partition)
+
     def answer(self, cursor: Cursor, questions: Questions) -> Answers:
         """See SampleLedger."""
         if self._mixed:  # an impression and its actions may be in two commits at once: one after the other, then
@@ -90,7 +94,6 @@ class PostgresSampleLedger:
             out=out,
             actions=_of_keys(cursor, "find_actions", acted, ACTION_SCHEMA),
             held=_of_keys(cursor, "find_held", due, ACTION_SCHEMA),
-            loaded=_of_keys(cursor, "load_spilled", questions.opened, HELD_SCHEMA, partition=self._partition),
         )
 
     def write(self, cursor: Cursor, settled: Settled) -> Existing:
