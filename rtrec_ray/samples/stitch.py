@@ -1,10 +1,10 @@
 """Display ⋈ actions ⋈ inference log: the state machine behind the sample task, for one partition.
 
 Records come in with `on_impressions`, `on_actions`, `on_requests` and event time with `advance`; nothing is decided
-then. A commit is steps: `admit` takes the impressions and `load` what waited for them in the store alone, `ask` joins what
-came and says which stored rows the decision depends on, `settle` takes these and answers everything that is to be
-written. So the outcome of an impression depends on the records and on the
-store, never on how records were cut into batches and commits; its labels depend on nothing but the actions on its key.
+then. A commit is steps: `admit` takes the impressions and `load` what waited for them in the store alone; `ask` joins
+what came and says which stored rows the decision depends on; `settle` takes these and answers everything that is to be
+written. So the outcome of an impression depends on the records and on the store, never on how records were cut into
+batches and commits; its labels depend on nothing but the actions on its key.
 
 Every impression ends in one outcome: a sample, `sampled_out` (a negative that was not drawn; a late click makes it a
 sample after all), a miss (no record of the inference log came within the wait; a later one completes it), a repetition

@@ -41,6 +41,24 @@ def records(seed: int, first: int = 0, last: int = 14_000) -> Iterator[Record]:
         yield heapq.heappop(due)[-1]
 
 
+def ending(ts: int) -> list[Record]:
+    """Records of every user that let event time come to `ts` wherever users are, and leave nothing else behind."""
+    return [
+        record
+        for user in range(_USERS)
+        for record in (
+            _record({"event_id": f"end{user}", "event_type": "impression", "ts": ts, "user_id": user}),
+            (
+                INFERENCE,
+                user,
+                orjson.dumps(
+                    {"request_id": f"end{user}", "user_id": user, "ts": ts, "model_version": "1", "features": {}}
+                ),
+            ),
+        )
+    ]
+
+
 def _about(number: int, rng: random.Random) -> Iterator[tuple[float, Record]]:
     user, ts = rng.randrange(_USERS), START_MS + number * STEP_MS
     shown = rng.sample(range(_ITEMS), 3)

@@ -32,10 +32,10 @@ from rtrec_ray.kafka.connect import connect_consumer
 from rtrec_ray.postgres.connection import connect
 from rtrec_ray.samples.file import load_definition
 from tests.conftest import Eventually
-from tests.e2e.crew import LEASE_MS, Crew, Watch, Worker, add_partitions, run_alone
+from tests.e2e.crew import LEASE_MS, Crew, Watch, Worker, add_partitions, run_alone, send_all
 from tests.e2e.feature_content import query
 from tests.e2e.feature_load import Load, Record
-from tests.e2e.sample_load import CLOCK_MS, records
+from tests.e2e.sample_load import CLOCK_MS, ending, records
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -130,6 +130,11 @@ def content(system: System) -> dict[str, object]:
 
 
 def assert_undisturbed(system: System, eventually: Eventually, undisturbed: Callable[[], dict[str, object]]) -> None:
+    # A click that is taken back within the wait makes a sample early, or none yet, as commits fall: let every wait be
+    # over. No action's time is.
+    WATCH.until_through(system, eventually)
+    ((newest_ms,),) = query(system, "SELECT max(max_ts_ms) FROM meta.positions WHERE task = 'samples'")
+    send_all(system, ending(newest_ms + WAIT_MS + 2_000))
     WATCH.until_through(system, eventually)
     expected, found = undisturbed(), content(system)
     for name, value in expected.items():
