@@ -12,15 +12,19 @@ for a category (`category_top_items_10m`). Both sides must answer the same value
 Each read asks for other keys, drawn at random:
 
     1, 10, 100 users        merged from tiles
-    1 user + 10 categories  as serving reads: the user from tiles, the lists from the cache that is kept each second
-    1, 10, 100 categories   from that cache; a list that did not change since its last reading is not decoded again
-    ..., all changed        each list has changed since its last reading
+    1 user + 10 categories  as serving reads: the user from tiles, the lists as they are rebuilt each second
+    1, 10, 100 categories   such lists; one that did not change since its last reading is not decoded again
+    ..., all changed        each list has changed since its last reading, or look
 
-Ours is `PostgresFeatureStore.get` through its pool, in dicts, with values as of now. Feast's is one
-`get_online_features(...).to_dict()` for the same keys, with values as of when they were written: it slides no windows.
-Both run in this process, each on a connection that stays open, ten reads in turn; who begins changes each round.
-`SELECT 1` is timed beside them: no read can be faster. Half of it and more is the waking of the other core, which comes
-and goes with what else runs; `taskset -c 1` before the command puts reader and server on one core and leaves that out.
+Ours is `get` of `NearFeatures`, as a serving replica has it: from memory, as of a look each 0.1 s; the looks go on in a
+thread of this process meanwhile. And of `PostgresFeatureStore` through its pool, which a replica falls back on. Both
+answer dicts, with values as of now. Feast's is one `get_online_features(...).to_dict()` for the same keys, with values
+as of when they were written: it slides no windows. All run in this process, each on a connection that stays open, ten
+reads in turn; who begins changes each round.
+
+`SELECT 1` is timed beside them: no round trip can be faster. Half of it and more is the waking of the other core, which
+comes and goes with what else runs; `taskset -c 1` before the command puts reader and server on one core and leaves that
+out.
 Prints one JSON line, and a table to stderr.
 """
 
@@ -31,6 +35,7 @@ import gc
 import json
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -43,6 +48,7 @@ import polars as pl
 from bench_features_local import FRAME, MS_PER_EVENT, frames
 from psycopg2.extensions import parse_dsn
 
+from rtrec_ray.clock import ManualClock
 from rtrec_ray.embedded.postgres import PostgresServer, PostgresServerOptions
 from rtrec_ray.events import PROFILE_SCHEMA
 from rtrec_ray.features.definition import Definitions
@@ -54,8 +60,10 @@ from rtrec_ray.features.stream import FeatureStream
 from rtrec_ray.garbage import collect_rarely
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
 from rtrec_ray.postgres.migrate import migrate
+from rtrec_ray.stores.features.near import NearFeatures
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
-from rtrec_ray.stores.features.store import HOUR_MS, TaskOutput, TopLists
+from rtrec_ray.stores.features.store import HOUR_MS, FeatureReader, TaskOutput, TopLists
+from serving.options import ServingOptions
 
 if TYPE_CHECKING:
     from feast_reads import FeastReads
@@ -100,34 +108,40 @@ WORKLOADS: Final = (
 )
 # The same value in another text.
 CHANGE: Final = (
-    "UPDATE features.top_lists SET value = CASE value WHEN rtrim(value) THEN value || ' ' ELSE rtrim(value) END"
+    "UPDATE features.top_lists SET round = round + 1, "
+    "value = CASE value WHEN rtrim(value) THEN value || ' ' ELSE rtrim(value) END"
 )
+CHANGED: Final = "UPDATE features.top_list_rounds r SET round = (SELECT max(round) FROM features.top_lists)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sides:
     """Both stores, filled. `users`: those of whom Feast has values."""
 
-    ours: PostgresFeatureStore
+    near: NearFeatures
+    store: PostgresFeatureStore
     pool: Pool
     feast: FeastReads
     users: Sequence[int]
     now_ms: int
 
-    def reads(self, workload: Workload, random: np.random.Generator) -> tuple[Get, Get]:
-        """The same read on our side and on Feast's, of keys drawn anew."""
+    def reads(self, workload: Workload, random: np.random.Generator) -> tuple[Get, ...]:
+        """The same read from memory, by our store and by Feast, of keys drawn anew."""
         users = random.choice(self.users, workload.users, replace=False).tolist()
         categories = random.choice(CATEGORIES, workload.categories, replace=False).tolist()
         asks, request = keys(users, categories), self.feast.request(users, categories)
         return (
-            lambda: self.ours.get(asks, as_of_ms=None, now_ms=self.now_ms, cached=True),
+            lambda: self.near.get(asks, as_of_ms=None, now_ms=self.now_ms, cached=True),
+            lambda: self.store.get(asks, as_of_ms=None, now_ms=self.now_ms, cached=True),
             lambda: self.feast.get(request),
         )
 
     def change(self) -> None:
-        """Let every list be another text."""
+        """Let every list be another text, and look."""
         with self.pool.statement() as cursor:
             cursor.execute(CHANGE)
+            cursor.execute(CHANGED)
+        self.near.refresh()
 
     def select_1(self) -> None:
         """The shortest round trip there is."""
@@ -187,21 +201,24 @@ def settle(pool: Pool) -> None:
         cursor.execute("CHECKPOINT")
 
 
-def values(store: PostgresFeatureStore, asks: Sequence[ViewKey], *, now_ms: int) -> dict[int, Value]:
+def values(store: FeatureReader, asks: Sequence[ViewKey], *, now_ms: int) -> dict[int, Value]:
     """Our values by the key as a number, without the keys that have none."""
     found = store.get(asks, as_of_ms=None, now_ms=now_ms, cached=True)
     return {int(ask.key): value for ask, value in found.items() if value is not None}
 
 
-def both(ours: PostgresFeatureStore, pool: Pool, feast: FeastReads, *, now_ms: int) -> Sides:
-    """Write our values to Feast and see that it answers them."""
+def filled(near: NearFeatures, ours: PostgresFeatureStore, pool: Pool, feast: FeastReads, *, now_ms: int) -> Sides:
+    """Write our values to Feast and see that both answer them."""
     drawn = np.random.default_rng(5).choice(USERS, USERS_READ, replace=False).tolist()
     users = values(ours, keys(drawn, ()), now_ms=now_ms)
     categories = values(ours, keys((), range(CATEGORIES)), now_ms=now_ms)
+    near.refresh()
+    if near.age_s() is None or values(near, keys(drawn, ()), now_ms=now_ms) != users:
+        raise SystemExit("memory has other values than the store: comparing times would mean nothing")
     feast.put(users, categories)
     if not feast.has(users, categories):
         raise SystemExit("Feast answers other values: comparing times would mean nothing")
-    return Sides(ours=ours, pool=pool, feast=feast, users=list(users), now_ms=now_ms)
+    return Sides(near=near, store=ours, pool=pool, feast=feast, users=list(users), now_ms=now_ms)
 
 
 def timed_ms(get: Get, *, before: Get | None = None) -> float:
@@ -215,22 +232,22 @@ def timed_ms(get: Get, *, before: Get | None = None) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """How long reads took, ms: ours and Feast's by workload, and the shortest round trip."""
+    """How long reads took, ms: from memory, by our store, by Feast; and the shortest round trip."""
 
-    reads: dict[Workload, tuple[list[float], list[float]]]
+    reads: dict[Workload, tuple[list[float], ...]]
     select_1: list[float]
 
 
 def measure(sides: Sides, rebuild: Get, *, rounds: int) -> Times:
     """Time reads. The first round warms up and is left out."""
     random = np.random.default_rng(11)
-    times = Times(reads={workload: ([], []) for workload in WORKLOADS}, select_1=[])
+    times = Times(reads={workload: ([], [], []) for workload in WORKLOADS}, select_1=[])
     for number in range(rounds + 1):
         rebuild()  # or a reader would find the lists too old
         for workload in WORKLOADS:
             reads = [sides.reads(workload, random) for _ in range(BLOCK)]
-            for side in (0, 1) if number % 2 else (1, 0):
-                change = sides.change if workload.changed and side == 0 else None
+            for side in (0, 1, 2) if number % 2 else (2, 1, 0):
+                change = sides.change if workload.changed and side < 2 else None
                 block = [timed_ms(read[side], before=change) for read in reads]
                 times.reads[workload][side].extend(block if number else [])
         times.select_1.extend([timed_ms(sides.select_1) for _ in range(BLOCK)] if number else [])
@@ -244,27 +261,27 @@ def percentiles(times: Sequence[float]) -> dict[str, float]:
 
 def figures(workload: Workload, times: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Of one workload, for the JSON line."""
-    ours, feast = (percentiles(each) for each in times)
+    near, store, feast = (percentiles(each) for each in times)
     return {
         "keys": workload.users + workload.categories,
         "read": workload.name,
-        "ours_ms": ours,
+        "near_ms": near,
+        "store_ms": store,
         "feast_ms": feast,
-        "times_faster_p50": round(feast["p50"] / ours["p50"], 1),
+        "near_times_faster_p50": round(feast["p50"] / near["p50"], 1),
+        "store_times_faster_p50": round(feast["p50"] / store["p50"], 1),
     }
 
 
 def table(answer: dict[str, Any]) -> str:
     """For people."""
-    lines = [f"{'':36}{'ours p50':>10}{'p99':>8}{'Feast p50':>11}{'p99':>8}{'times faster':>14}"]
+    sides = ("near", "store", "feast")
+    lines = [f"{'':36}" + "".join(f"{side + ' p50':>12}{'p99':>8}" for side in sides) + f"{'times faster':>20}"]
     for row in answer["reads"]:
-        ours, feast = row["ours_ms"], row["feast_ms"]
-        lines.append(
-            f"{row['read']:36}{ours['p50']:10.2f}{ours['p99']:8.2f}{feast['p50']:11.2f}{feast['p99']:8.2f}"
-            f"{row['times_faster_p50']:14.1f}"
-        )
+        times = "".join(f"{row[f'{side}_ms']['p50']:12.3f}{row[f'{side}_ms']['p99']:8.2f}" for side in sides)
+        lines.append(f"{row['read']:36}{times}{row['near_times_faster_p50']:12.1f}{row['store_times_faster_p50']:8.1f}")
     shortest = answer["select_1_ms"]
-    lines.append(f"{'SELECT 1':36}{shortest['p50']:10.2f}{shortest['p99']:8.2f}")
+    lines.append(f"{'SELECT 1':36}{shortest['p50']:12.3f}{shortest['p99']:8.2f}")
     return "\n".join(lines)
 
 
@@ -278,6 +295,19 @@ def tile_rows(pool: Pool, *, now_ms: int) -> float:
         )
         (rows,) = cursor.fetchone() or (0.0,)
     return round(float(rows), 1)
+
+
+@contextmanager
+def looking(near: NearFeatures) -> Iterator[None]:
+    """The looks go on, as in a serving replica."""
+    stop = threading.Event()
+    thread = threading.Thread(target=near.run, args=(stop,), kwargs={"every_s": ServingOptions().near_refresh_s})
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 @contextmanager
@@ -311,16 +341,19 @@ def run(server: PostgresServer, directory: Path, *, rounds: int) -> dict[str, An
         now_ms = fill(store, definitions, pool)
         lists = TopLists(store)
         lists.rebuild(now_ms=now_ms)
+        near = NearFeatures(store, clock=ManualClock(now_ms=now_ms), most_rows=ServingOptions().near_rows)
         with closing(FeastReads(directory, address=address(server))) as feast:
-            sides = both(store, pool, feast, now_ms=now_ms)
+            sides = filled(near, store, pool, feast, now_ms=now_ms)
             settle(pool)
             gc.collect()
-            collect_rarely()  # as a serving replica does, for both sides
-            times = measure(sides, lambda: lists.rebuild(now_ms=now_ms), rounds=rounds)
+            collect_rarely()  # as a serving replica does, for all sides
+            with looking(near):
+                times = measure(sides, lambda: lists.rebuild(now_ms=now_ms), rounds=rounds)
         reads = [figures(workload, each) for workload, each in times.reads.items()]
         shortest = percentiles(times.select_1)
         rows = tile_rows(pool, now_ms=now_ms)
-        return {"feast": FEAST_VERSION, "tile_rows_a_user": rows, "select_1_ms": shortest, "reads": reads}
+        answer = {"feast": FEAST_VERSION, "tile_rows_a_user": rows, "near_rows": near.rows, "select_1_ms": shortest}
+        return {**answer, "reads": reads}
 
 
 def main() -> None:

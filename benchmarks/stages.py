@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -43,9 +43,12 @@ def server_cpu(server: PostgresServer | None) -> float | None:
     if server is None:
         return None
     root = psutil.Process(int((server.directory / "data" / "postmaster.pid").read_text().split()[0]))
-    times = [each.cpu_times() for each in [root, *root.children()]]
-    # A backend that ended has left its time to the postmaster.
-    return sum(each.user + each.system for each in times) + times[0].children_user + times[0].children_system
+    backends = []
+    for backend in root.children():
+        with suppress(psutil.NoSuchProcess):
+            backends.append(backend.cpu_times())
+    own = root.cpu_times()  # last: a backend that ended has left its time to the postmaster
+    return sum(each.user + each.system for each in [own, *backends]) + own.children_user + own.children_system
 
 
 def ends_of(kafka: KafkaOptions, topic: str) -> dict[int, int]:

@@ -99,8 +99,8 @@ class Pipeline:
     disorder_ms: int = 5_000
     skew_ms: int = 60_000
     idle_after_ms: int = 10_000
-    feature_commit_s: float = 0.3
-    sample_commit_s: float = 0.5
+    feature_commit_s: float = 0.1
+    sample_commit_s: float = 0.25
     history_commit_s: float = 10.0
     lease_ttl_ms: int = 10_000
 

@@ -19,6 +19,7 @@ from rtrec_ray.postgres.statements import load as load_statements
 from rtrec_ray.registry.base import ModelCenter
 from rtrec_ray.registry.changes_postgres import PostgresChangeBook
 from rtrec_ray.registry.mlflow import MlflowModelCenter, RegistryOptions
+from rtrec_ray.stores.features.near import NearFeatures
 from rtrec_ray.stores.features.past import past_of
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from serving.model import fetch
@@ -32,7 +33,7 @@ FEATURES_TASK: Final = "features"
 # A request has given up long before; these only end what would otherwise hold a thread and a connection.
 _CONNECT_TIMEOUT_S: Final = 2
 _STATEMENT_TIMEOUT_MS: Final = 5_000
-_SHARED_CONNECTIONS: Final = 3  # lists, and GET /v1/features
+_SHARED_CONNECTIONS: Final = 4  # lists, looks at what came, and GET /v1/features
 _PROGRESS_KEY: Final = {"task": FEATURES_TASK, "topic": BEHAVIOR}
 
 
@@ -66,8 +67,11 @@ def connect(options: ReplicaOptions) -> Backends:
     metadata = PostgresMetadataStore(postgres)
     book = PostgresChangeBook(postgres, clock=options.clock)
     past = None if options.history_uri is None else past_of(options.history_uri, postgres)
+    store = PostgresFeatureStore(options.definitions, pool=pool, past=past)
+    near = NearFeatures(store, clock=options.clock, most_rows=options.serving.near_rows)
     return Backends(
-        store=PostgresFeatureStore(options.definitions, pool=pool, past=past),
+        store=near if options.serving.near_refresh_s else store,
+        near=near if options.serving.near_refresh_s else None,
         newest_event_ms=partial(newest_event_ms, pool),
         connect_producer=partial(connect_producer, options.kafka),
         champion=registry.champion,

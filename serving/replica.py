@@ -27,6 +27,7 @@ from rtrec_ray.notification import (
     NotificationStore,
 )
 from rtrec_ray.registry.changes import NewChange
+from rtrec_ray.stores.features.near import NearFeatures
 from rtrec_ray.stores.features.store import FeatureReader
 from serving.calls import BoundedCalls
 from serving.collect import EventIntake
@@ -53,7 +54,8 @@ _EVENT_THREADS: Final = 4
 class Backends:
     """What a replica talks to. The functions are called in threads and may raise that their server is away.
 
-    `deployed`: tell that a version serves, once for all replicas.
+    `deployed`: tell that a version serves, once for all replicas. `near`: `store`, where that reads from memory and has
+    to be kept fresh.
 
     `newest_event_ms`: event time up to which features are computed, ms UTC. `champion`: the version that should serve;
     `base`: the one at the root of its chain; `load` brings a version into memory; `pipeline` says how the stages are
@@ -70,6 +72,7 @@ class Backends:
     metadata: MetadataStore
     deployed: Callable[[NewChange], bool]
     pipeline: Callable[[int], PipelineState]
+    near: NearFeatures | None = None
     close: Callable[[], None] = lambda: None
 
 
@@ -94,6 +97,7 @@ class Replica:
         self._name = name
         self._closed = threading.Event()
         self._listening = threading.Thread(target=self._listen, name="model-events", daemon=True)
+        self._looking: threading.Thread | None = None
         self.metrics = ServingMetrics()
         self.holders: dict[ModelRole, ModelHolder] = {role: ModelHolder(role) for role in options.roles()}
         self.models = self.holders["champion"]
@@ -126,6 +130,10 @@ class Replica:
         self.lists.start(lists_s=self._options.lists_refresh_s, catalogue_s=self._options.catalogue_refresh_s)
         self.reloading.start(poll_s=self._options.champion_poll_s)
         self._listening.start()
+        if self._backends.near is not None:
+            look = partial(self._backends.near.run, self._closed, every_s=self._options.near_refresh_s)
+            self._looking = threading.Thread(target=look, name="near-features", daemon=True)
+            self._looking.start()
 
     def close(self) -> None:
         """End everything that was started."""
@@ -144,8 +152,9 @@ class Replica:
         ):
             calls.close()
         # A thread that is still in a call would open a connection behind the pool's back.
-        if self._listening.is_alive():
-            self._listening.join(2 * _POLL_S)
+        for thread in (self._listening, self._looking):
+            if thread is not None and thread.is_alive():
+                thread.join(2 * _POLL_S)
         self.growth.close()
         self._backends.events.close()
         self._backends.close()
@@ -191,6 +200,10 @@ class Replica:
         self.metrics.watch(
             "rtrec_feature_age_seconds", newest + "the features.", lambda: age_s(self.lists.current().newest_event_ms)
         )
+        if (near := self._backends.near) is not None:
+            about = "Wall time since features were looked at; NaN while requests ask the store itself."
+            self.metrics.watch("rtrec_near_age_seconds", about, near.age_s)
+            self.metrics.watch("rtrec_near_rows", "Rows of feature tiles in memory.", lambda: near.rows)
         for role, holder in self.holders.items():
             name = "rtrec_model_age_seconds" if role == "champion" else f"rtrec_{role}_model_age_seconds"
             self.metrics.watch(name, f"{newest}the {role}.", partial(model_age_s, holder))

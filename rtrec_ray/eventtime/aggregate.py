@@ -197,10 +197,12 @@ class Newest:
     def alone(self, partials: Sequence[Sequence[Any]], starts_ms: Sequence[int]) -> list[Any]:
         """The values of these, newest first."""
         # Rows of one entry each, none of which takes another back, as most of a user's: they are compared as they are.
-        if _AT_MOST_ONE.issuperset(map(len, partials)) and None not in [partial[2] for partial in partials if partial]:
-            newest_first = sorted(zip(starts_ms, partials, strict=True), reverse=True)
-            values = [partial[2] for _, partial in newest_first if partial]
-            return (values if self._repeats else list(dict.fromkeys(values)))[: self._limit]
+        if _AT_MOST_ONE.issuperset(map(len, partials)):
+            found = [row for row in zip(starts_ms, partials, strict=True) if row[1]]
+            if None not in [partial[2] for _, partial in found]:
+                found.sort(reverse=True)
+                values = [partial[2] for _, partial in found]
+                return (values if self._repeats else list(dict.fromkeys(values)))[: self._limit]
         newest = Newest(limit=self._limit, repeats=self._repeats)
         newest.add(partials, starts_ms)
         return newest.value()
@@ -220,7 +222,7 @@ def _count(counts: dict[Any, int], partials: Sequence[Sequence[Any]]) -> dict[An
         if len(partial) == 2:  # as in most tiles of a user
             value, n = partial
             counts[value] = counts.get(value, 0) + n
-        else:
+        elif partial:
             pairs = iter(partial)
             for value, n in zip(pairs, pairs, strict=True):
                 counts[value] = counts.get(value, 0) + n

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import polars as pl
@@ -18,13 +15,9 @@ from actors.feature import FeatureOperator
 from rtrec_ray.errors import BeyondRetention, DefinitionInvalid, UnknownView
 from rtrec_ray.events import ITEM_SCHEMA, PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.eventtime.watermark import WatermarkOptions
-from rtrec_ray.features.compute import TILE_SCHEMA
-from rtrec_ray.features.definition import Definitions
-from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
-from rtrec_ray.stores.features.memory import MemoryFeatureStore, MemoryFeatureTables
 from rtrec_ray.stores.features.past import HistoryPast
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from rtrec_ray.stores.features.store import (
@@ -39,54 +32,11 @@ from rtrec_ray.stores.features.store import (
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history.manifest import MemoryHistoryManifest
 from rtrec_ray.stores.history.store import History, schema
+from tests.feature_place import BASE, DEFINITIONS, HOUR, MINUTE, SECOND, Place, place, tiles
 
-DEFINITIONS = load_definitions(Path(__file__).parents[2] / "configs" / "features.yaml")
-BASE = 1_767_225_600_000
-SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000
+__all__ = ["place"]
+
 QUERIES = ViewKey(view="top_queries_30m", key="all")
-
-
-class Place:
-    """One store's tables, and how to open it and a transaction on it."""
-
-    def __init__(self, pool: Pool | None) -> None:
-        self.pool = pool
-        self.tables = MemoryFeatureTables()
-
-    def transaction(self):
-        return nullcontext(None) if self.pool is None else self.pool.transaction()
-
-    def store(self, definitions: Definitions = DEFINITIONS, *, new: tuple[str, ...] | None = None) -> FeatureStore:
-        """A store of its own over the same tables, with the definitions entered, of which `new` are new to it."""
-        found: FeatureStore
-        if self.pool is None:
-            found = MemoryFeatureStore(definitions, tables=self.tables)
-        else:
-            found = PostgresFeatureStore(definitions, pool=self.pool)
-        with self.transaction() as cursor:
-            added = found.apply(cursor)
-        assert new in (None, added)
-        found.refresh()
-        return found
-
-    def append(self, store: FeatureStore, *, partition: int = 0, **parts) -> None:
-        with self.transaction() as cursor:
-            store.begin(cursor, partition=partition, next_offset=0, complete_from_ms=None)
-            store.append(cursor, TaskOutput(**{"partition": partition, "watermark_ms": None, **parts}))
-
-
-@pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.server)])
-def place(request) -> Iterator[Place]:
-    if request.param == "memory":
-        yield Place(None)
-        return
-    pool = Pool(PostgresOptions(dsn=request.getfixturevalue("dsn")), size=2)
-    yield Place(pool)
-    pool.close()
-
-
-def tiles(*rows):
-    return pl.DataFrame(list(rows), schema=TILE_SCHEMA, orient="row")
 
 
 def searches(*rows):

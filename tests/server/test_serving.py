@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import uuid
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ import pytest
 
 from rtrec_ray.clock import REAL
 from rtrec_ray.events import BEHAVIOR, INFERENCE, ITEM_SCHEMA, PROFILE_SCHEMA
+from rtrec_ray.features.compute import TILE_SCHEMA
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.kafka.base import EARLIEST, KafkaOptions, TopicPartition, TopicSpec
 from rtrec_ray.kafka.connect import connect_admin, connect_consumer
@@ -133,6 +135,24 @@ def test_a_request_reads_postgresql_and_is_logged_to_kafka(filled, kafka, make_r
     assert partition == partition_of(b"1", partitions=4)
     deployed = replica._backends.events.list()
     assert [(event.type, event.value) for event in deployed] == [("MODEL_DEPLOYED", "7")]
+
+
+def test_features_are_read_from_memory_and_follow_the_commits(filled, kafka, make_replica, eventually):
+    replica = make_replica(filled, kafka, read_deadline_s=60.0)
+    start = REAL.now_ms() // DEFINITIONS.tile_ms * DEFINITIONS.tile_ms
+    with closing(Pool(PostgresOptions(dsn=filled), size=1)) as pool:
+        store = PostgresFeatureStore(DEFINITIONS, pool=pool)
+        for page in (5, 6):
+            tiles = pl.DataFrame([("1", start, f'[1,[{page},"e",{page}],[]]')], schema=TILE_SCHEMA, orient="row")
+            with pool.transaction() as cursor:
+                store.begin(cursor, partition=0, next_offset=0, complete_from_ms=None)
+                output = TaskOutput(partition=0, watermark_ms=1, next_offset=page, tiles={"user_browse_1m@1": tiles})
+                store.append(cursor, output)
+            path = "/v1/features/user_browse_1m?key=1"
+            expected = {"pages": [6, 5][6 - page :], "items": []}
+            eventually(lambda: call(replica, "GET", path).json()["values"]["1"] == expected)  # noqa: B023
+            rows = f"rtrec_near_rows {page - 4}.0"
+            eventually(lambda: rows in call(replica, "GET", "/metrics").text)  # noqa: B023
 
 
 def test_posted_events_are_on_kafka_when_they_are_accepted(filled, kafka, make_replica):

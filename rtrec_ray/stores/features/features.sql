@@ -27,21 +27,41 @@ CROSS JOIN LATERAL (
 ) t
 WHERE t.states IS NOT NULL;
 
--- name: list_rows (offsets and rows of one moment; a row without a key is the offset of its partition)
+-- name: tile_rows (offsets and rows of one moment; a row without a key is the offset of its partition. OFFSET 0 keeps the planner
+-- from joining with all tiles of the window: it cannot know how few are behind an offset)
 SELECT p.partition, p.next_offset, 0 AS view_id, NULL AS key, 0 AS tile_start_ms, NULL AS state FROM features.partitions p
-UNION ALL
-SELECT p.partition, t.next_offset, t.view_id, t.key, t.tile_start_ms, t.state
-FROM features.partitions p
-LEFT JOIN unnest(%(partitions)s::int[], %(after)s::bigint[]) AS c (partition, after) USING (partition)
-CROSS JOIN LATERAL (
-    SELECT t.next_offset, t.view_id, t.key, t.tile_start_ms, t.state FROM features.tiles t
-    WHERE t.partition = p.partition AND t.next_offset > coalesce(c.after, -1) AND t.tile_start_ms >= %(from_ms)s
-) t;
+UNION ALL (
+    SELECT f.partition, t.next_offset, f.view_id, t.key, t.tile_start_ms, t.state
+    FROM (
+        SELECT p.partition, v.view_id, coalesce(c.after, -1) AS after
+        FROM features.partitions p
+        LEFT JOIN unnest(%(partitions)s::int[], %(after)s::bigint[]) AS c (partition, after) USING (partition)
+        CROSS JOIN unnest(%(views)s::int[]) AS v (view_id) OFFSET 0
+    ) f
+    CROSS JOIN LATERAL (
+        SELECT t.next_offset, t.key, t.tile_start_ms, t.state FROM features.tiles t
+        WHERE t.view_id = f.view_id AND t.partition = f.partition AND t.next_offset > f.after
+              AND t.tile_start_ms >= %(from_ms)s OFFSET 0
+    ) t
+    LIMIT %(most)s
+);
 
--- name: put_lists (an unchanged list is not written again)
-INSERT INTO features.top_lists (view_id, key, value)
-SELECT %(view_id)s, * FROM unnest(%(keys)s::text[], %(values)s::text[])
-ON CONFLICT (view_id, key) DO UPDATE SET value = EXCLUDED.value
+-- name: news
+SELECT (SELECT change FROM features.settings),
+       (SELECT json_agg(json_build_object(
+            'view_id', view_id, 'as_of_ms', as_of_ms, 'offsets', offsets, 'round', round,
+            'fresh', rebuilt_at > clock_timestamp() - %(fresh_ms)s * interval '1 ms'))::text
+        FROM features.top_list_rounds);
+
+-- name: news_of_lists (all keys: one that is missing has no list any more)
+SELECT l.view_id, l.key, CASE WHEN l.round > k.round THEN l.value END
+FROM unnest(%(views)s::int[], %(rounds)s::bigint[]) AS k (view_id, round) JOIN features.top_lists l USING (view_id);
+
+-- name: put_lists (an unchanged list is not written again; before put_round)
+INSERT INTO features.top_lists (view_id, key, value, round)
+SELECT %(view_id)s, *, 1 + coalesce((SELECT round FROM features.top_list_rounds WHERE view_id = %(view_id)s), 0)
+FROM unnest(%(keys)s::text[], %(values)s::text[])
+ON CONFLICT (view_id, key) DO UPDATE SET value = EXCLUDED.value, round = EXCLUDED.round
 WHERE features.top_lists.value IS DISTINCT FROM EXCLUDED.value;
 
 -- name: drop_lists
@@ -51,10 +71,10 @@ DELETE FROM features.top_lists WHERE view_id = %(view_id)s AND key = ANY (%(keys
 DELETE FROM features.top_lists WHERE view_id = %(view_id)s AND NOT key = ANY (%(keys)s::text[]);
 
 -- name: put_round
-INSERT INTO features.top_list_rounds (view_id, as_of_ms, offsets, rebuilt_at)
-VALUES (%(view_id)s, %(as_of_ms)s, %(offsets)s, clock_timestamp())
+INSERT INTO features.top_list_rounds AS r (view_id, as_of_ms, offsets, rebuilt_at, round)
+VALUES (%(view_id)s, %(as_of_ms)s, %(offsets)s, clock_timestamp(), 1)
 ON CONFLICT (view_id) DO UPDATE
-SET as_of_ms = EXCLUDED.as_of_ms, offsets = EXCLUDED.offsets, rebuilt_at = EXCLUDED.rebuilt_at;
+SET as_of_ms = EXCLUDED.as_of_ms, offsets = EXCLUDED.offsets, rebuilt_at = EXCLUDED.rebuilt_at, round = r.round + 1;
 
 -- name: get_profiles (the newest version that held, beside the offsets behind it; a row of offsets alone when there is none)
 SELECT (SELECT CASE WHEN bool_and(profile_offset IS NOT NULL) THEN json_object_agg(partition, profile_offset)::text END

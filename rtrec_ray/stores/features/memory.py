@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -16,6 +16,7 @@ from rtrec_ray.features.evolve import evolve
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value, merge
 from rtrec_ray.features.sliding import Row
+from rtrec_ray.stores.features.near import Known, News, RoundNews
 from rtrec_ray.stores.features.store import (
     HOUR_MS,
     Appended,
@@ -49,7 +50,7 @@ class MemoryFeatureTables:
         self.seen_from_ms: dict[int, int | None] = {}
         self.tiles: dict[_Versioned, dict[str, list[tuple[int, str]]]] = defaultdict(lambda: defaultdict(list))
         self.seen: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
-        self.list_rows: dict[_Versioned, list[tuple[int, int, Row]]] = defaultdict(list)
+        self.written: dict[_Versioned, list[tuple[int, int, Row]]] = defaultdict(list)
         self.watermarks: dict[int, int | None] = {}
         self.offsets: dict[int, int] = {}
         self.kept_upto_ms: int | None = None
@@ -59,6 +60,7 @@ class MemoryFeatureTables:
         self.items: dict[int, CatalogItem] = {}
         self.lists: dict[_Versioned, dict[str, Value]] = {}
         self.rounds: dict[_Versioned, ReadPoint] = {}
+        self.round_numbers: Counter[_Versioned] = Counter()
 
 
 class MemoryFeatureStore:
@@ -106,7 +108,7 @@ class MemoryFeatureStore:
         self.tables.live = replace(live, views=tuple(view for view in live.views if view.id != view_id))
         self.tables.change += 1
         name, _, version = view_id.partition("@")
-        for kept in (self.tables.tiles, self.tables.list_rows, self.tables.lists, self.tables.rounds):
+        for kept in (self.tables.tiles, self.tables.written, self.tables.lists, self.tables.rounds):
             kept.pop((name, int(version)), None)
         self.tables.starts.pop(view_id, None)
 
@@ -175,17 +177,38 @@ class MemoryFeatureStore:
         return CatalogueRead(items=items, point=_point(self.tables.item_offsets))
 
     def list_rows(self, *, after: Mapping[int, int], from_ms: int) -> ListRows:
-        rows: defaultdict[str, list[Row]] = defaultdict(list)
-        for view in (view for view in self.definitions.views if view.cached):
-            for partition, next_offset, row in self.tables.list_rows[_id(view)]:
-                if next_offset > after.get(partition, -1) and row[1] >= from_ms:
-                    rows[view.id].append(row)
+        rows = {view.id: self._behind(view, after, from_ms) for view in self.definitions.views if view.cached}
         return ListRows(offsets=dict(self.tables.offsets), rows=rows)
+
+    def change(self) -> int:
+        return self.tables.change
+
+    def news(self, known: Known, *, from_ms: int, most_rows: int) -> News:
+        views = self.definitions.views
+        merged = {view.id: self._behind(view, known.offsets, from_ms) for view in views if not view.cached}
+        room, rows = most_rows, {}
+        for view_id, found in merged.items():
+            rows[view_id] = found[:room]
+            room -= len(rows[view_id])
+        rounds = {
+            view.id: RoundNews(
+                number=self.tables.round_numbers[_id(view)],
+                point=self.tables.rounds[_id(view)],
+                fresh=True,
+                values=None
+                if known.rounds.get(view.id) == self.tables.round_numbers[_id(view)]
+                else dict(self.tables.lists[_id(view)]),
+            )
+            for view in views
+            if _id(view) in self.tables.rounds
+        }
+        return News(change=self.tables.change, offsets=dict(self.tables.offsets), rows=rows, rounds=rounds)
 
     def put_lists(self, rounds: Sequence[ListRound]) -> None:
         for each in rounds:
             old = {} if each.whole else self.tables.lists.get(_id(each.view), {})
             both = {**old, **each.changes.values}
+            self.tables.round_numbers[_id(each.view)] += 1
             self.tables.lists[_id(each.view)] = {key: value for key, value in both.items() if value is not None}
             self.tables.rounds[_id(each.view)] = ReadPoint(
                 as_of_ms=each.changes.as_of_ms, offsets=dict(each.offsets), version=each.view.version
@@ -200,8 +223,8 @@ class MemoryFeatureStore:
             for key, rows in list(keys.items()):
                 dropped |= {start // HOUR_MS for start, _ in rows if start < bound}
                 keys[key] = [row for row in rows if row[0] >= bound]
-        for name, listed in self.tables.list_rows.items():
-            self.tables.list_rows[name] = [each for each in listed if each[2][1] >= bound]
+        for name, written in self.tables.written.items():
+            self.tables.written[name] = [each for each in written if each[2][1] >= bound]
         return len(dropped)
 
     def _complete_from_ms(self, live: Definitions) -> dict[str, int]:
@@ -224,11 +247,17 @@ class MemoryFeatureStore:
     def _append_tiles(self, output: TaskOutput) -> None:
         views = {view.id: view for view in self.definitions.views}
         for view, frame in ((views[view_id], frame) for view_id, frame in output.tiles.items() if view_id in views):
-            tiles, listed = self.tables.tiles[_id(view)], self.tables.list_rows[_id(view)]
+            tiles, written = self.tables.tiles[_id(view)], self.tables.written[_id(view)]
             for key, start, state in frame.select("key", "tile_start_ms", "state").iter_rows():
                 tiles[key].append((start, state))
-                if view.cached:
-                    listed.append((output.partition, output.next_offset, (key, start, state)))
+                written.append((output.partition, output.next_offset, (key, start, state)))
+
+    def _behind(self, view: FeatureView, after: Mapping[int, int], from_ms: int) -> list[Row]:
+        return [
+            row
+            for partition, next_offset, row in self.tables.written[_id(view)]
+            if next_offset > after.get(partition, -1) and row[1] >= from_ms
+        ]
 
     def _put_item(self, item: CatalogItem) -> None:
         old = self.tables.items.get(item.item_id)

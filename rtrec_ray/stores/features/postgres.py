@@ -18,11 +18,12 @@ from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value
 from rtrec_ray.features.past import minutes_around, recompute
-from rtrec_ray.features.sliding import Row
 from rtrec_ray.postgres.connection import Cursor, Pool
 from rtrec_ray.postgres.copy import copy_frame
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.features.live import LiveViews, apply_live, begin_views, drop_live, read_live
+from rtrec_ray.stores.features.near import Known, News
+from rtrec_ray.stores.features.news import read_news, read_tile_rows
 from rtrec_ray.stores.features.sizes import ViewSize, add_sizes, forget_hour, read_sizes
 from rtrec_ray.stores.features.store import (
     HOUR_MS,
@@ -46,6 +47,7 @@ from rtrec_ray.stores.features.store import (
 from rtrec_ray.stores.features.values import Found, KeptLists, ViewAsks, offsets_of, read_values, stored_text
 
 _NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
+_ONE_MOMENT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _HOUR_TABLE: Final = re.compile(r"tiles_(m?)(\d+)")
 
 
@@ -163,7 +165,7 @@ class PostgresFeatureStore:
 
     def catalogue(self) -> CatalogueRead:
         with self._pool.transaction() as cursor:
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")  # both of one moment
+            cursor.execute(_ONE_MOMENT)
             cursor.execute(self._sql["item_offsets"])
             (offsets,) = cursor.fetchone() or (None,)
             cursor.execute(self._sql["list_items"])
@@ -171,19 +173,22 @@ class PostgresFeatureStore:
         return CatalogueRead(items=items, point=_point(offsets))
 
     def list_rows(self, *, after: Mapping[int, int], from_ms: int) -> ListRows:
-        known = {"partitions": list(after), "after": list(after.values()), "from_ms": from_ms}
         with self._pool.statement() as cursor:
-            names = {self._view_id(cursor, view): view.id for view in self.definitions.views}
-            cursor.execute(self._sql["list_rows"], known)
-            answered = cursor.fetchall()
-        offsets: dict[int, int] = {}
-        rows: defaultdict[str, list[Row]] = defaultdict(list)
-        for partition, next_offset, view_id, key, start, state in answered:
-            if key is None:
-                offsets[partition] = next_offset
-            elif view_id in names:
-                rows[names[view_id]].append((key, start, state))
-        return ListRows(offsets=offsets, rows=rows)
+            views = {self._view_id(cursor, view): view.id for view in self.definitions.views if view.cached}
+            return read_tile_rows(cursor, views, after=after, from_ms=from_ms)
+
+    def change(self) -> int:
+        with self._pool.statement() as cursor:
+            cursor.execute(self._sql["read_change"])
+            row = cursor.fetchone()
+        return 0 if row is None else int(row[0])
+
+    def news(self, known: Known, *, from_ms: int, most_rows: int) -> News:
+        with self._pool.transaction() as cursor:
+            views = (
+                {} if self._live is None else {self._live.view_ids[view.id]: view for view in self.definitions.views}
+            )
+            return read_news(cursor, known, views=views, from_ms=from_ms, most_rows=most_rows)
 
     def put_lists(self, rounds: Sequence[ListRound]) -> None:
         with self._pool.transaction() as cursor:
@@ -210,7 +215,7 @@ class PostgresFeatureStore:
             frame.with_columns(
                 view_id=pl.lit(self._view_id(cursor, views[view_id])),
                 partition=pl.lit(output.partition),
-                next_offset=pl.lit(output.next_offset if views[view_id].cached else None, dtype=pl.Int64),
+                next_offset=pl.lit(output.next_offset, dtype=pl.Int64),
             )
             for view_id, frame in output.tiles.items()
             if view_id in views

@@ -18,7 +18,7 @@ from rtrec_ray.postgres.prepared import Prepared, numbers, texts
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.features.store import Ask, ReadPoint
 
-_FRESH_MS: Final = 60_000  # wall time; the rebuilder has missed several rounds by then
+FRESH_MS: Final = 60_000  # wall time; the rebuilder has missed several rounds by then
 _MOST_LISTS: Final = 2_000  # of 50 pairs take 10 MB or so
 _SQL: Final = load("rtrec_ray.stores.features", "features.sql")
 _TYPES: Final = ("bool", "int[]", "text[]", "bigint[]", "bigint[]", "bigint", "bigint", "int[]", "text[]", "int")
@@ -160,7 +160,7 @@ def _parameters(tiled: Sequence[ViewAsks], listed: Sequence[ViewAsks], *, retent
         min(from_ms, default=0),
         max(to_ms, default=0),
         *_ids_and_keys(listed),
-        _FRESH_MS,
+        FRESH_MS,
     )
 
 

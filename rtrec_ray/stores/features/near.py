@@ -1,0 +1,325 @@
+"""Windows in the reader's own memory: reads of now without a round trip, as of the last look at what commits added.
+
+This is a replica, not a set of entries: it has the tiles of every window and all lists, of one moment, and moves on to
+the next as a whole. So a key that is not there has no data, nothing is ever invalidated, and what is behind a value is
+known as exactly as for a read of the store. Others call it a near cache, or a global table.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import compress
+from typing import Any, Final, Protocol
+
+from rtrec_ray.clock import Clock, monotonic_s
+from rtrec_ray.errors import ServerUnavailable
+from rtrec_ray.events import CatalogItem
+from rtrec_ray.eventtime.window import Span
+from rtrec_ray.features.definition import Definitions, FeatureView
+from rtrec_ray.features.keys import ViewKey
+from rtrec_ray.features.merge import Once, Value
+from rtrec_ray.features.sliding import Row
+from rtrec_ray.stores.features.store import Ask, CatalogueRead, FeatureReader, ProfilesRead, Reading, ReadPoint, plan
+
+log = logging.getLogger(__name__)
+
+# A look that takes long is followed by a longer pause, so that looking takes a quarter of a core at most.
+_BUSY: Final = 0.25
+_AFTER_TROUBLE_S: Final = 1.0
+_AFTER_TOO_MUCH_S: Final = 60.0
+_LEAST_DROPPED: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a follower has. `offsets`: partition → behaviour offset, of its tiles; `rounds`: view id → number of the
+    round that its lists are of.
+    """
+
+    offsets: Mapping[int, int] = field(default_factory=dict)
+    rounds: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundNews:
+    """The last round of a cached view. `number` rises with each; `fresh`: its lists are not too old to be served.
+
+    `values`: None if the round is known already; else all keys, None for a list that is as it was.
+    """
+
+    number: int
+    point: ReadPoint
+    fresh: bool
+    values: Mapping[str, Value | None] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What a follower has not, all of one moment. `rows`: view id → tiles of the views that are not cached.
+
+    `change`: the number of what is live (`Live`).
+    """
+
+    change: int
+    offsets: Mapping[int, int]
+    rows: Mapping[str, Sequence[Row]]
+    rounds: Mapping[str, RoundNews]
+
+    @property
+    def height(self) -> int:
+        """How many rows of tiles there are."""
+        return sum(len(rows) for rows in self.rows.values())
+
+
+class Followed(FeatureReader, Protocol):
+    """A feature store that can be followed."""
+
+    def refresh(self) -> bool:
+        """Take up what is live. Raises StoreUnavailable."""
+        ...
+
+    def change(self) -> int:
+        """The number of what is live. Raises StoreUnavailable."""
+        ...
+
+    def news(self, known: Known, *, from_ms: int, most_rows: int) -> News:
+        """What came since, of tiles with start ≥ `from_ms`, and at most so many of them. Raises StoreUnavailable."""
+        ...
+
+
+class NearFeatures:
+    """FeatureReader: reads of now from memory, everything else from `store`.
+
+    `most_rows` of tiles are held; when windows have more, and when the last look is more than `longest_s` s of wall
+    time ago, `store` is read instead. `trouble` says in words why that is so.
+    """
+
+    def __init__(self, store: Followed, *, clock: Clock, most_rows: int, longest_s: float = 2.0) -> None:
+        self._store = store
+        self._clock = clock
+        self._most_rows = most_rows
+        self._longest_s = longest_s
+        self._lock = threading.Lock()
+        self._looking = threading.Lock()
+        self._copy: _Copy | None = None
+        self._looked_s = 0.0
+        self._full = False
+        self.trouble = "nothing was read yet"
+
+    @property
+    def definitions(self) -> Definitions:
+        """The views that it reads."""
+        return self._store.definitions
+
+    @property
+    def rows(self) -> int:
+        """How many rows of tiles are held."""
+        copy = self._copy
+        return 0 if copy is None else copy.height
+
+    def age_s(self) -> float | None:
+        """Wall time since the look that reads are as of; None while they go to the store."""
+        age_s = monotonic_s() - self._looked_s
+        return age_s if self._copy is not None and age_s <= self._longest_s else None
+
+    def refresh(self) -> None:
+        """Look at what came. Raises StoreUnavailable."""
+        with self._looking:
+            looked_s, now_ms = monotonic_s(), self._clock.now_ms()
+            copy = self._copy
+            news = None if copy is None else self._news(copy.known(), copy.definitions, now_ms=now_ms)
+            if copy is None or news is None or news.change != copy.change:
+                copy, news = self._begin(now_ms=now_ms)
+            if copy is None or news is None:
+                return
+            # Nobody reads a new copy yet, and filling it takes a while.
+            with self._lock if copy is self._copy else nullcontext():
+                copy.take(news, now_ms=now_ms)
+            self._full = max(news.height, copy.height) > self._most_rows
+            self._copy = None if self._full else copy
+            self._looked_s = looked_s
+            self.trouble = f"windows have more than {self._most_rows} rows" if self._full else ""
+
+    def run(self, stop: threading.Event, *, every_s: float) -> None:
+        """Look each `every_s` s of wall time until `stop` is set."""
+        wait_s = 0.0
+        while not stop.wait(wait_s):
+            began_s = monotonic_s()
+            try:
+                self.refresh()
+            except ServerUnavailable as error:
+                self.trouble = error.line()
+                log.warning("near_features_wait", extra={"cause": error.line()})
+                wait_s = max(every_s, _AFTER_TROUBLE_S)
+                continue
+            wait_s = max(every_s, (monotonic_s() - began_s) / _BUSY)
+            if self._full:
+                log.warning("near_features_off", extra={"cause": self.trouble})
+                wait_s = _AFTER_TOO_MUCH_S
+
+    def read(self, asks: Sequence[ViewKey], *, now_ms: int, cached: bool) -> Reading:
+        """See FeatureReader."""
+        if self.age_s() is not None:
+            planned = plan(self.definitions, asks, as_of_ms=None, now_ms=now_ms)
+            with self._lock:
+                found = None if self._copy is None else self._copy.read(planned, now_ms=now_ms, cached=cached)
+            if found is not None:
+                return found
+        return self._store.read(asks, now_ms=now_ms, cached=cached)
+
+    def get(
+        self, asks: Sequence[ViewKey], *, as_of_ms: int | None, now_ms: int, cached: bool = False
+    ) -> dict[ViewKey, Value | None]:
+        """See FeatureReader."""
+        if as_of_ms is None:
+            return dict(self.read(asks, now_ms=now_ms, cached=cached).values)
+        return self._store.get(asks, as_of_ms=as_of_ms, now_ms=now_ms, cached=cached)
+
+    def profiles(self, user_ids: Iterable[int], *, as_of_ms: int) -> ProfilesRead:
+        """See FeatureReader."""
+        return self._store.profiles(user_ids, as_of_ms=as_of_ms)
+
+    def items(self, item_ids: Iterable[int]) -> dict[int, CatalogItem]:
+        """See FeatureReader."""
+        return self._store.items(item_ids)
+
+    def catalogue(self) -> CatalogueRead:
+        """See FeatureReader."""
+        return self._store.catalogue()
+
+    def _begin(self, *, now_ms: int) -> tuple[_Copy | None, News | None]:
+        """An empty copy and all that belongs into it; nothing when what is live changes at this very moment."""
+        change = self._store.change()
+        self._store.refresh()
+        definitions = self._store.definitions
+        news = self._news(Known(), definitions, now_ms=now_ms)
+        return (_Copy(definitions, change=change), news) if news.change == change else (None, None)
+
+    def _news(self, known: Known, definitions: Definitions, *, now_ms: int) -> News:
+        from_ms = min((_window_from_ms(definitions, view, now_ms) for view in _merged(definitions)), default=now_ms)
+        # One more than there is room for tells that there is no room.
+        return self._store.news(known, from_ms=from_ms, most_rows=self._most_rows + 1)
+
+
+class _Copy:
+    """What is held of one set of views."""
+
+    def __init__(self, definitions: Definitions, *, change: int) -> None:
+        self.definitions = definitions
+        self.change = change
+        self._offsets: Mapping[int, int] = {}
+        self._tiles = {view.id: _Tiles(view) for view in _merged(definitions)}
+        self._rounds: dict[str, RoundNews] = {}
+        self._lists: dict[str, Mapping[str, Value]] = {}
+
+    @property
+    def height(self) -> int:
+        return sum(tiles.height for tiles in self._tiles.values())
+
+    def known(self) -> Known:
+        return Known(offsets=self._offsets, rounds={view: each.number for view, each in self._rounds.items()})
+
+    def take(self, news: News, *, now_ms: int) -> None:
+        """Move on to the moment of the news."""
+        for view_id, tiles in self._tiles.items():
+            from_ms = _window_from_ms(self.definitions, tiles.view, now_ms)
+            tiles.take(news.rows.get(view_id, ()), from_ms=from_ms)
+        for view_id, each in news.rounds.items():
+            if each.values is not None:
+                self._lists[view_id] = _lists(self._lists.get(view_id, {}), each.values)
+            self._rounds[view_id] = each
+        self._offsets = news.offsets
+
+    def read(self, planned: Sequence[Ask], *, now_ms: int, cached: bool) -> Reading | None:
+        """The values; None if something is not held."""
+        values: dict[ViewKey, Value | None] = {}
+        points: dict[str, ReadPoint] = {}
+        for ask in planned:
+            view = ask.view
+            if cached and view.cached:
+                last = self._rounds.get(view.id)
+                if last is None or not last.fresh:
+                    return None
+                values[ask.key] = self._lists[view.id].get(ask.key.key)
+                points[view.name] = last.point
+                continue
+            tiles = self._tiles.get(view.id)
+            if tiles is None or ask.span.from_ms < tiles.from_ms:
+                return None
+            values[ask.key] = tiles.value(ask.key.key, ask.span)
+            if view.name not in points:
+                points[view.name] = ReadPoint(as_of_ms=now_ms, offsets=self._offsets, version=view.version)
+        return Reading(values=values, points=points)
+
+
+class _Tiles:
+    """The tiles of one view from `from_ms` on, and older ones that nobody has come to drop yet."""
+
+    def __init__(self, view: FeatureView) -> None:
+        self.view = view
+        self.height = 0
+        self.from_ms = -(1 << 62)
+        self._once = Once(view)
+        # A start and a state in turn: one list a key, for the collector of garbage goes through all of them.
+        self._rows: dict[str, list[Any]] = {}
+        self._newest_ms = self.from_ms
+        self._keys_at: defaultdict[int, list[str]] = defaultdict(list)
+        self._due: deque[str] = deque()
+
+    def take(self, rows: Sequence[Row], *, from_ms: int) -> None:
+        """Add rows in any order, and let the window begin here."""
+        self.from_ms = max(self.from_ms, from_ms)
+        for key, start, state in rows:
+            if start >= self.from_ms:
+                held = self._rows.get(key)
+                if held is None:
+                    self._rows[key] = [start, state]
+                else:
+                    held += (start, state)
+                self._keys_at[start].append(key)
+                self.height += 1
+        self._newest_ms = max(self._keys_at, default=self.from_ms)
+        for start in [start for start in self._keys_at if start < self.from_ms]:
+            self._due += self._keys_at.pop(start)
+        # Readers wait meanwhile, so no more is dropped at once than keeps step with what comes.
+        for _ in range(min(len(self._due), max(_LEAST_DROPPED, 2 * len(rows)))):
+            self._drop(self._due.popleft())
+
+    def value(self, key: str, span: Span) -> Value | None:
+        """The value of a key in a window that begins no earlier than here."""
+        held = self._rows.get(key)
+        if held is None:
+            return None
+        starts, states = held[::2], held[1::2]
+        if self._due or span.from_ms > self.from_ms or span.to_ms <= self._newest_ms:
+            inside = [span.from_ms <= start < span.to_ms for start in starts]
+            starts, states = list(compress(starts, inside)), list(compress(states, inside))
+        return self._once.value(starts, ",".join(states)) if starts else None
+
+    def _drop(self, key: str) -> None:
+        """Drop what a key has before the window, unless that was done with an earlier row of it."""
+        held = self._rows.get(key, ())
+        kept = [part for row in zip(held[::2], held[1::2], strict=True) if row[0] >= self.from_ms for part in row]
+        self.height -= (len(held) - len(kept)) // 2
+        if kept:
+            self._rows[key] = kept
+        elif held:
+            del self._rows[key]
+
+
+def _merged(definitions: Definitions) -> list[FeatureView]:
+    """The views that are added up by the reader."""
+    return [view for view in definitions.views if not view.cached]
+
+
+def _window_from_ms(definitions: Definitions, view: FeatureView, now_ms: int) -> int:
+    return definitions.window(view).now(now_ms).from_ms
+
+
+def _lists(old: Mapping[str, Value], new: Mapping[str, Value | None]) -> dict[str, Value]:
+    return {key: old[key] if value is None else value for key, value in new.items()}

@@ -1,0 +1,68 @@
+"""What PostgreSQL has that a follower of the feature store has not."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from rtrec_ray.features.definition import FeatureView
+from rtrec_ray.features.sliding import Row
+from rtrec_ray.postgres.connection import Cursor
+from rtrec_ray.postgres.statements import load
+from rtrec_ray.stores.features.near import Known, News, RoundNews
+from rtrec_ray.stores.features.store import ListRows, ReadPoint
+from rtrec_ray.stores.features.values import FRESH_MS
+
+
+def read_tile_rows(
+    cursor: Cursor, views: Mapping[int, str], *, after: Mapping[int, int], from_ms: int, most_rows: int | None = None
+) -> ListRows:
+    """Offsets, and the tiles of these views (number in the tables → id) behind others (partition → offset) with
+    start ≥ `from_ms`; of one moment. `most_rows`: no more than so many.
+    """
+    sql = load("rtrec_ray.stores.features", "features.sql")
+    known = {"partitions": list(after), "after": list(after.values()), "views": list(views)}
+    cursor.execute(sql["tile_rows"], {**known, "from_ms": from_ms, "most": most_rows})
+    offsets: dict[int, int] = {}
+    rows: defaultdict[str, list[Row]] = defaultdict(list)
+    for partition, next_offset, number, key, start, state in cursor.fetchall():
+        if key is None:
+            offsets[partition] = next_offset
+        else:
+            rows[views[number]].append((key, start, state))
+    return ListRows(offsets=offsets, rows=rows)
+
+
+def read_news(cursor: Cursor, known: Known, *, views: Mapping[int, FeatureView], from_ms: int, most_rows: int) -> News:
+    """See Followed; in a transaction that reads all of one moment. `views`: number in the tables → view."""
+    sql = load("rtrec_ray.stores.features", "features.sql")
+    cursor.execute(sql["news"], {"fresh_ms": FRESH_MS})
+    change, rounds = cursor.fetchone() or (None, None)
+    merged = {number: view.id for number, view in views.items() if not view.cached}
+    tiles = read_tile_rows(cursor, merged, after=known.offsets, from_ms=from_ms, most_rows=most_rows)
+    last = {row["view_id"]: row for row in msgspec.json.decode(rounds or "[]") if row["view_id"] in views}
+    risen = {
+        number: known.rounds.get(views[number].id, -1)
+        for number, row in last.items()
+        if row["round"] != known.rounds.get(views[number].id)
+    }
+    lists: dict[int, dict[str, Any]] = {number: {} for number in risen}
+    if risen:
+        cursor.execute(sql["news_of_lists"], {"views": list(risen), "rounds": list(risen.values())})
+        for number, key, value in cursor.fetchall():
+            lists[number][key] = None if value is None else msgspec.json.decode(value)
+    return News(
+        change=change or 0,
+        offsets=tiles.offsets,
+        rows=tiles.rows,
+        rounds={views[number].id: _round(views[number], row, lists.get(number)) for number, row in last.items()},
+    )
+
+
+def _round(view: FeatureView, row: Mapping[str, Any], values: Mapping[str, Any] | None) -> RoundNews:
+    offsets = {int(partition): offset for partition, offset in row["offsets"].items()}
+    point = ReadPoint(as_of_ms=row["as_of_ms"], offsets=offsets, version=view.version)
+    return RoundNews(number=row["round"], point=point, fresh=row["fresh"], values=values)
