@@ -42,6 +42,9 @@ class ServingOptions:
     >>> ServingOptions(exploration=2.0)
     Traceback (most recent call last):
     rtrec_ray.errors.ConfigInvalid: serving: exploration is a share from 0 to 1, not 2.0
+    >>> ServingOptions(near_refresh_s=-1.0)
+    Traceback (most recent call last):
+    rtrec_ray.errors.ConfigInvalid: serving: near_refresh_s is 0 or more, not -1.0
     """
 
     default_items: int = 10
@@ -74,9 +77,19 @@ class ServingOptions:
     def __post_init__(self) -> None:
         if not 0.0 <= self.exploration <= 1.0:
             raise ConfigInvalid(f"serving: exploration is a share from 0 to 1, not {self.exploration}")
-        for name in ("default_items", "most_items", "recalled_items", "store_threads", "model_threads", "log_queue"):
+        for name in (
+            "default_items",
+            "most_items",
+            "recalled_items",
+            "store_threads",
+            "model_threads",
+            "log_queue",
+            "near_rows",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigInvalid(f"serving: {name} is at least 1, not {getattr(self, name)}")
+        if self.near_refresh_s < 0.0:
+            raise ConfigInvalid(f"serving: near_refresh_s is 0 or more, not {self.near_refresh_s}")
 
     def arm(self, name: str | None) -> Arm:
         """The arm of this name. None and a name that is not defined are answered as without an experiment."""
