@@ -118,14 +118,26 @@ def slate_of(*items):
 
 def test_a_server_that_hangs_is_not_asked_by_more_and_more(eventually):
     """Who comes while too many wait leaves unanswered, and is counted; nobody's waiting slows the others' reports."""
+    options = ShopperOptions(per_wall_s=400.0, over_http=0.0, timeout_s=3.0)
     with open_server(["hang"], items=SHOWN) as server:
-        options = ShopperOptions(per_wall_s=400.0, over_http=0.0, timeout_s=3.0)
         shoppers, answered, broker = come(
-            server, eventually, options, until=lambda answered, _: sum(each.latency_ms < 1.0 for each in answered) > 50
+            server, eventually, options, until=lambda answered, _: sum(map(left_at_once, answered)) > 50
         )
     assert {each.status for each in answered} == {0}
-    assert sum(each.latency_ms > 1_000.0 for each in answered) <= 500
+    assert most_at_once([each for each in answered if not left_at_once(each)]) <= 500
     assert len(reported(server, broker)) == sum(shoppers.sent.values()) > 1_000
+
+
+def left_at_once(answered):
+    """Who asks a server that hangs waits for 3 s; half of that tells them apart on any machine."""
+    return answered.latency_ms < 1_500.0
+
+
+def most_at_once(waits):
+    """How many of them waited at the same moment. Who leaves at the very moment another comes made room for them."""
+    leaves = [(each.at_s + each.latency_ms / 1_000.0, -1) for each in waits]
+    changes = sorted([*leaves, *((each.at_s, 1) for each in waits)])
+    return max(np.cumsum([change for _, change in changes]))
 
 
 def test_new_items_are_in_the_catalogue_when_their_time_has_come(eventually):
