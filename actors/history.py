@@ -164,7 +164,7 @@ def _with_origin(frame: pl.DataFrame, batch: RecordBatch) -> pl.DataFrame:
     raw = pa.array(batch.values, type=pa.large_binary()).take(pa.array(place))
     added = frame.with_columns(
         partition=pl.lit(batch.partition, dtype=pl.Int32),
-        kafka_ts=pl.Series(batch.timestamps_ms()[place], dtype=pl.Int64),
+        kafka_ts=pl.Series(batch.stamps_ms[place], dtype=pl.Int64),
         raw=pl.Series(pl.from_arrow(raw)),
     )
     return added.select(schema(batch.topic).names())

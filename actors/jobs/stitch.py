@@ -116,14 +116,14 @@ def _batches(history: History, options: StitchOptions, *, partition: int) -> Ite
 
 
 def _batch(topic: str, partition: int, rows: pl.DataFrame) -> RecordBatch:
-    offsets, stamps = rows["offset"].to_numpy(), rows["kafka_ts"].to_numpy()
+    offsets = rows["offset"].to_numpy()
     return RecordBatch(
         topic=topic,
         partition=partition,
         offsets=offsets,
         values=rows["raw"].to_list(),
+        stamps_ms=rows["kafka_ts"].to_numpy(),
         next_offset=int(offsets[-1]) + 1,
-        stamp=lambda index: int(stamps[index]),
     )
 
 

@@ -7,7 +7,7 @@ a lease in PostgreSQL and its position is committed there with the results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, Self, get_args
 
@@ -93,30 +93,23 @@ class RecordBatch:
     """Records of one partition in the log's order.
 
     `offsets`: (n,) int64, ascending, with gaps where the log has them. `values`: n raw values, None for a tombstone.
+    `stamps_ms`: (n,) int64, when each was written, ms of wall time UTC; -1 where Kafka does not know.
     `next_offset`: where reading goes on; a batch without records only moves this, past what a transaction left behind.
 
     >>> batch = record_batch("behavior", 0, [b"{}", None], first_offset=7, timestamp_ms=1_000)
-    >>> len(batch), batch.offsets.tolist(), batch.next_offset, batch.timestamp_ms(1)
-    (2, [7, 8], 9, 1000)
+    >>> len(batch), batch.offsets.tolist(), batch.next_offset, batch.stamps_ms.tolist()
+    (2, [7, 8], 9, [1000, 1000])
     """
 
     topic: str
     partition: int
     offsets: npt.NDArray[np.int64]
     values: list[bytes | None]
+    stamps_ms: npt.NDArray[np.int64]
     next_offset: int
-    stamp: Callable[[int], int]
 
     def __len__(self) -> int:
         return len(self.values)
-
-    def timestamp_ms(self, index: int) -> int:
-        """When the record was written, ms of wall time UTC; -1 where Kafka does not know."""
-        return self.stamp(index)
-
-    def timestamps_ms(self) -> npt.NDArray[np.int64]:
-        """When each record was written: (n,) ms of wall time UTC."""
-        return np.fromiter(map(self.stamp, range(len(self.values))), dtype=np.int64, count=len(self.values))
 
     def take(self, indexes: npt.NDArray[np.int64]) -> RecordBatch:
         """The same batch with only the records at these indexes. indexes: (k,) ascending."""
@@ -125,8 +118,8 @@ class RecordBatch:
             partition=self.partition,
             offsets=self.offsets[indexes],
             values=[self.values[index] for index in indexes],
+            stamps_ms=self.stamps_ms[indexes],
             next_offset=self.next_offset,
-            stamp=lambda index: self.stamp(int(indexes[index])),
         )
 
     def since(self, offset: int) -> RecordBatch:
@@ -137,8 +130,8 @@ class RecordBatch:
             partition=self.partition,
             offsets=self.offsets[skip:],
             values=self.values[skip:],
+            stamps_ms=self.stamps_ms[skip:],
             next_offset=self.next_offset,
-            stamp=lambda index: self.stamp(index + skip),
         )
 
 
@@ -152,8 +145,8 @@ def record_batch(
         partition=partition,
         offsets=offsets,
         values=list(values),
+        stamps_ms=np.full(len(values), timestamp_ms, dtype=np.int64),
         next_offset=first_offset + len(values),
-        stamp=lambda _index: timestamp_ms,
     )
 
 

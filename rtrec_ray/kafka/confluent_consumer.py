@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
-from operator import methodcaller
+from operator import itemgetter
 from typing import Any, Final
 
 import confluent_kafka as rdkafka
@@ -27,7 +27,7 @@ _ABSENT: Final = frozenset({ERROR.UNKNOWN_TOPIC_OR_PART, ERROR._UNKNOWN_TOPIC, E
 # A partition that was just made, or whose broker just went, has no leader for a moment.
 _LEADERLESS: Final = frozenset({ERROR.NOT_LEADER_FOR_PARTITION, ERROR.LEADER_NOT_AVAILABLE})
 _LEADER_WAIT_S: Final = 0.1
-_TOPIC, _PARTITION = methodcaller("topic"), methodcaller("partition")
+_STAMP: Final = itemgetter(1)  # of the kind of a time stamp and the stamp
 
 
 class ConfluentConsumer:
@@ -114,9 +114,8 @@ class ConfluentConsumer:
     def _batches(self, messages: list[Any]) -> list[RecordBatch]:
         moved: dict[tuple[str, int], list[Any]] = {}
         ends: dict[tuple[str, int], int] = {}
-        for place, run in groupby(messages, key=lambda message: (_TOPIC(message), _PARTITION(message))):
-            records = list(run)
-            if any(map(methodcaller("error"), records)):
+        for place, records in _runs(messages):
+            if any(map(rdkafka.Message.error, records)):
                 records = self._without_errors(place, records, ends)
             moved.setdefault(place, []).extend(records)
         return [
@@ -133,7 +132,7 @@ class ConfluentConsumer:
         return [message for message in run if message.error() is None]
 
     def _batch(self, place: tuple[str, int], run: list[Any], end: int | None) -> RecordBatch | None:
-        offsets = np.fromiter(map(methodcaller("offset"), run), dtype=np.int64, count=len(run))
+        offsets = np.fromiter(map(rdkafka.Message.offset, run), dtype=np.int64, count=len(run))
         next_offset = int(offsets[-1]) + 1 if run else self._positions.get(place, 0)
         if end is not None:
             next_offset = max(next_offset, end)
@@ -144,9 +143,9 @@ class ConfluentConsumer:
             topic=self._options.logical(place[0]),
             partition=place[1],
             offsets=offsets,
-            values=list(map(methodcaller("value"), run)),
+            values=list(map(rdkafka.Message.value, run)),
+            stamps_ms=np.fromiter(map(_STAMP, map(rdkafka.Message.timestamp, run)), dtype=np.int64, count=len(run)),
             next_offset=next_offset,
-            stamp=lambda index: run[index].timestamp()[1],
         )
 
     def _fail(self, place: tuple[str, int], error: Any) -> None:
@@ -202,3 +201,11 @@ class ConfluentConsumer:
         except rdkafka.KafkaException as error:
             raise KafkaUnavailable(f"Kafka does not answer: {self._down}", mend=MEND) from error
         self._down = ""
+
+
+def _runs(messages: Iterable[Any]) -> Iterator[tuple[tuple[str, int], list[Any]]]:
+    """Stretches of messages of one topic and partition."""
+    # The client's own methods are the keys: a function of ours would cost as much as decoding.
+    for partition, of_partition in groupby(messages, key=rdkafka.Message.partition):
+        for topic, run in groupby(of_partition, key=rdkafka.Message.topic):
+            yield (topic, partition), list(run)

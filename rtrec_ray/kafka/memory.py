@@ -144,8 +144,8 @@ def _batch(part: TopicPartition, start: int, records: Sequence[_Record]) -> Reco
         partition=part.partition,
         offsets=np.arange(start, start + len(records), dtype=np.int64),
         values=[record.value for record in records],
+        stamps_ms=np.fromiter((record.timestamp_ms for record in records), dtype=np.int64, count=len(records)),
         next_offset=start + len(records),
-        stamp=lambda index: records[index].timestamp_ms,
     )
 
 

@@ -124,8 +124,8 @@ class PythonConsumer:
             partition=place.partition,
             offsets=np.fromiter((record.offset for record in run), dtype=np.int64, count=len(run)),
             values=[record.value for record in run],
+            stamps_ms=np.fromiter((record.timestamp for record in run), dtype=np.int64, count=len(run)),
             next_offset=next_offset,
-            stamp=lambda index: int(run[index].timestamp),
         )
 
     def _next_offset(self, place: Any, run: list[Any]) -> int:

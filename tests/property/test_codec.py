@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import msgspec
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import example, given
@@ -148,11 +150,7 @@ def test_a_wrong_type_is_dead_by_the_name_of_its_field(topic: str, data: st.Data
 def test_the_clock_at_the_time_of_writing_decides_about_the_future(skew_ms: int, lead_ms: list[int]) -> None:
     """... for each record by itself, whatever it shares a batch with, so that a second reading judges alike."""
     batch = record_batch(BEHAVIOR, 0, [json.dumps(GOOD[BEHAVIOR] | {"ts": START_MS}).encode() for _ in lead_ms])
-    stamps = [START_MS - lead for lead in lead_ms]
-    stamped = type(batch)(
-        topic=batch.topic, partition=0, offsets=batch.offsets, values=batch.values, next_offset=batch.next_offset,
-        stamp=stamps.__getitem__,
-    )  # fmt: skip
+    stamped = replace(batch, stamps_ms=np.array([START_MS - lead for lead in lead_ms]))
     found = decode(stamped, latest_ms=lambda wall_ms: wall_ms + skew_ms)
     assert [letter.offset for letter in found.dead] == [place for place, lead in enumerate(lead_ms) if lead > skew_ms]
     assert {letter.reason for letter in found.dead} <= {"ahead_of_clock"}
