@@ -16,13 +16,13 @@ import argparse
 import itertools
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 import msgspec
 import numpy as np
 from live_stage import Hot, load, running_system
+from stages import looked_after
 
 from configs.settings import Pipeline
 from rtrec_ray.app.cluster import end_actors, stop_actors
@@ -46,20 +46,6 @@ PATIENCE_S = 60.0
 
 
 LIST_AGE = "SELECT max(extract(epoch FROM clock_timestamp() - rebuilt_at) * 1000)::float FROM features.top_list_rounds"
-
-
-@contextmanager
-def near_features(system: System, store: PostgresFeatureStore) -> Iterator[NearFeatures]:
-    """The windows in memory, looked after as a serving replica does."""
-    options, stop = system.settings.serving, threading.Event()
-    near = NearFeatures(store, clock=system.clock, most_rows=options.near_rows)
-    looking = threading.Thread(target=near.run, args=(stop,), kwargs={"every_s": options.near_refresh_s})
-    looking.start()
-    try:
-        yield near
-    finally:
-        stop.set()
-        looking.join()
 
 
 def latencies_ms(system: System, store: FeatureReader, *, seconds: float) -> tuple[list[float], list[float]]:
@@ -94,18 +80,19 @@ def measure(system: System, *, by: str, seconds: float) -> dict[str, Any]:
     """Figures of the values and of the lists."""
     collect_rarely()  # as a serving replica does
     with closing(Pool(system.postgres)) as pool:
-        store = PostgresFeatureStore(system.features, pool=pool)
-        with near_features(system, store) if by == "memory" else nullcontext(store) as reader:
+        store, options = PostgresFeatureStore(system.features, pool=pool), system.settings.serving
+        near = NearFeatures(store, clock=system.clock, most_rows=options.near_rows)
+        looked = looked_after(near, every_s=options.near_refresh_s)
+        with looked if by == "memory" else nullcontext(store) as reader:
             latencies_ms(system, reader, seconds=SETTLE_S)
             found, ages = latencies_ms(system, reader, seconds=seconds)
-            rows = reader.rows if isinstance(reader, NearFeatures) else 0
     p50, p99 = np.percentile(found, [50, 99])
     return {
         "events": len(found),
         "p50": round(p50),
         "p99": round(p99),
         "max": round(max(found)),
-        "rows": rows,
+        "rows": near.rows,
         "list_age_ms": {"p50": round(np.median(ages)), "max": round(max(ages))},
     }
 

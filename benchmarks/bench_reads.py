@@ -16,8 +16,8 @@ Each read asks for other keys, drawn at random:
     1, 10, 100 categories   such lists; one that did not change since its last reading is not decoded again
     ..., all changed        each list has changed since its last reading, or look
 
-Ours is `get` of `NearFeatures`, as a serving replica has it: from memory, as of a look each 0.1 s; the looks go on in a
-thread of this process meanwhile. And of `PostgresFeatureStore` through its pool, which a replica falls back on. Both
+Ours is `get` of `NearFeatures`, as a serving replica has it: from memory, as of a look each 0.05 s, by a
+thread of this process. And of `PostgresFeatureStore` through its pool, which a replica falls back on. Both
 answer dicts, with values as of now. Feast's is one `get_online_features(...).to_dict()` for the same keys, with values
 as of when they were written: it slides no windows. All run in this process, each on a connection that stays open, ten
 reads in turn; who begins changes each round.
@@ -35,7 +35,6 @@ import gc
 import json
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -47,6 +46,7 @@ import numpy as np
 import polars as pl
 from bench_features_local import FRAME, MS_PER_EVENT, frames
 from psycopg2.extensions import parse_dsn
+from stages import looked_after
 
 from rtrec_ray.clock import ManualClock
 from rtrec_ray.embedded.postgres import PostgresServer, PostgresServerOptions
@@ -298,19 +298,6 @@ def tile_rows(pool: Pool, *, now_ms: int) -> float:
 
 
 @contextmanager
-def looking(near: NearFeatures) -> Iterator[None]:
-    """The looks go on, as in a serving replica."""
-    stop = threading.Event()
-    thread = threading.Thread(target=near.run, args=(stop,), kwargs={"every_s": ServingOptions().near_refresh_s})
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-@contextmanager
 def postgres(directory: Path) -> Iterator[PostgresServer]:
     """A new, durable server with the tables."""
     server = PostgresServer(PostgresServerOptions(directory=directory / "pg"))
@@ -341,13 +328,14 @@ def run(server: PostgresServer, directory: Path, *, rounds: int) -> dict[str, An
         now_ms = fill(store, definitions, pool)
         lists = TopLists(store)
         lists.rebuild(now_ms=now_ms)
-        near = NearFeatures(store, clock=ManualClock(now_ms=now_ms), most_rows=ServingOptions().near_rows)
+        options = ServingOptions()
+        near = NearFeatures(store, clock=ManualClock(now_ms=now_ms), most_rows=options.near_rows)
         with closing(FeastReads(directory, address=address(server))) as feast:
             sides = filled(near, store, pool, feast, now_ms=now_ms)
             settle(pool)
             gc.collect()
             collect_rarely()  # as a serving replica does, for all sides
-            with looking(near):
+            with looked_after(near, every_s=options.near_refresh_s):
                 times = measure(sides, lambda: lists.rebuild(now_ms=now_ms), rounds=rounds)
         reads = [figures(workload, each) for workload, each in times.reads.items()]
         shortest = percentiles(times.select_1)

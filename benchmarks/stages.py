@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -15,6 +16,7 @@ from rtrec_ray.kafka.base import KafkaOptions, TopicPartition
 from rtrec_ray.kafka.connect import connect_admin, connect_consumer
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.postgres.migrate import migrate
+from rtrec_ray.stores.features.near import NearFeatures
 
 
 def used(cpu_s: float) -> dict[str, float]:
@@ -59,3 +61,16 @@ def ends_of(kafka: KafkaOptions, topic: str) -> dict[int, int]:
     with closing(connect_consumer(kafka)) as consumer:
         found = consumer.end_offsets([TopicPartition(topic=topic, partition=each) for each in range(partitions)])
     return {part.partition: end for part, end in found.items()}
+
+
+@contextmanager
+def looked_after(near: NearFeatures, *, every_s: float) -> Iterator[NearFeatures]:
+    """Windows in memory, kept fresh beside the block as a serving replica does."""
+    stop = threading.Event()
+    looking = threading.Thread(target=near.run, args=(stop,), kwargs={"every_s": every_s})
+    looking.start()
+    try:
+        yield near
+    finally:
+        stop.set()
+        looking.join()

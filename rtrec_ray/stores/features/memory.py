@@ -16,7 +16,7 @@ from rtrec_ray.features.evolve import evolve
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value, merge
 from rtrec_ray.features.sliding import Row
-from rtrec_ray.stores.features.near import Known, News, RoundNews
+from rtrec_ray.stores.features.followed import Known, News, RoundNews
 from rtrec_ray.stores.features.store import (
     HOUR_MS,
     Appended,

@@ -12,9 +12,8 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from itertools import compress
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.errors import ServerUnavailable
@@ -24,7 +23,8 @@ from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Once, Value
 from rtrec_ray.features.sliding import Row
-from rtrec_ray.stores.features.store import Ask, CatalogueRead, FeatureReader, ProfilesRead, Reading, ReadPoint, plan
+from rtrec_ray.stores.features.followed import Followed, Known, News, RoundNews
+from rtrec_ray.stores.features.store import Ask, CatalogueRead, ProfilesRead, Reading, ReadPoint, plan
 
 log = logging.getLogger(__name__)
 
@@ -33,63 +33,6 @@ _BUSY: Final = 0.25
 _AFTER_TROUBLE_S: Final = 1.0
 _AFTER_TOO_MUCH_S: Final = 60.0
 _LEAST_DROPPED: Final = 1_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """What a follower has. `offsets`: partition → behaviour offset, of its tiles; `rounds`: view id → number of the
-    round that its lists are of.
-    """
-
-    offsets: Mapping[int, int] = field(default_factory=dict)
-    rounds: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundNews:
-    """The last round of a cached view. `number` rises with each; `fresh`: its lists are not too old to be served.
-
-    `values`: None if the round is known already; else all keys, None for a list that is as it was.
-    """
-
-    number: int
-    point: ReadPoint
-    fresh: bool
-    values: Mapping[str, Value | None] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class News:
-    """What a follower has not, all of one moment. `rows`: view id → tiles of the views that are not cached.
-
-    `change`: the number of what is live (`Live`).
-    """
-
-    change: int
-    offsets: Mapping[int, int]
-    rows: Mapping[str, Sequence[Row]]
-    rounds: Mapping[str, RoundNews]
-
-    @property
-    def height(self) -> int:
-        """How many rows of tiles there are."""
-        return sum(len(rows) for rows in self.rows.values())
-
-
-class Followed(FeatureReader, Protocol):
-    """A feature store that can be followed."""
-
-    def refresh(self) -> bool:
-        """Take up what is live. Raises StoreUnavailable."""
-        ...
-
-    def change(self) -> int:
-        """The number of what is live. Raises StoreUnavailable."""
-        ...
-
-    def news(self, known: Known, *, from_ms: int, most_rows: int) -> News:
-        """What came since, of tiles with start ≥ `from_ms`, and at most so many of them. Raises StoreUnavailable."""
-        ...
 
 
 class NearFeatures:

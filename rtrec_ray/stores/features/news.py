@@ -12,7 +12,7 @@ from rtrec_ray.features.definition import FeatureView
 from rtrec_ray.features.sliding import Row
 from rtrec_ray.postgres.connection import Cursor
 from rtrec_ray.postgres.statements import load
-from rtrec_ray.stores.features.near import Known, News, RoundNews
+from rtrec_ray.stores.features.followed import Known, News, RoundNews
 from rtrec_ray.stores.features.store import ListRows, ReadPoint
 from rtrec_ray.stores.features.values import FRESH_MS
 

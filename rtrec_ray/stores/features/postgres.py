@@ -21,8 +21,8 @@ from rtrec_ray.features.past import minutes_around, recompute
 from rtrec_ray.postgres.connection import Cursor, Pool
 from rtrec_ray.postgres.copy import copy_frame
 from rtrec_ray.postgres.statements import load
+from rtrec_ray.stores.features.followed import Known, News
 from rtrec_ray.stores.features.live import LiveViews, apply_live, begin_views, drop_live, read_live
-from rtrec_ray.stores.features.near import Known, News
 from rtrec_ray.stores.features.news import read_news, read_tile_rows
 from rtrec_ray.stores.features.sizes import ViewSize, add_sizes, forget_hour, read_sizes
 from rtrec_ray.stores.features.store import (
