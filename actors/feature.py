@@ -14,7 +14,7 @@ import polars as pl
 from actors.operator import BatchOutcome
 from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.errors import ServerUnavailable
-from rtrec_ray.events import BEHAVIOR, BEHAVIOR_SCHEMA, ITEM, ITEM_SCHEMA, PROFILE, PROFILE_SCHEMA
+from rtrec_ray.events import BEHAVIOR, ITEM, ITEM_SCHEMA, PROFILE, PROFILE_SCHEMA
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.profiles import newest_per_version
 from rtrec_ray.features.seen import Seen
@@ -88,7 +88,8 @@ class FeatureOperator:
 
     def apply(self, batch: RecordBatch) -> BatchOutcome:
         """Take records of one topic."""
-        decoded = decode(batch, latest_ms=self._latest_ms)
+        columns = self._stream.columns if batch.topic == BEHAVIOR else None
+        decoded = decode(batch, latest_ms=self._latest_ms, columns=columns)
         self._read_upto = {**self._read_upto, batch.topic: batch.next_offset}
         dead = Counter(dead=len(decoded.dead))
         if batch.topic == PROFILE:
@@ -98,9 +99,8 @@ class FeatureOperator:
         if batch.topic == ITEM:
             self._items.append(decoded.frame.select(ITEM_SCHEMA.names()))
             return BatchOutcome(counts=dead + Counter(item=decoded.frame.height))
-        events = decoded.frame.select(BEHAVIOR_SCHEMA.names())
-        counts = Counter({"in": len(batch)}) + dead + self._stream.take(events)
-        return BatchOutcome(max_ts_ms=events["ts"].max(), counts=counts)  # type: ignore[arg-type]  # Int64
+        counts = Counter({"in": len(batch)}) + dead + self._stream.take(decoded.frame)
+        return BatchOutcome(max_ts_ms=decoded.frame["ts"].max(), counts=counts)  # type: ignore[arg-type]  # Int64
 
     def advance(self, *, watermark_ms: int) -> Mapping[str, int]:
         """Event time has come to `watermark_ms`: nothing is written for it, reads merge what the window covers."""

@@ -11,7 +11,7 @@ from actors.operator import BatchOutcome
 from rtrec_ray.events import BEHAVIOR, INFERENCE, RETRACT
 from rtrec_ray.eventtime.retract import originals
 from rtrec_ray.kafka.base import RecordBatch
-from rtrec_ray.kafka.codec import LatestMs, decode_behavior, decode_inference
+from rtrec_ray.kafka.codec import LatestMs, decode
 from rtrec_ray.notification.base import NewEvent
 from rtrec_ray.postgres.connection import Cursor
 from rtrec_ray.samples.definition import SampleDefinition
@@ -101,7 +101,7 @@ class SampleOperator:
         self._waiting_rows = 0
 
     def _on_behavior(self, batch: RecordBatch) -> BatchOutcome:
-        decoded = decode_behavior(batch, latest_ms=self._latest_ms)
+        decoded = decode(batch, latest_ms=self._latest_ms)
         events, anew = decoded.frame, self._is_new(BEHAVIOR)
         if self._first_ms is None and not events.is_empty():
             self._first_ms = int(events["ts"][0])
@@ -130,7 +130,7 @@ class SampleOperator:
         return {"retract": retracts.height, "retracted_impression": impressions}
 
     def _on_inference(self, batch: RecordBatch) -> BatchOutcome:
-        decoded = decode_inference(batch, latest_ms=self._latest_ms)
+        decoded = decode(batch, latest_ms=self._latest_ms)
         self._stitcher.on_requests(requests_of(decoded.frame))
         counts = self._count(batch, decoded.frame, dead=[letter.offset for letter in decoded.dead])
         return BatchOutcome(max_ts_ms=_latest(decoded.frame), counts=counts)

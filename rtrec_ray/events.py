@@ -6,7 +6,7 @@ behind the codec works on. Unknown fields of a record are kept in the history an
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import polars as pl
@@ -20,6 +20,8 @@ DEAD_LETTER: Final = "dead-letter"
 RETRACT: Final = "retract"
 EventType = Literal["impression", "click", "view", "favorite", "cart", "consult", "comment", "search", "retract"]
 ItemType = Literal["product", "article", "video", "ad"]
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""A number that a column can hold: JSON knows larger ones."""
 
 
 class BehaviorEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -27,15 +29,15 @@ class BehaviorEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     event_id: str
     event_type: EventType
-    ts: int
-    user_id: int
-    item_id: int | None = None
+    ts: Int64
+    user_id: Int64
+    item_id: Int64 | None = None
     item_type: ItemType | None = None
-    category_id: int | None = None
-    page_id: int | None = None
+    category_id: Int64 | None = None
+    page_id: Int64 | None = None
     request_id: str | None = None
-    position: int | None = None
-    dwell_ms: int | None = None
+    position: Int64 | None = None
+    dwell_ms: Int64 | None = None
     query: str | None = None
     arm: str | None = None
     retracts: dict[str, Any] | None = None
@@ -44,8 +46,8 @@ class BehaviorEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class RankedItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One shown item of an answer, with its own features. `propensity`: probability in (0, 1] of being shown there."""
 
-    item_id: int
-    position: int
+    item_id: Int64
+    position: Int64
     score: float
     propensity: float | None = None
     features: dict[str, Any] | None = None
@@ -60,11 +62,11 @@ class InferenceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     """
 
     request_id: str
-    user_id: int
-    ts: int
+    user_id: Int64
+    ts: Int64
     model_version: str
     features: dict[str, Any]
-    page_id: int | None = None
+    page_id: Int64 | None = None
     arm: str | None = None
     items: list[RankedItem] | None = None
     as_of: dict[str, dict[str, int]] | None = None
@@ -75,8 +77,8 @@ class InferenceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 class ProfileVersion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A user's profile from `ts` (ms UTC) on."""
 
-    user_id: int
-    ts: int
+    user_id: Int64
+    ts: Int64
     country: str | None = None
     gender: str | None = None
     city: str | None = None
@@ -86,10 +88,10 @@ class ProfileVersion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 class CatalogItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An item of the catalogue from `ts` (ms UTC) on."""
 
-    item_id: int
-    ts: int
+    item_id: Int64
+    ts: Int64
     item_type: ItemType | None = None
-    category_id: int | None = None
+    category_id: Int64 | None = None
     title: str | None = None
 
 

@@ -109,6 +109,9 @@ GARBAGE = st.one_of(
         b'"event_type":"click","ts":1767225600000,"user_id":1}',
         b"]}", b'{"event_id":"a\\u0000","event_type":"click","ts":1767225600000,"user_id":1}',
         b'{"event_id":"a","event_type":"click","ts":NaN,"user_id":1}',
+        b'{"event_id":"a","event_type":"click","ts":1767225600000,"user_id":1,"arm":"\\u0000"}',
+        b'{"event_id":"a","event_type":"click","ts":1767225600000,"user_id":1,"position":9223372036854775808}',
+        b'{"event_id":"a","event_type":"retract","ts":1767225600000,"user_id":1,"retracts":{"n":18446744073709551616}}',
     ]),
 )  # fmt: skip
 """Values that are no record of any topic."""

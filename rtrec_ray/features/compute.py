@@ -18,7 +18,6 @@ from rtrec_ray.events import BEHAVIOR_SCHEMA
 from rtrec_ray.features.definition import ALL, PROFILE_FIELDS, Aggregation, Condition, FeatureView
 
 TILE_SCHEMA: Final = pl.Schema({"key": pl.String, "tile_start_ms": pl.Int64, "state": pl.String})
-PROFILED_SCHEMA: Final = pl.Schema([*BEHAVIOR_SCHEMA.items(), *((name, pl.String()) for name in PROFILE_FIELDS)])
 # PostgreSQL's B-tree takes no longer entries; only free text of a profile can get there.
 MAX_KEY_BYTES: Final = 1_000
 _COUNTED: Final = ("count_by", "top_k")
@@ -46,7 +45,7 @@ def concerns_some(views: Iterable[FeatureView]) -> pl.Expr:
 def compute(
     view: FeatureView, events: pl.DataFrame, *, tile_ms: int, sign: Sign = 1, apart: Sequence[str] = ()
 ) -> pl.DataFrame:
-    """The tile rows (TILE_SCHEMA) of events with PROFILED_SCHEMA's columns; the profile's may miss if no key has one.
+    """The tile rows (TILE_SCHEMA) of events: `event_id`, `ts`, the view's `fields`, its profile fields if it has some.
 
     `state` is a JSON list: the number of events, then the partial of each aggregation, in the view's order
     (eventtime/aggregate.py). `sign` -1: the rows that take back what these events added. `apart`: columns of the events

@@ -67,6 +67,14 @@ class FeatureView:
         """Whether a form of the key has a field of the user's profile."""
         return any(name in PROFILE_FIELDS for form in self.keys for name in form)
 
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields of an event that decide about its tiles, apart from its ID, its time and the user's profile."""
+        conditions = [*self.source, *(condition for each in self.aggregations for condition in each.where)]
+        of_keys = (name for form in self.keys for name in form if name not in PROFILE_FIELDS)
+        of_values = (each.field for each in self.aggregations if each.field is not None)
+        return frozenset([*(condition.field for condition in conditions), *of_keys, *of_values])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Definitions:

@@ -8,6 +8,7 @@ on while the partition was idle can be ahead of that.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Final, TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ import polars as pl
 from rtrec_ray.events import BEHAVIOR_SCHEMA, RETRACT
 from rtrec_ray.eventtime.identity import hash_ids
 from rtrec_ray.eventtime.retract import originals
-from rtrec_ray.features.compute import PROFILED_SCHEMA, Sign, compute, concerns_some
+from rtrec_ray.features.compute import Sign, compute, concerns_some
 from rtrec_ray.features.definition import PROFILE_FIELDS, Definitions, FeatureView
 from rtrec_ray.features.profiles import ProfileVersions, attribute
 from rtrec_ray.features.seen import MINUTE_MS, Seen
@@ -25,6 +26,8 @@ from rtrec_ray.features.seen import MINUTE_MS, Seen
 Counts = Counter[str]
 Marks = TypeVar("Marks", int, npt.NDArray[np.int64])
 
+# Asked of every event, whatever the views are: did it come before, when was it, whose, and what does it take back?
+_OF_EVERY_EVENT: Final = frozenset({"event_id", "event_type", "ts", "user_id", "retracts"})
 _LONG_AGO_MS: Final = -(1 << 62)
 
 
@@ -51,7 +54,7 @@ class FeatureStream:
         self._define(definitions)
 
     def take(self, events: pl.DataFrame) -> Counts:
-        """Take events (BEHAVIOR_SCHEMA) in offset order.
+        """Take events (the `columns` of BEHAVIOR_SCHEMA, or more) in offset order.
 
         Answers how many were `late`, of these `corrected` and `beyond_horizon`; how many `duplicate` and
         `without_profile`; how many events were to be taken back (`retract`), how many of these were (`retracted`: the
@@ -59,31 +62,13 @@ class FeatureStream:
         remembered all the same: a view that is added later must know it.
         """
         counts: Counts = Counter()
-        # Retractions apart from the others, in the log's order: the outcome must not depend on where a batch ends.
-        apart = events.with_columns(run=(pl.col("event_type") == RETRACT).rle_id())
-        for run in apart.partition_by("run", include_key=False) if apart["run"].n_unique() > 1 else [events]:
-            if run.height:
-                counts += self._take_run(run)
-        return counts
-
-    def _take_run(self, events: pl.DataFrame) -> Counts:
-        """Take events of which all are retractions, or none is."""
-        counts: Counts = Counter()
-        in_time, marks_ms = self._judge(events, counts)
-        chosen = in_time.filter(pl.col("event_type") != RETRACT)
-        ts_ms, ids = chosen["ts"].to_numpy(), hash_ids(chosen["event_id"])
-        first = self.seen.first_time(ts_ms, ids)
-        # Whose retraction came first is not counted at all.
-        retracted = first & self.seen.taken_back(ts_ms, ids)
-        counts["duplicate"] += int(np.count_nonzero(~first))
-        counts["retracted"] += int(np.count_nonzero(retracted))
-        fresh = chosen.filter(pl.Series(first & ~retracted) & chosen.select(self._counts_somewhere).to_series())
-        if fresh.height:
-            self._pending.append(self._with_profiles(fresh, counts))
-        if retracted.any():  # without a profile or not, as if it had come before its retraction
-            self._with_profiles(chosen.filter(pl.Series(retracted)), counts)
-        self._take_back(in_time, marks_ms, counts)
-        return counts
+        for run in _runs(events.select(self.columns)):
+            in_time, marks_ms = self._judge(run, counts)
+            if run["event_type"][0] == RETRACT:
+                self._take_back(in_time, marks_ms, counts)
+            else:
+                self._take_in(in_time, counts)
+        return +counts
 
     def take_profiles(self, profiles: pl.DataFrame) -> Counts:
         """Take versions of profiles (PROFILE_SCHEMA). Those older than events already taken change nothing of these."""
@@ -133,8 +118,11 @@ class FeatureStream:
 
     def _define(self, definitions: Definitions) -> None:
         self._definitions = definitions
+        asked = {name for view in definitions.views for name in view.fields}
+        self.columns = [name for name in BEHAVIOR_SCHEMA if name in asked | _OF_EVERY_EVENT]
         self._counts_somewhere = concerns_some(definitions.views).alias("counts")
-        self._counts_by_profile = concerns_some(view for view in definitions.views if view.needs_profile)
+        by_profile = [view for view in definitions.views if view.needs_profile]
+        self._counts_by_profile = concerns_some(by_profile) if by_profile else None
 
     def _oldest_of(self, marks_ms: Marks) -> Marks:
         """The oldest event time that still corrects, at each of these watermarks."""
@@ -143,13 +131,24 @@ class FeatureStream:
     def _rows(self, view: FeatureView, signed: list[tuple[Sign, pl.DataFrame]]) -> pl.DataFrame:
         return pl.concat(compute(view, events, tile_ms=self._definitions.tile_ms, sign=sign) for sign, events in signed)
 
-    def _take_back(self, events: pl.DataFrame, marks_ms: npt.NDArray[np.int64], counts: Counts) -> None:
-        """Take back what retractions among the events name, each once; what has not come yet will not count."""
-        retractions = (events["event_type"] == RETRACT).to_numpy()
-        if not retractions.any():
-            return
-        carried = originals(events.filter(pl.Series(retractions)))
-        beyond = carried["ts"].to_numpy() < self._oldest_of(marks_ms[retractions])
+    def _take_in(self, events: pl.DataFrame, counts: Counts) -> None:
+        """Count events, none of them a retraction, each once."""
+        ts_ms, ids = events["ts"].to_numpy(), hash_ids(events["event_id"])
+        first = self.seen.first_time(ts_ms, ids)
+        # Whose retraction came first is not counted at all.
+        retracted = first & self.seen.taken_back(ts_ms, ids)
+        counts["duplicate"] += int(np.count_nonzero(~first))
+        counts["retracted"] += int(np.count_nonzero(retracted))
+        fresh = events.filter(pl.Series(first & ~retracted) & events.select(self._counts_somewhere).to_series())
+        if fresh.height:
+            self._pending.append(self._with_profiles(fresh, counts))
+        if retracted.any():  # without a profile or not, as if it had come before its retraction
+            self._with_profiles(events.filter(pl.Series(retracted)), counts)
+
+    def _take_back(self, retractions: pl.DataFrame, marks_ms: npt.NDArray[np.int64], counts: Counts) -> None:
+        """Take back what the retractions name, each once; what has not come yet will not count."""
+        carried = originals(retractions).select(self.columns)
+        beyond = carried["ts"].to_numpy() < self._oldest_of(marks_ms)
         counts["retract_beyond_horizon"] += int(np.count_nonzero(beyond))
         chosen = carried.filter(pl.Series(~beyond))
         ts_ms, ids = chosen["ts"].to_numpy(), hash_ids(chosen["event_id"])
@@ -177,8 +176,10 @@ class FeatureStream:
         return (events.filter(pl.Series(~beyond)), marks[~beyond]) if beyond.any() else (events, marks)
 
     def _with_profiles(self, events: pl.DataFrame, counts: Counts) -> pl.DataFrame:
-        """The events with PROFILED_SCHEMA's columns, filled in for those that a view asks them of."""
-        columns = [*BEHAVIOR_SCHEMA.names(), *PROFILE_FIELDS]
+        """The events with the PROFILE_FIELDS too if a view asks for them, filled in for those that it asks them of."""
+        if self._counts_by_profile is None:
+            return events
+        columns = [*self.columns, *PROFILE_FIELDS]
         plain = events.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in PROFILE_FIELDS)
         asked = events.select(self._counts_by_profile.alias("asked")).to_series()
         if not asked.any():
@@ -187,9 +188,16 @@ class FeatureStream:
         counts["without_profile"] += int(
             attributed.select(pl.all_horizontal(pl.col(name).is_null() for name in PROFILE_FIELDS)).to_series().sum()
         )
-        both = pl.concat([plain.filter(~asked).select(columns), attributed.select(columns)])
-        return both.match_to_schema(PROFILED_SCHEMA)
+        return pl.concat([plain.filter(~asked).select(columns), attributed.select(columns)])
 
     def _raise_mark(self, watermark_ms: int) -> None:
         if self.watermark_ms is None or watermark_ms > self.watermark_ms:
             self.watermark_ms = watermark_ms
+
+
+def _runs(events: pl.DataFrame) -> Iterable[pl.DataFrame]:
+    """Retractions apart from the others, in the log's order: the outcome must not depend on where a batch ends."""
+    retractions = events["event_type"] == RETRACT
+    if not retractions.any():
+        return [events] if events.height else []
+    return events.with_columns(run=retractions.rle_id()).partition_by("run", include_key=False)

@@ -7,7 +7,7 @@ ignored, null means absent, and of a repeated key the last one counts, as JSON d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final
@@ -31,30 +31,34 @@ LatestMs = Callable[[int], int]
 It is asked about the time Kafka keeps with the record, so that a second reading judges alike.
 """
 
-# What the decoder, the column or the JSON text refuses; the record at fault is then found by `judge`.
+# By these a record is judged, whoever asks for them: its time, its kind, and whether its objects can be JSON text.
+_JUDGED: Final = frozenset({"ts", "event_type", *JSON_COLUMNS})
+
+# What the decoder or the JSON text refuses; the record at fault is then found by `judge`.
 _REFUSALS: Final = (
     msgspec.DecodeError,
     UnicodeDecodeError,
     RecursionError,
     OverflowError,
     TypeError,
-    pl.exceptions.PolarsError,
 )
 
-
+_NUL_ESCAPE: Final = rb"\u0000"
 _NO_LIMIT_MS: Final = 2**63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """`frame`: the topic's schema and `offset` (Int64), in the log's order. `dead`: every other record, named."""
+    """`frame`: the columns asked for and `offset` (Int64), in the log's order. `dead`: every other record, named."""
 
     frame: pl.DataFrame
     dead: list[DeadLetter]
 
 
-def decode(batch: RecordBatch, *, latest_ms: LatestMs) -> Decoded:
-    """Decode a batch of any of the four topics.
+def decode(batch: RecordBatch, *, latest_ms: LatestMs, columns: Collection[str] | None = None) -> Decoded:
+    """Decode a batch of any of the four topics, into the columns of its schema; objects and arrays as JSON text.
+
+    `columns`: those that are needed, None for all. Which records are good does not depend on them.
 
     >>> from rtrec_ray.kafka.base import record_batch
     >>> good = b'{"event_id": "a", "event_type": "click", "ts": 1700000000000, "user_id": 1}'
@@ -62,35 +66,12 @@ def decode(batch: RecordBatch, *, latest_ms: LatestMs) -> Decoded:
     >>> decoded.frame["offset"].to_list(), decoded.dead[0].offset, decoded.dead[0].reason
     ([0], 1, 'not_json')
     """
-    try:
-        frame = _frame(batch.topic, list(map(DECODERS[batch.topic].decode, batch.values)), batch.offsets)  # type: ignore[arg-type]  # None raises TypeError
-    except _REFUSALS:
-        return _decode_around(batch, latest_ms)
-    suspects = _suspects(batch, frame, latest_ms)
-    if not len(suspects):
-        return Decoded(frame=frame, dead=[])
-    faults = {int(index): fault for index in suspects if (fault := _judge(batch, int(index), latest_ms)) is not None}
-    return Decoded(frame=frame[_without(batch, faults)], dead=_dead(batch, faults))
-
-
-def decode_behavior(batch: RecordBatch, *, latest_ms: LatestMs) -> Decoded:
-    """Columns of BEHAVIOR_SCHEMA and `offset`; `retracts` as JSON text."""
-    return decode(batch, latest_ms=latest_ms)
-
-
-def decode_inference(batch: RecordBatch, *, latest_ms: LatestMs) -> Decoded:
-    """Columns of INFERENCE_SCHEMA and `offset`; `features`, `items` and `as_of` as JSON text."""
-    return decode(batch, latest_ms=latest_ms)
-
-
-def decode_profile(batch: RecordBatch, *, latest_ms: LatestMs) -> Decoded:
-    """Columns of PROFILE_SCHEMA and `offset`."""
-    return decode(batch, latest_ms=latest_ms)
-
-
-def decode_item(batch: RecordBatch, *, latest_ms: LatestMs) -> Decoded:
-    """Columns of ITEM_SCHEMA and `offset`."""
-    return decode(batch, latest_ms=latest_ms)
+    schema = SCHEMAS[batch.topic]
+    wanted = [name for name in schema if columns is None or name in columns]
+    decoded = _decode(
+        batch, latest_ms, pl.Schema({name: schema[name] for name in schema if name in {*wanted, *_JUDGED}})
+    )
+    return Decoded(frame=decoded.frame.select(*wanted, "offset"), dead=decoded.dead)
 
 
 def encode(topic: str, frame: pl.DataFrame) -> tuple[list[bytes], list[bytes]]:
@@ -124,10 +105,21 @@ def keys_of(ids: pl.Series) -> list[bytes]:
     return ids.cast(pl.String).cast(pl.Binary).to_list()
 
 
-def _frame(topic: str, records: list[Any], offsets: npt.NDArray[np.int64]) -> pl.DataFrame:
-    columns = [
-        pl.Series(name, _column(name, records), dtype=dtype, strict=True) for name, dtype in SCHEMAS[topic].items()
-    ]
+def _decode(batch: RecordBatch, latest_ms: LatestMs, schema: pl.Schema) -> Decoded:
+    try:
+        records = list(map(DECODERS[batch.topic].decode, batch.values))  # type: ignore[arg-type]  # None raises TypeError
+        frame = _frame(records, batch.offsets, schema)
+    except _REFUSALS:
+        return _decode_around(batch, latest_ms, schema)
+    suspects = _suspects(batch, frame, latest_ms)
+    if not len(suspects):
+        return Decoded(frame=frame, dead=[])
+    faults = {int(index): fault for index in suspects if (fault := _judge(batch, int(index), latest_ms)) is not None}
+    return Decoded(frame=frame[_without(batch, faults)], dead=_dead(batch, faults))
+
+
+def _frame(records: list[Any], offsets: npt.NDArray[np.int64], schema: pl.Schema) -> pl.DataFrame:
+    columns = [pl.Series(name, _column(name, records), dtype=dtype, strict=True) for name, dtype in schema.items()]
     return pl.DataFrame([*columns, pl.Series("offset", offsets, dtype=pl.Int64)])
 
 
@@ -149,33 +141,25 @@ def _suspects(batch: RecordBatch, frame: pl.DataFrame, latest_ms: LatestMs) -> n
     if batch.topic == BEHAVIOR:
         suspect |= (frame["event_type"] == RETRACT).to_numpy()  # what it carries is an event too
     if _may_have_nul(batch.values):
-        for name, dtype in SCHEMAS[batch.topic].items():
-            if dtype == pl.String:
-                suspect |= _with_nul(frame[name], escaped=name in JSON_COLUMNS)
+        suspect |= np.fromiter((_NUL_ESCAPE in value for value in batch.values if value is not None), dtype=np.bool_)
     return np.flatnonzero(suspect)
 
 
 def _may_have_nul(values: Iterable[bytes | None]) -> bool:
     """Whether any text may have a NUL: JSON has it as this escape only. Few logs have escapes at all."""
     together = b"".join(values)  # type: ignore[arg-type]  # what is None was refused by the decoder
-    return b"\\" in together and b"\\u0000" in together
+    return b"\\" in together and _NUL_ESCAPE in together
 
 
-def _with_nul(texts: pl.Series, *, escaped: bool) -> npt.NDArray[np.bool_]:
-    if texts.null_count() == len(texts):
-        return np.zeros(len(texts), dtype=np.bool_)
-    return texts.str.contains(r"\u0000" if escaped else "\0", literal=True).fill_null(value=False).to_numpy()
-
-
-def _decode_around(batch: RecordBatch, latest_ms: LatestMs) -> Decoded:
+def _decode_around(batch: RecordBatch, latest_ms: LatestMs, schema: pl.Schema) -> Decoded:
     """Decode what the decoder reads as one batch, and judge the others."""
     readable = np.fromiter((_readable(batch.topic, value) for value in batch.values), dtype=np.bool_)
-    if readable.all():  # so a column refuses, which only happens beyond 64 bits: let `judge` find the record
+    if readable.all():  # so an object is no JSON text, which only happens beyond 64 bits: let `judge` find the record
         faults = {index: fault for index in range(len(batch)) if (fault := _judge(batch, index, latest_ms)) is not None}
-        rest = decode(batch.take(_without(batch, faults)), latest_ms=latest_ms)
+        rest = _decode(batch.take(_without(batch, faults)), latest_ms, schema)
     else:
         faults = {int(index): _judge_unread(batch, int(index)) for index in np.flatnonzero(~readable)}
-        rest = decode(batch.take(np.flatnonzero(readable)), latest_ms=latest_ms)
+        rest = _decode(batch.take(np.flatnonzero(readable)), latest_ms, schema)
     dead = sorted([*_dead(batch, faults), *rest.dead], key=attrgetter("offset"))
     return Decoded(frame=rest.frame, dead=dead)
 

@@ -30,7 +30,6 @@ _PATH: Final = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _MISSING: Final = re.compile(r"missing required field `(.+?)`")
 # An escaped NUL, not a backslash that is itself escaped and stands before "u0000".
 _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-_INT64: Final = range(-(2**63), 2**63)
 
 
 def judge(topic: str, value: bytes | None, *, latest_ms: int) -> Fault | None:
@@ -66,11 +65,13 @@ def _fault_of(message: str) -> Fault:
 
     >>> _fault_of("Object missing required field `item_id` - at `$.items[0]`")
     Fault(reason='missing_field', field='items[0].item_id')
+    >>> _fault_of("Expected `int` <= 9223372036854775807 - at `$.user_id`")
+    Fault(reason='out_of_range', field='user_id')
     """
     path = _path_of(message)
     if missing := _MISSING.search(message):
         return Fault(reason="missing_field", field=".".join(filter(None, [path, missing[1]])))
-    if "out of range" in message:
+    if "out of range" in message or "`int` <=" in message or "`int` >=" in message:
         return Fault(reason="out_of_range", field=path)
     if "enum value" in message:
         return Fault(reason="unknown_value", field=path)
@@ -117,8 +118,6 @@ def _within(name: str, fault: Fault) -> Fault:
 
 
 def _reason_against(name: str, content: object) -> Reason | None:
-    if isinstance(content, int):
-        return None if content in _INT64 else "out_of_range"
     if isinstance(content, str):
         return "nul_character" if "\0" in content else None
     if name in JSON_COLUMNS and content is not None:

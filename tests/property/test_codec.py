@@ -100,6 +100,18 @@ def test_batch_and_single_judgement_agree(data: st.DataObject, sent: Any) -> Non
     }
 
 
+@given(st.data(), topics_with_records())
+def test_which_records_are_good_does_not_depend_on_the_columns_asked_for(data: st.DataObject, sent: Any) -> None:
+    topic, records = sent
+    values: list[bytes | None] = [data.draw(st.one_of(written(record), GARBAGE)) for record in records]
+    batch = record_batch(topic, 3, values)
+    columns = data.draw(st.sets(st.sampled_from(SCHEMAS[topic].names())))
+    whole = decode(batch, latest_ms=lambda wall_ms: ANY_TIME)
+    some = decode(batch, latest_ms=lambda wall_ms: ANY_TIME, columns=columns)
+    assert some.dead == whole.dead
+    assert some.frame.equals(whole.frame.select(*(name for name in SCHEMAS[topic] if name in columns), "offset"))
+
+
 @given(topics_with_records())
 def test_encoding_and_decoding_gives_the_same_columns(sent: Any) -> None:
     topic, records = sent
