@@ -7,8 +7,9 @@ ignored, null means absent, and of a repeated key the last one counts, as JSON d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from operator import attrgetter
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from rtrec_ray.events import BEHAVIOR, INFERENCE, ITEM, PROFILE, RETRACT, SCHEMAS
+from rtrec_ray.events import BEHAVIOR, INFERENCE, ITEM, PROFILE, RETRACT, SCHEMAS, STRUCTS
 from rtrec_ray.kafka.base import RecordBatch
 from rtrec_ray.kafka.deadletter import DeadLetter, Fault
 from rtrec_ray.kafka.judge import DECODERS, JSON_COLUMNS, OLDEST_MS, json_text, judge
@@ -108,7 +109,7 @@ def keys_of(ids: pl.Series) -> list[bytes]:
 def _decode(batch: RecordBatch, latest_ms: LatestMs, schema: pl.Schema) -> Decoded:
     try:
         records = list(map(DECODERS[batch.topic].decode, batch.values))  # type: ignore[arg-type]  # None raises TypeError
-        frame = _frame(records, batch.offsets, schema)
+        frame = _frame(batch.topic, records, batch.offsets, schema)
     except _REFUSALS:
         return _decode_around(batch, latest_ms, schema)
     suspects = _suspects(batch, frame, latest_ms)
@@ -118,16 +119,18 @@ def _decode(batch: RecordBatch, latest_ms: LatestMs, schema: pl.Schema) -> Decod
     return Decoded(frame=frame[_without(batch, faults)], dead=_dead(batch, faults))
 
 
-def _frame(records: list[Any], offsets: npt.NDArray[np.int64], schema: pl.Schema) -> pl.DataFrame:
-    columns = [pl.Series(name, _column(name, records), dtype=dtype, strict=True) for name, dtype in schema.items()]
+def _frame(topic: str, records: list[Any], offsets: npt.NDArray[np.int64], schema: pl.Schema) -> pl.DataFrame:
+    # One call a record for all fields takes half the time of a call for each field asked for.
+    contents = zip(*map(msgspec.structs.astuple, records), strict=True) if records else repeat(())
+    fields = dict(zip(STRUCTS[topic].__struct_fields__, contents, strict=False))
+    columns = [pl.Series(name, _column(name, fields[name]), dtype=dtype, strict=True) for name, dtype in schema.items()]
     return pl.DataFrame([*columns, pl.Series("offset", offsets, dtype=pl.Int64)])
 
 
-def _column(name: str, records: list[Any]) -> list[Any]:
-    column = list(map(attrgetter(name), records))
+def _column(name: str, contents: Sequence[Any]) -> Sequence[Any]:
     if name in JSON_COLUMNS:
-        return [None if content is None else json_text(content) for content in column]
-    return column
+        return [None if content is None else json_text(content) for content in contents]
+    return contents
 
 
 def _suspects(batch: RecordBatch, frame: pl.DataFrame, latest_ms: LatestMs) -> npt.NDArray[np.int64]:
