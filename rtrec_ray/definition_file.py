@@ -37,12 +37,14 @@ def compose(text: str, *, source: str) -> yaml.Node | None:
 
 
 def duration_text(ms: int) -> str:
-    """A stretch of time as a file has it: in ms, which are whole whatever they are.
+    """A stretch of time as a file has it: in the largest unit that it is whole in.
 
-    >>> duration_text(60_000)
-    '60000ms'
+    >>> duration_text(604_800_000), duration_text(90_000), duration_text(0)
+    ('7d', '90s', '0ms')
     """
-    return f"{ms}ms"
+    whole = [(size, unit) for unit, size in UNITS_MS.items() if ms and ms % size == 0]
+    size, unit = max(whole, default=(1, "ms"))
+    return f"{ms // size}{unit}"
 
 
 class NodeReader:

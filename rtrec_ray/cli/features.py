@@ -22,6 +22,7 @@ from rtrec_ray.cli.daily import daily, get_static
 from rtrec_ray.cli.options import Duration, Where, command
 from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.clock import monotonic_s
+from rtrec_ray.definition_file import duration_text
 from rtrec_ray.errors import FeaturesDiffer, VerifyImpossible
 from rtrec_ray.features.definition import NOT_BEGUN_MS
 from rtrec_ray.features.evolve import evolve
@@ -181,10 +182,9 @@ def _print_values(found: dict[str, Any]) -> None:
 
 def _print_views(views: list[dict[str, Any]]) -> None:
     for view in views:
-        minutes = view["window_ms"] / 60_000
-        begins = view["complete_from_ms"]
+        window, begins = duration_text(view["window_ms"]), view["complete_from_ms"]
         since = "" if begins is None else f"  complete from {when(begins)}"
-        click.echo(f"{view['name']:<24} v{view['version']}  {minutes:g} min  key {', '.join(view['keys'])}{since}")
+        click.echo(f"{view['name']:<24} v{view['version']}  {window}  key {', '.join(view['keys'])}{since}")
         click.echo(f"{'':<24} {', '.join(view['values'])}")
         if view.get("rows"):
             click.echo(

@@ -87,7 +87,7 @@ def _stay(where: Where, only: str | None, traffic: float) -> None:
             traffic=traffic,
         ) as running:
             signal.signal(signal.SIGTERM, _interrupt)  # Ray's driver has put its own in place
-            _say("rtrec", "ready; Ctrl-C stops it")
+            _say("rtrec", "ready; Ctrl-C or `rtrec down` stops it")
             _print_addresses(read_status(running.system))
             while not stop.wait(_LOOK_S):
                 running.revive()

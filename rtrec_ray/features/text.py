@@ -14,9 +14,9 @@ def to_texts(definitions: Definitions) -> list[str]:
     """The files that have all versions of all views when they are applied one after another, the newest last.
 
     >>> print(to_texts(Definitions(tile_ms=10_000, horizon_ms=600_000, retention_ms=600_000))[-1].strip())
-    tile: 10000ms
-    horizon: 600000ms
-    retention: 600000ms
+    tile: 10s
+    horizon: 10m
+    retention: 10m
     views: []
     """
     times = {"tile": definitions.tile_ms, "horizon": definitions.horizon_ms, "retention": definitions.retention_ms}
