@@ -24,6 +24,7 @@ from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transaction
+from rtrec_ray.stores.features.followed import Known
 from rtrec_ray.stores.features.live import move_users
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from rtrec_ray.stores.features.store import TaskOutput, TopLists
@@ -287,6 +288,47 @@ def test_tiles_and_lists_come_in_one_round_trip(pool, store, monkeypatch):
     monkeypatch.setattr(pool, "transaction", None)
     store.get(asks, as_of_ms=None, now_ms=BASE, cached=True)
     assert len(sent) == 1
+
+
+def test_a_look_is_of_one_moment_whatever_is_written_between_its_statements(pool, store, monkeypatch):
+    lists, commits, transaction = TopLists(store), [], pool.transaction
+
+    def commit() -> None:
+        """One more search of one more user, in the tiles and in the lists."""
+        commits.append(None)
+        rows = {"user_browse_5m@1": ("1", BASE, "[1]"), "top_queries_30m@1": ("all", BASE, '[1,["q",1]]')}
+        frames = {name: pl.DataFrame([row], schema=TILE_SCHEMA, orient="row") for name, row in rows.items()}
+        with transaction() as cursor:
+            store.append(cursor, TaskOutput(partition=0, watermark_ms=BASE, next_offset=len(commits), tiles=frames))
+        lists.rebuild(now_ms=BASE)
+
+    class Interrupted:
+        def __init__(self, cursor):
+            self._cursor = cursor
+
+        def execute(self, *given):
+            self._cursor.execute(*given)
+            with monkeypatch.context() as patch:
+                patch.setattr(pool, "transaction", transaction)
+                commit()
+
+        def __getattr__(self, name):
+            return getattr(self._cursor, name)
+
+    @contextmanager
+    def interrupted():
+        with transaction() as cursor:
+            yield Interrupted(cursor)
+
+    store.refresh()
+    for _ in range(3):
+        commit()
+    monkeypatch.setattr(pool, "transaction", interrupted)
+    news = store.news(Known(), from_ms=BASE, most_rows=100)
+    last, seen = news.rounds["top_queries_30m@1"], news.offsets[0]
+    assert last.point.offsets == news.offsets
+    assert last.values == {"all": {"top": [["q", seen]]}}
+    assert len(news.rows["user_browse_5m@1"]) == seen < len(commits)
 
 
 def test_the_keeper_begins_anew_when_the_database_was_away(pool, store, eventually):

@@ -185,6 +185,7 @@ class PostgresFeatureStore:
 
     def news(self, known: Known, *, from_ms: int, most_rows: int) -> News:
         with self._pool.transaction() as cursor:
+            cursor.execute(_ONE_MOMENT)
             views = (
                 {} if self._live is None else {self._live.view_ids[view.id]: view for view in self.definitions.views}
             )
