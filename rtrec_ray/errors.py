@@ -14,6 +14,7 @@
     ├── UnknownSlot                  no consumer of the change log has this slot
     ├── LeaseHeld                    another live owner has the partition
     ├── LeaseLost                    the commit was fenced off: reload and start again
+    ├── ListsOvertaken               another keeper wrote lists meanwhile: start again with whole ones
     ├── UnknownView                  no such feature view
     ├── UnknownNode                  no such workflow, or node of one
     ├── BeyondRetention              the tiles of that time are gone
@@ -119,6 +120,10 @@ class LeaseHeld(RtrecError):
 
 class LeaseLost(RtrecError):
     """Somebody took the lease over: nothing was committed, and state must be loaded anew."""
+
+
+class ListsOvertaken(RtrecError):
+    """Another keeper wrote lists since this one read theirs: nothing was written, and all must be made anew."""
 
 
 class UnknownView(RtrecError):

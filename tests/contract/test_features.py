@@ -6,13 +6,14 @@ import json
 import random
 from collections import Counter
 from dataclasses import replace
+from itertools import permutations, product
 
 import msgspec
 import polars as pl
 import pytest
 
 from actors.feature import FeatureOperator
-from rtrec_ray.errors import BeyondRetention, DefinitionInvalid, UnknownView
+from rtrec_ray.errors import BeyondRetention, DefinitionInvalid, ListsOvertaken, UnknownView
 from rtrec_ray.events import ITEM_SCHEMA, PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.keys import ViewKey
@@ -274,6 +275,65 @@ def test_a_keeper_that_starts_anew_forgets_the_lists_of_keys_that_have_no_data(p
     TopLists(store).rebuild(now_ms=BASE)
     assert TopLists(store).rebuild(now_ms=BASE + HOUR) == 0
     assert store.get([QUERIES], as_of_ms=None, now_ms=BASE, cached=True) == {QUERIES: None}
+
+
+class StoppedKeeper:
+    """A keeper that stands still between what it reads and what it writes, and begins anew when it came too late."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store, self.definitions = store, store.definitions
+        self.list_rounds, self.list_rows = store.list_rounds, store.list_rows
+        self.lists, self.held = TopLists(self), None
+
+    def put_lists(self, rounds) -> None:
+        self.held = rounds
+
+    def step(self, *, now_ms: int) -> bool:
+        """Read or write, in turn; whether it did not come too late."""
+        if self.held is None:
+            self.lists.rebuild(now_ms=now_ms)
+            return True
+        held, self.held = self.held, None
+        try:
+            self.store.put_lists(held)
+        except ListsOvertaken:
+            self.lists = TopLists(self)
+            return False
+        return True
+
+
+def test_two_keepers_in_any_order_end_with_the_lists_that_the_tiles_say(place):
+    store, now_ms, offset = place.store(), BASE, 0
+    keys = [ViewKey(view="category_top_items_10m", key=str(key)) for key in range(7)]
+    for order in product(sorted(set(permutations("aaabb"))), "ab"):
+        keepers = {name: StoppedKeeper(store) for name in "ab"}
+        for name in order[0]:
+            offset, now_ms = offset + 1, now_ms + 7 * SECOND
+            row = (str(offset % 7), now_ms // 10_000 * 10_000, f"[1,[{offset % 5},1]]")
+            place.append(store, next_offset=offset, tiles={"category_top_items_10m@1": tiles(row)})
+            keepers[name].step(now_ms=now_ms)
+        left = keepers[order[1]]  # the other one ends where it stands
+        while left.held is not None or not (left.step(now_ms=now_ms) and left.step(now_ms=now_ms)):
+            left.step(now_ms=now_ms)
+        cached = store.get(keys, as_of_ms=None, now_ms=now_ms, cached=True)
+        assert cached == store.get(keys, as_of_ms=None, now_ms=now_ms), order
+
+
+def test_a_round_that_comes_too_late_changes_no_list(place):
+    store = place.store()
+    place.append(store, next_offset=1, tiles=searches((BASE, "a", 1)))
+    first, second = StoppedKeeper(store), StoppedKeeper(store)
+    assert first.step(now_ms=BASE)
+    place.append(store, next_offset=2, tiles=searches((BASE, "b", 5)))
+    for _ in range(2):
+        assert second.step(now_ms=BASE)
+    # Of one of its views nobody has written meanwhile.
+    first.held = [replace(each, number=1 + (each.view.name != QUERIES.view)) for each in first.held]
+    assert not first.step(now_ms=BASE)
+    assert set(store.list_rounds().values()) - {0} == {1}
+    assert store.get([QUERIES], as_of_ms=None, now_ms=BASE, cached=True) == {QUERIES: {"top": [["b", 5], ["a", 1]]}}
+    for _ in range(2):
+        assert first.step(now_ms=BASE), "it begins anew"
 
 
 def test_lists_kept_by_what_came_are_what_the_tiles_say_at_every_round(place):

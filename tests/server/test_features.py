@@ -16,7 +16,7 @@ from actors.feature import FeatureKeeper, FeatureOperator, KeeperOptions
 from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.backoff import Backoff
 from rtrec_ray.clock import ManualClock
-from rtrec_ray.errors import BeyondRetention, StoreUnavailable
+from rtrec_ray.errors import BeyondRetention, ListsOvertaken, StoreUnavailable
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.compute import TILE_SCHEMA
 from rtrec_ray.features.file import load_definitions
@@ -331,7 +331,8 @@ def test_a_look_is_of_one_moment_whatever_is_written_between_its_statements(pool
     assert len(news.rows["user_browse_5m@1"]) == seen < len(commits)
 
 
-def test_the_keeper_begins_anew_when_the_database_was_away(pool, store, eventually):
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), ListsOvertaken("by another")])
+def test_the_keeper_begins_anew_and_says_why_when_a_round_failed(pool, store, eventually, caplog, error):
     class Away:
         """The store, but every third round fails."""
 
@@ -346,8 +347,11 @@ def test_the_keeper_begins_anew_when_the_database_was_away(pool, store, eventual
         def list_rows(self, *, after, from_ms):
             self.rounds.append(dict(after))
             if len(self.rounds) % 3 == 0:
-                raise StoreUnavailable("away")
+                raise error
             return store.list_rows(after=after, from_ms=from_ms)
+
+        def list_rounds(self):
+            return store.list_rounds()
 
         def put_lists(self, rounds):
             store.put_lists(rounds)
@@ -369,6 +373,7 @@ def test_the_keeper_begins_anew_when_the_database_was_away(pool, store, eventual
     stop.set()
     thread.join()
     assert away.rounds[:6] == [{}, {0: 5}, {0: 5}] * 2
+    assert {record.cause for record in caplog.records if record.msg == "keeper_waits"} == {error.line()}
 
 
 def test_tiles_are_kept_until_the_history_has_their_events(pool, store):

@@ -41,6 +41,7 @@ from rtrec_ray.stores.features.store import (
     VersionPoint,
     beyond_retention,
     kept_rows,
+    overtaken,
     plan,
     refuse,
 )
@@ -191,6 +192,13 @@ class PostgresFeatureStore:
             )
             return read_news(cursor, known, views=views, from_ms=from_ms, most_rows=most_rows)
 
+    def list_rounds(self) -> Mapping[str, int]:
+        with self._pool.statement() as cursor:
+            cursor.execute(self._sql["list_rounds"])
+            numbers = dict(cursor.fetchall())
+            rounds = {view.id: numbers.get(self._view_id(cursor, view), 0) for view in self.definitions.views}
+        return rounds
+
     def put_lists(self, rounds: Sequence[ListRound]) -> None:
         with self._pool.transaction() as cursor:
             for each in rounds:
@@ -298,7 +306,11 @@ class PostgresFeatureStore:
             return pl.DataFrame(cursor.fetchall(), schema=PROFILE_SCHEMA, orient="row")
 
     def _put_round(self, cursor: Cursor, each: ListRound) -> None:
-        view = {"view_id": self._view_id(cursor, each.view)}
+        view = {"view_id": self._view_id(cursor, each.view), "round": each.number}
+        at = {"as_of_ms": each.changes.as_of_ms, "offsets": json.dumps(each.offsets)}
+        cursor.execute(self._sql["put_round"], {**view, **at})
+        if not cursor.rowcount:
+            raise overtaken(each)
         values = {
             key: msgspec.json.encode(value).decode() for key, value in each.changes.values.items() if value is not None
         }
@@ -308,8 +320,6 @@ class PostgresFeatureStore:
             cursor.execute(self._sql["drop_other_lists"], {**view, "keys": list(values)})
         elif gone := [key for key, value in each.changes.values.items() if value is None]:
             cursor.execute(self._sql["drop_lists"], {**view, "keys": gone})
-        round_ = {"as_of_ms": each.changes.as_of_ms, "offsets": json.dumps(each.offsets)}
-        cursor.execute(self._sql["put_round"], {**view, **round_})
 
     def _drop(self, name: str) -> int:
         with self._pool.transaction() as cursor:
