@@ -16,6 +16,7 @@ from actors.feature import FeatureOperator
 from rtrec_ray.errors import BeyondRetention, DefinitionInvalid, ListsOvertaken, UnknownView
 from rtrec_ray.events import ITEM_SCHEMA, PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.eventtime.watermark import WatermarkOptions
+from rtrec_ray.features.definition import NOT_BEGUN_MS
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
@@ -181,6 +182,25 @@ def test_what_is_live_has_a_number_that_rises_with_every_change(place):
         assert store.changed(cursor, since=live.change)
     assert store.refresh()
     assert {view.id for view in store.definitions.views} == {view.id for view in (*DEFINITIONS.views, other)}
+
+
+def test_readers_are_told_of_a_new_view_once_and_once_more_when_every_partition_has_begun_it(place):
+    store, partitions = place.store(), range(5)
+    told = store.change()
+    for partition in partitions:
+        place.append(store, partition=partition)
+    assert store.change() == told, "all views are complete from the first event on"
+    other = replace(DEFINITIONS.view(QUERIES.view), version=2)
+    newer = place.store(replace(DEFINITIONS, views=(other,)), new=(other.id,))
+    assert store.change() == told + 1
+    for partition in partitions:
+        with place.transaction() as cursor:
+            live = newer.begin(cursor, partition=partition, next_offset=7, complete_from_ms=BASE + partition)
+        newer.refresh()
+        begun = partition == partitions[-1]
+        assert other.id in {view.id for view in live.definitions.views}
+        assert newer.definitions.complete_from_ms == {other.id: BASE + 4 if begun else NOT_BEGUN_MS}
+        assert (live.change, store.change()) == (told + 1 + begun,) * 2
 
 
 def test_tiles_that_a_shorter_retention_dropped_do_not_come_back_with_a_longer_one(place):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rtrec_ray.clock import ManualClock
 from rtrec_ray.errors import BeyondRetention, ListsOvertaken, StoreUnavailable
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.compute import TILE_SCHEMA
+from rtrec_ray.features.definition import NOT_BEGUN_MS
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.base import record_batch
@@ -245,6 +247,39 @@ def test_two_writers_may_need_the_same_new_hour(pool, eventually):
         make_hours(cursor)
         cursor.execute("SELECT count(*) FROM pg_inherits WHERE inhparent = 'features.tiles'::regclass")
         assert cursor.fetchone() == (3,)
+
+
+def test_the_last_partition_tells_readers_although_others_begin_at_the_same_time(pool, store, eventually):
+    for partition in range(PARTITIONS):
+        with pool.transaction() as cursor:
+            store.append(cursor, TaskOutput(partition=partition, watermark_ms=BASE))
+    view = replace(DEFINITIONS.views[0], version=2)
+    with pool.transaction() as cursor:
+        PostgresFeatureStore(replace(DEFINITIONS, views=(view,)), pool=pool).apply(cursor)
+    store.refresh()
+    assert store.definitions.complete_from_ms == {view.id: NOT_BEGUN_MS}
+
+    def begin(cursor, partition):
+        PostgresFeatureStore(DEFINITIONS, pool=pool).begin(
+            cursor, partition=partition, next_offset=1, complete_from_ms=2
+        )
+
+    def begin_second():
+        with pool.transaction() as cursor:
+            begin(cursor, 1)
+
+    def waiting(cursor):
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return cursor.fetchone() != (0,) or not second.is_alive()
+
+    second = threading.Thread(target=begin_second)
+    with pool.transaction() as cursor:
+        begin(cursor, 0)
+        second.start()
+        eventually(lambda: waiting(cursor), what="the second one waits for the first")
+    second.join()
+    assert store.refresh()
+    assert store.definitions.complete_from_ms == {view.id: 2}
 
 
 def test_lists_of_a_keeper_that_stands_still_are_not_served(pool, store):

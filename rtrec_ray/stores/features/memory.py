@@ -93,10 +93,11 @@ class MemoryFeatureStore:
         return tuple(view.id for view in both.views if view.id not in known)
 
     def begin(self, cursor: object, *, partition: int, next_offset: int, complete_from_ms: int | None) -> Live:
-        for view in self.definitions.views:
-            if partition not in self.tables.starts[view.id]:
-                self.tables.starts[view.id][partition] = complete_from_ms
-                self.tables.change += 1
+        before = self.definitions
+        for view in before.views:
+            self.tables.starts[view.id].setdefault(partition, complete_from_ms)
+        if self.definitions != before:
+            self.tables.change += 1
         return Live(definitions=self.definitions, change=self.tables.change)
 
     def changed(self, cursor: object, *, since: int) -> bool:

@@ -72,7 +72,7 @@ class Appended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """The views to compute. `change` rises whenever they do."""
+    """The views to compute. `change` rises whenever they, or the times from which they are complete, are others."""
 
     definitions: Definitions
     change: int
@@ -220,7 +220,7 @@ class FeatureWriter(Protocol):
 
     def begin(self, cursor: Cursor, *, partition: int, next_offset: int, complete_from_ms: int | None) -> Live:
         """What is live. In views that the partition has not begun it begins at this offset of behaviour; they have all
-        events from `complete_from_ms` on (None: always).
+        events from `complete_from_ms` on (None: always), once every partition has begun them.
         """
         ...
 
