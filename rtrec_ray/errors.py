@@ -18,6 +18,7 @@
     ├── UnknownView                  no such feature view
     ├── UnknownNode                  no such workflow, or node of one
     ├── BeyondRetention              the tiles of that time are gone
+    ├── HistoryBehind                the history will have the events of that time in some seconds
     ├── SnapshotEnded                a scan's moment of the table is over
     ├── ExportRefused                something else lies where an export would go
     ├── ReplayRefused                the log would arrive behind the system's watermark
@@ -136,6 +137,10 @@ class UnknownNode(RtrecError):
 
 class BeyondRetention(RtrecError):
     """A feature was asked for as of a time whose tiles are no longer kept."""
+
+
+class HistoryBehind(RtrecError):
+    """A feature was asked for as of a time some events of which are neither in tiles of it nor in the history yet."""
 
 
 class SnapshotEnded(RtrecError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from itertools import permutations, product
 
@@ -13,7 +14,7 @@ import polars as pl
 import pytest
 
 from actors.feature import FeatureOperator
-from rtrec_ray.errors import BeyondRetention, DefinitionInvalid, ListsOvertaken, UnknownView
+from rtrec_ray.errors import BeyondRetention, DefinitionInvalid, HistoryBehind, ListsOvertaken, UnknownView
 from rtrec_ray.events import ITEM_SCHEMA, PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.definition import NOT_BEGUN_MS
@@ -34,6 +35,7 @@ from rtrec_ray.stores.features.store import (
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history.manifest import MemoryHistoryManifest
 from rtrec_ray.stores.history.store import History, schema
+from rtrec_ray.stores.progress import Committed, write_committed
 from tests.feature_place import BASE, DEFINITIONS, HOUR, MINUTE, SECOND, Place, place, tiles
 
 __all__ = ["place"]
@@ -509,11 +511,16 @@ def test_a_stream_through_an_owner_that_starts_anew_gives_the_same_values_in_eve
     assert all(any(answer[ask] is not None for answer in answers) for ask in asks)
 
 
-def history_of(events):
-    """The events as the history has them, in no order."""
+def history_of(events, *, first=0):
+    """The events as the history has them, in no order. `first`: the offset of the first one."""
     origin = {"partition": 0, "kafka_ts": 0, "raw": b""}
     rows = [
-        {**event, **origin, "offset": n, "retracts": json.dumps(event["retracts"]) if "retracts" in event else None}
+        {
+            **event,
+            **origin,
+            "offset": first + n,
+            "retracts": json.dumps(event["retracts"]) if "retracts" in event else None,
+        }
         for n, event in enumerate(events)
     ]
     return pl.DataFrame(rows, schema=schema("behavior")).sample(fraction=1.0, shuffle=True, seed=0)
@@ -548,3 +555,64 @@ def test_a_time_whose_tiles_are_gone_is_answered_out_of_the_history_as_the_tiles
     assert [store.get(asks, as_of_ms=moment, now_ms=0) for moment in moments] == before
     assert all(any(values[ask] is not None for values in before) for ask in asks if ask.key != "6")
     pool.close()
+
+
+class LaggingHistory:
+    """A stream of one partition into PostgreSQL, and a history that has come less far."""
+
+    def __init__(self, pool: Pool, uri: str, events) -> None:
+        self.pool, self.events = pool, events
+        self.files, self.manifest = ArrowHistoryFiles(HistoryFilesOptions(uri=uri)), MemoryHistoryManifest()
+        self.owner = owner_of(Place(pool).store())
+        with pool.transaction() as cursor:
+            self.owner.restore(cursor, committed={})
+
+    def commit(self, start: int, end: int) -> None:
+        values = [msgspec.json.encode(event) for event in self.events[start:end]]
+        self.owner.apply(record_batch("behavior", 0, values, first_offset=start))
+        with self.pool.transaction() as cursor:
+            self.owner.write(cursor)
+        self.owner.committed()
+
+    def keep(self, start: int, end: int) -> None:
+        frame = history_of(self.events[start:end], first=start)
+        with self.pool.transaction() as cursor:
+            self.manifest.add(cursor, self.files.write("behavior", frame, partition=0))
+            at = Committed(next_offset={"behavior": end})
+            write_committed(cursor, task="history", partition=0, at=at, lag=0, counts={})
+
+    def store(self) -> PostgresFeatureStore:
+        past = HistoryPast(History(self.files, self.manifest))
+        store = PostgresFeatureStore(DEFINITIONS, pool=self.pool, past=past)
+        store.refresh()
+        return store
+
+
+@pytest.mark.server
+def test_a_time_that_the_history_has_not_reached_is_refused_until_it_has(dsn, tmp_path):
+    begin, end = 300, 330
+    early, late = BASE + 200 * 2_000, BASE + end * 2_000
+    with closing(Pool(PostgresOptions(dsn=dsn), size=2)) as pool:
+        place = LaggingHistory(pool, str(tmp_path), list(random_events(seed=3, n=end)))
+        place.commit(0, begin)
+        Place(pool).store(replace(DEFINITIONS, views=(replace(DEFINITIONS.view(QUERIES.view), version=2),)))
+        place.commit(begin, begin)
+        place.commit(begin, end)
+        store = place.store()
+
+        def values(as_of_ms: int):
+            """Of the view that was always there, and of the one that began in between."""
+            asks = [ViewKey(view=f"{QUERIES.view}@{version}", key="all") for version in (1, 2)]
+            return [store.get([ask], as_of_ms=as_of_ms, now_ms=0)[ask] for ask in asks]
+
+        place.keep(0, begin - 1)
+        with pytest.raises(HistoryBehind, match=QUERIES.view):
+            values(early)
+        place.keep(begin - 1, begin)
+        always, again = values(early)
+        assert always == again is not None
+        with pytest.raises(HistoryBehind, match=QUERIES.view):
+            values(late)
+        place.keep(begin, end)
+        always, again = values(late)
+        assert always == again

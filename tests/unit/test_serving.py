@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rtrec_ray.clock import ManualClock, monotonic_s
-from rtrec_ray.errors import ConfigInvalid
+from rtrec_ray.errors import ConfigInvalid, HistoryBehind
 from rtrec_ray.events import BehaviorEvent, CatalogItem, InferenceRecord
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.metadata import Dataset
@@ -194,6 +194,16 @@ def test_features_of_a_store_that_is_away_or_hangs_are_for_later(servers, replic
     servers.store.up = True
     servers.store.answers.clear()
     assert call(replica, "GET", "/v1/features/user_browse_5m?key=1").status_code == 503
+
+
+def test_features_of_a_time_that_the_history_has_not_reached_are_for_later(servers, replica, monkeypatch):
+    def behind(*asks, **how):
+        raise HistoryBehind("it is behind", mend="ask again")
+
+    monkeypatch.setattr(servers.store, "get", behind)
+    answer = call(replica, "GET", f"/v1/features/user_browse_5m?key=1&as_of_ms={NOW_MS}")
+    assert (answer.status_code, answer.json()["mend"]) == (503, "ask again")
+    assert answer.headers["retry-after"]
 
 
 # --- health, metrics, documentation, token

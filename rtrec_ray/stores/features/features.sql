@@ -148,6 +148,20 @@ ON CONFLICT (item_id) DO UPDATE
 SET ts_ms = EXCLUDED.ts_ms, item_type = EXCLUDED.item_type, category_id = EXCLUDED.category_id, title = EXCLUDED.title
 WHERE EXCLUDED.ts_ms >= features.items.ts_ms;
 
+-- name: history_lacks (whether the history lacks an event that may count for these keys in [from_ms, to_ms): its tiles tell, where the
+-- view had begun by then)
+SELECT EXISTS (
+    SELECT FROM features.partitions p
+    LEFT JOIN meta.positions h ON h.task = 'history' AND h.topic = 'behavior' AND h.partition = p.partition
+    LEFT JOIN features.view_starts s ON s.view_id = %(view_id)s AND s.partition = p.partition
+    CROSS JOIN LATERAL (SELECT coalesce(h.next_offset, 0) AS upto) k
+    WHERE k.upto < p.next_offset AND (k.upto < coalesce(s.next_offset, p.next_offset) OR EXISTS (
+        SELECT FROM features.tiles t
+        WHERE t.view_id = %(view_id)s AND t.partition = p.partition AND t.next_offset > k.upto
+              AND t.key = ANY (%(keys)s::text[]) AND t.tile_start_ms >= %(from_ms)s AND t.tile_start_ms < %(to_ms)s
+    ))
+);
+
 -- name: list_tile_partitions
 SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 WHERE i.inhparent = 'features.tiles'::regclass ORDER BY c.relname;

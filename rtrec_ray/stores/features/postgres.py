@@ -13,7 +13,9 @@ import msgspec
 import polars as pl
 from psycopg2 import errors, sql
 
+from rtrec_ray.errors import HistoryBehind
 from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, ProfileVersion
+from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value
@@ -275,7 +277,9 @@ class PostgresFeatureStore:
         ]
 
     def _from_past(self, asks: Sequence[Ask]) -> dict[ViewKey, Value | None]:
-        """Values recomputed from the history, a view at a time. Raises BeyondRetention when there is none."""
+        """Values recomputed from the history, a view at a time. Raises BeyondRetention when there is none, and
+        HistoryBehind.
+        """
         if self._past is None:
             refuse(asks)
             return {}
@@ -287,12 +291,26 @@ class PostgresFeatureStore:
 
     def _recompute(self, past: Past, asks: Sequence[Ask]) -> dict[ViewKey, Value | None]:
         view, span = asks[0].view, asks[0].span
+        self._check_history(view, asks, span=span)
         from_ms, to_ms = minutes_around(span)
         events = past.behavior(from_ms=from_ms, to_ms=to_ms)
         profiles = self.profile_versions(events["user_id"].unique().to_list()) if view.needs_profile else _NO_PROFILES
         keys = [ask.key.key for ask in asks]
         values = recompute(self.definitions, (view.id, keys), events, profiles, span=span)
         return {ask.key: values[ask.key.key] for ask in asks}
+
+    def _check_history(self, view: FeatureView, asks: Sequence[Ask], *, span: Span) -> None:
+        """Raise HistoryBehind if the history may lack events of these values; to be asked before it is read."""
+        with self._pool.statement() as cursor:
+            view_id, keys = self._view_id(cursor, view), [stored_text(ask.key.key) for ask in asks]
+            of_span = {"from_ms": span.from_ms, "to_ms": span.to_ms}
+            cursor.execute(self._sql["history_lacks"], {"view_id": view_id, "keys": keys, **of_span})
+            (lacks,) = cursor.fetchone() or (False,)
+        if lacks:
+            raise HistoryBehind(
+                f"{view.name} as of {span.as_of_ms} needs events that the history does not have yet",
+                mend="ask again in some seconds: it takes events up each pipeline.history_commit_s",
+            )
 
     def sizes(self) -> dict[str, ViewSize]:
         """Live view (NAME@VERSION) → what it keeps. Raises StoreUnavailable."""

@@ -185,7 +185,7 @@ class FeatureReader(Protocol):
         """The values, None for a key without data.
 
         `as_of_ms` None is now, as `read` has it; a time is floored to the tile, and one ahead of the watermark neither
-        waits nor fails. Raises UnknownView, BeyondRetention, StoreUnavailable.
+        waits nor fails. Raises UnknownView, BeyondRetention, HistoryBehind, StoreUnavailable.
         """
         ...
 
@@ -406,7 +406,7 @@ def read_view(
     """`rtrec features get` as JSON: {"view", "as_of_ms", "version", "values": {KEY: {...} or None}}.
 
     `as_of_ms` of the answer is the time the values hold at: a time asked for is floored to the tile.
-    Raises UnknownView, BeyondRetention, StoreUnavailable.
+    Raises UnknownView, BeyondRetention, HistoryBehind, StoreUnavailable.
     """
     found = store.definitions.view(view, at_ms=now_ms if as_of_ms is None else as_of_ms)
     asks = [ViewKey(view=view, key=key) for key in keys]
