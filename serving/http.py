@@ -23,6 +23,7 @@ from rtrec_ray.errors import (
     ServerUnavailable,
     UnknownView,
 )
+from rtrec_ray.features.json_text import json_bytes
 from rtrec_ray.metadata.catalogue import Catalogue
 from rtrec_ray.notification import NotificationStore, Step
 from rtrec_ray.stores.features.store import FeatureReader, read_view
@@ -146,7 +147,7 @@ async def get_features(service: Service, request: Request) -> Response:
         return _refused([FieldFault(field="as_of_ms", reason=error.message)])
     except (HistoryBehind, ServerUnavailable, CallTimedOut) as error:
         return _away(error)
-    return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)
+    return Response(json_bytes(answer), media_type=JSON)
 
 
 async def list_notifications(service: Service, request: Request) -> Response:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-import msgspec
 import polars as pl
 from psycopg2 import errors, sql
 
@@ -17,6 +16,7 @@ from rtrec_ray.errors import HistoryBehind
 from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.definition import Definitions, FeatureView
+from rtrec_ray.features.json_text import json_bytes
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value
 from rtrec_ray.features.past import minutes_around, recompute
@@ -329,9 +329,7 @@ class PostgresFeatureStore:
         cursor.execute(self._sql["put_round"], {**view, **at})
         if not cursor.rowcount:
             raise overtaken(each)
-        values = {
-            key: msgspec.json.encode(value).decode() for key, value in each.changes.values.items() if value is not None
-        }
+        values = {key: json_bytes(value).decode() for key, value in each.changes.values.items() if value is not None}
         if values:
             cursor.execute(self._sql["put_lists"], {**view, "keys": list(values), "values": list(values.values())})
         if each.whole:
