@@ -13,7 +13,7 @@ import polars as pl
 
 from actors.operator import BatchOutcome
 from rtrec_ray.clock import Clock, monotonic_s
-from rtrec_ray.errors import ServerUnavailable
+from rtrec_ray.errors import ListsOvertaken, ServerUnavailable
 from rtrec_ray.events import BEHAVIOR, ITEM, ITEM_SCHEMA, PROFILE, PROFILE_SCHEMA
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.profiles import newest_per_version
@@ -175,7 +175,7 @@ class FeatureKeeper:
         self._options = options
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set; while PostgreSQL is away, try again at the next round."""
+        """Work until `stop` is set; while PostgreSQL is away, and after another keeper wrote, begin anew."""
         wait_s, looked_s, lists = 0.0, -math.inf, TopLists(self._store)
         while not stop.wait(wait_s):
             started_s = monotonic_s()
@@ -186,7 +186,7 @@ class FeatureKeeper:
                 if started_s - looked_s >= self._options.expiry_every_s:
                     looked_s = started_s
                     log.info("tiles_expired", extra={"hours": self._store.drop_expired()})
-            except ServerUnavailable as error:
+            except (ServerUnavailable, ListsOvertaken) as error:
                 log.warning("keeper_waits", extra={"cause": error.line()})
                 lists = TopLists(self._store)
             wait_s = max(self._options.lists_every_s, (monotonic_s() - started_s) / self._options.busy_share)

@@ -165,6 +165,10 @@ class Inbox:
                 rows.setdefault(name, []).extend(new)
         return ListRows(offsets={}, rows=rows)
 
+    def list_rounds(self) -> Mapping[str, int]:
+        """Nothing was emitted before."""
+        return {}
+
     def put_lists(self, rounds: Sequence[ListRound]) -> None:
         """Nobody reads them."""
 
@@ -183,6 +187,7 @@ class Counted:
         self._sums: dict[str, tuple[int, int]] = {}
         self.values: Counter[str] = Counter()
         self.list_rows = store.list_rows
+        self.list_rounds = store.list_rounds
         self.drop_expired = store.drop_expired
 
     def put_lists(self, rounds: Sequence[ListRound]) -> None:

@@ -14,9 +14,11 @@
     ├── UnknownSlot                  no consumer of the change log has this slot
     ├── LeaseHeld                    another live owner has the partition
     ├── LeaseLost                    the commit was fenced off: reload and start again
+    ├── ListsOvertaken               another keeper wrote lists meanwhile: start again with whole ones
     ├── UnknownView                  no such feature view
     ├── UnknownNode                  no such workflow, or node of one
     ├── BeyondRetention              the tiles of that time are gone
+    ├── HistoryBehind                the history will have the events of that time in some seconds
     ├── SnapshotEnded                a scan's moment of the table is over
     ├── ExportRefused                something else lies where an export would go
     ├── ReplayRefused                the log would arrive behind the system's watermark
@@ -121,6 +123,10 @@ class LeaseLost(RtrecError):
     """Somebody took the lease over: nothing was committed, and state must be loaded anew."""
 
 
+class ListsOvertaken(RtrecError):
+    """Another keeper wrote lists since this one read theirs: nothing was written, and all must be made anew."""
+
+
 class UnknownView(RtrecError):
     """No feature view has this name; the message lists those that exist."""
 
@@ -131,6 +137,10 @@ class UnknownNode(RtrecError):
 
 class BeyondRetention(RtrecError):
     """A feature was asked for as of a time whose tiles are no longer kept."""
+
+
+class HistoryBehind(RtrecError):
+    """A feature was asked for as of a time some events of which are neither in tiles of it nor in the history yet."""
 
 
 class SnapshotEnded(RtrecError):

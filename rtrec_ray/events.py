@@ -22,6 +22,8 @@ EventType = Literal["impression", "click", "view", "favorite", "cart", "consult"
 ItemType = Literal["product", "article", "video", "ad"]
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """A number that a column can hold: JSON knows larger ones."""
+Duration = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A time that something took, ms: a clock that was set back meanwhile may make it negative, which a sum would hide."""
 
 
 class BehaviorEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -37,7 +39,7 @@ class BehaviorEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     page_id: Int64 | None = None
     request_id: str | None = None
     position: Int64 | None = None
-    dwell_ms: Int64 | None = None
+    dwell_ms: Duration | None = None
     query: str | None = None
     arm: str | None = None
     retracts: dict[str, Any] | None = None

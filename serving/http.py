@@ -14,7 +14,16 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from rtrec_ray.clock import Clock, monotonic_s
-from rtrec_ray.errors import BeyondRetention, MetadataUnknown, RecordInvalid, RtrecError, ServerUnavailable, UnknownView
+from rtrec_ray.errors import (
+    BeyondRetention,
+    HistoryBehind,
+    MetadataUnknown,
+    RecordInvalid,
+    RtrecError,
+    ServerUnavailable,
+    UnknownView,
+)
+from rtrec_ray.features.json_text import json_bytes
 from rtrec_ray.metadata.catalogue import Catalogue
 from rtrec_ray.notification import NotificationStore, Step
 from rtrec_ray.stores.features.store import FeatureReader, read_view
@@ -136,9 +145,9 @@ async def get_features(service: Service, request: Request) -> Response:
         return _json(404, Problem(detail=error.message, mend=error.mend))
     except BeyondRetention as error:
         return _refused([FieldFault(field="as_of_ms", reason=error.message)])
-    except (ServerUnavailable, CallTimedOut) as error:
+    except (HistoryBehind, ServerUnavailable, CallTimedOut) as error:
         return _away(error)
-    return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)
+    return Response(json_bytes(answer), media_type=JSON)
 
 
 async def list_notifications(service: Service, request: Request) -> Response:

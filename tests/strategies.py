@@ -40,7 +40,7 @@ _PLAIN = _record(
         "page_id": IDS,
         "request_id": TEXTS,
         "position": IDS,
-        "dwell_ms": IDS,
+        "dwell_ms": st.one_of(st.integers(0, 5), st.integers(0, 2**63 - 1)),
         "query": TEXTS,
         "arm": TEXTS,
         "retracts": st.dictionaries(TEXTS, SCALARS, max_size=3),
@@ -111,6 +111,7 @@ GARBAGE = st.one_of(
         b'{"event_id":"a","event_type":"click","ts":NaN,"user_id":1}',
         b'{"event_id":"a","event_type":"click","ts":1767225600000,"user_id":1,"arm":"\\u0000"}',
         b'{"event_id":"a","event_type":"click","ts":1767225600000,"user_id":1,"position":9223372036854775808}',
+        b'{"event_id":"a","event_type":"view","ts":1767225600000,"user_id":1,"dwell_ms":-1}',
         b'{"event_id":"a","event_type":"retract","ts":1767225600000,"user_id":1,"retracts":{"n":18446744073709551616}}',
     ]),
 )  # fmt: skip

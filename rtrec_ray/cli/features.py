@@ -10,7 +10,6 @@ from threading import Event
 from typing import Any, Final
 
 import click
-import orjson
 
 from rtrec_ray.app.find import open_system
 from rtrec_ray.app.system import System
@@ -27,6 +26,7 @@ from rtrec_ray.errors import FeaturesDiffer, VerifyImpossible
 from rtrec_ray.features.definition import NOT_BEGUN_MS
 from rtrec_ray.features.evolve import evolve
 from rtrec_ray.features.file import load_definitions
+from rtrec_ray.features.json_text import json_bytes
 from rtrec_ray.features.verify import Report
 from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.stores.features.past import past_of
@@ -177,7 +177,7 @@ def _print_report(found: dict[str, Any]) -> None:
 
 def _print_values(found: dict[str, Any]) -> None:
     for key, value in found["values"].items():
-        click.echo(f"{key}: {orjson.dumps(value).decode()}")
+        click.echo(f"{key}: {json_bytes(value).decode()}")
 
 
 def _print_views(views: list[dict[str, Any]]) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import orjson
 
 from rtrec_ray.definition_file import UNITS_MS
+from rtrec_ray.features.json_text import json_bytes
 
 DATA_DIR = Path("~/.local/share/rtrec")
 
@@ -51,7 +51,7 @@ class Where:
     def answer(self, value: Mapping[str, Any], text: Callable[[], None]) -> None:
         """Print the answer: one JSON object, or what `text` prints for people."""
         if self.json:
-            click.echo(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY))
+            click.echo(json_bytes(value))
         else:
             text()
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import polars as pl
 
 from rtrec_ray.events import BEHAVIOR_SCHEMA, RETRACT
-from rtrec_ray.features.compute import MAX_KEY_BYTES, concerns, key_of, meets
+from rtrec_ray.features.compute import MAX_KEY_BYTES, concerns, has_entry, key_of, meets
 from rtrec_ray.features.counted import NAME_SCHEMA, counted, taken_back
 from rtrec_ray.features.definition import Aggregation, FeatureView
 from rtrec_ray.features.merge import Value
@@ -208,7 +208,7 @@ def _number(each: Aggregation) -> pl.Expr:
 
 def _lists(view: FeatureView, each: Aggregation, windows: _Windows, entries: pl.DataFrame) -> pl.DataFrame:
     """`ask` and the list, of every question with an entry."""
-    taken = entries.filter(meets(each.where), pl.col(each.field or "").is_not_null())
+    taken = entries.filter(meets(each.where), has_entry(each))
     with_value = taken.with_columns(value=pl.col(each.field or ""))
     make: Callable[[pl.DataFrame], pl.DataFrame]
     if each.kind in _COUNTED:

@@ -20,6 +20,8 @@ from rtrec_ray.features.definition import ALL, PROFILE_FIELDS, Aggregation, Cond
 TILE_SCHEMA: Final = pl.Schema({"key": pl.String, "tile_start_ms": pl.Int64, "state": pl.String})
 # PostgreSQL's B-tree takes no longer entries; only free text of a profile can get there.
 MAX_KEY_BYTES: Final = 1_000
+# Tiles, lists and all copies of them have the text as it was sent, and Kafka takes a megabyte of it.
+MAX_TEXT_BYTES: Final = 1_000
 _COUNTED: Final = ("count_by", "top_k")
 _TILE: Final = ("key", "tile_start_ms")
 _EVENTS: Final = "events"
@@ -42,14 +44,25 @@ def concerns_some(views: Iterable[FeatureView]) -> pl.Expr:
     return reduce(or_, map(concerns, views), pl.lit(False))
 
 
+def has_entry(each: Aggregation) -> pl.Expr:
+    """Whether an event has a value to be listed or counted by (`count_by`, `top_k`, `last_n`, `distinct`); never null.
+
+    It has none where the text of it, or the id that a list has beside it, is longer than MAX_TEXT_BYTES.
+    """
+    field = pl.col(_field(each))
+    texts = [name for name in _parts(each) if BEHAVIOR_SCHEMA[name] == pl.String]
+    return reduce(and_, (pl.col(name).str.len_bytes() <= MAX_TEXT_BYTES for name in texts), field.is_not_null())
+
+
 def compute(
     view: FeatureView, events: pl.DataFrame, *, tile_ms: int, sign: Sign = 1, apart: Sequence[str] = ()
 ) -> pl.DataFrame:
     """The tile rows (TILE_SCHEMA) of events: `event_id`, `ts`, the view's `fields`, its profile fields if it has some.
 
     `state` is a JSON list: the number of events, then the partial of each aggregation, in the view's order
-    (eventtime/aggregate.py). `sign` -1: the rows that take back what these events added. `apart`: columns of the events
-    that rows of one key and tile are told apart by; the rows have them too.
+    (eventtime/aggregate.py), without texts that are too long (`has_entry`). `sign` -1: the rows that take back what
+    these events added. `apart`: columns of the events that rows of one key and tile are told apart by; the rows have
+    them too.
     """
     chosen = events.lazy().filter(concerns(view)).with_columns(tile_start_ms=pl.col("ts") // tile_ms * tile_ms)
     tiles = [_tiles_of_form(view, chosen, form=form, sign=sign, tile=(*_TILE, *apart)) for form in view.keys]
@@ -93,6 +106,11 @@ def _meets(condition: Condition) -> pl.Expr:
     return column.is_in(list(condition.values)).fill_null(False)
 
 
+def _parts(each: Aggregation) -> list[str]:
+    """The fields of an event that its entry has."""
+    return [_field(each)] if each.kind in _COUNTED else ["event_id", _field(each)]
+
+
 def _field(each: Aggregation) -> str:
     if each.field is None:
         raise ValueError(f"{each.kind} of no field")
@@ -112,11 +130,11 @@ def _sums(each: Aggregation, name: str, sign: Sign) -> list[pl.Expr]:
         return [total] if each.kind == "sum" else [total, taken.count().alias(f"{name}_n")]
     value = _json(_field(each)) if sign > 0 else pl.lit("null")
     entry = pl.format("{},{},{}", pl.col("ts") - pl.col("tile_start_ms"), _json("event_id"), value)
-    return [pl.when(met & pl.col(_field(each)).is_not_null()).then(entry).alias(name)]
+    return [pl.when(met & has_entry(each)).then(entry).alias(name)]
 
 
 def _counted(keyed: pl.LazyFrame, each: Aggregation, *, name: str, sign: Sign, tile: Sequence[str]) -> pl.LazyFrame:
-    taken = keyed.filter(meets(each.where), pl.col(_field(each)).is_not_null())
+    taken = keyed.filter(meets(each.where), has_entry(each))
     pairs = taken.group_by(*tile, pl.col(_field(each)).alias("value")).agg(pl.len().alias("n"))
     pair = pl.format("{},{}", _json("value", of=_field(each)), _signed("n", sign))
     return pairs.group_by(tile).agg(pair.alias(name))

@@ -31,6 +31,7 @@ LAST_ITEMS: Final = 10
 LAST_PAGES: Final = 5
 LAST_PRODUCTS: Final = 5
 _COUNTS: Final = ("view", "click", "favorite", "cart", "consult", "comment", "search", "dwell_ms")
+_MOST: Final = 2**63 - 1  # a record of the log has no greater number
 PROFILE_FEATURES: Final = ("country", "gender", "city", "age_band")
 
 REQUEST_INPUTS: Final = (
@@ -124,7 +125,7 @@ def request_features(values: Values, profile: ProfileVersion | None, *, user_id:
     recent = values.get(ViewKey(view=USER_BROWSE_5M, key=str(user_id))) or {}
     minute = values.get(ViewKey(view=USER_BROWSE_1M, key=str(user_id))) or {}
     return {
-        **{f"user_5m_{name}": recent.get(name, 0) for name in _COUNTS},
+        **{f"user_5m_{name}": min(recent.get(name, 0), _MOST) for name in _COUNTS},
         "user_last_items": list(recent.get("last_items", ()))[:LAST_ITEMS],
         "user_1m_pages": list(minute.get("pages", ()))[:LAST_PAGES],
         "user_1m_items": list(minute.get("items", ()))[:LAST_PRODUCTS],

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import orjson
 import polars as pl
 
 from rtrec_ray.errors import ConfigInvalid
 from rtrec_ray.features.as_of import ROW_SCHEMA, column_of, schema_of, value_of
 from rtrec_ray.features.definition import FeatureView
+from rtrec_ray.features.json_text import json_bytes
 
 _READ: Final[dict[str, Callable[[Path], pl.DataFrame]]] = {
     ".parquet": pl.read_parquet,
@@ -51,7 +51,7 @@ def write_rows(path: Path, rows: pl.DataFrame, view: FeatureView) -> None:
             _as_text(_within_64_bits(rows), view).write_csv(aside)
         else:
             with aside.open("wb") as file:
-                file.writelines(orjson.dumps(line) + b"\n" for line in _lines(rows, view))
+                file.writelines(json_bytes(line) + b"\n" for line in _lines(rows, view))
         aside.replace(path)
     except OSError as error:
         aside.unlink(missing_ok=True)
@@ -87,4 +87,4 @@ def _as_text(rows: pl.DataFrame, view: FeatureView) -> pl.DataFrame:
 
 
 def _json(value: object) -> str:
-    return orjson.dumps(value).decode()
+    return json_bytes(value).decode()

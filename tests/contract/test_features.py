@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
+from itertools import permutations, product
 
 import msgspec
 import polars as pl
 import pytest
 
 from actors.feature import FeatureOperator
-from rtrec_ray.errors import BeyondRetention, DefinitionInvalid, UnknownView
+from rtrec_ray.errors import BeyondRetention, DefinitionInvalid, HistoryBehind, ListsOvertaken, UnknownView
 from rtrec_ray.events import ITEM_SCHEMA, PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.eventtime.watermark import WatermarkOptions
+from rtrec_ray.features.definition import NOT_BEGUN_MS
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
@@ -32,6 +35,7 @@ from rtrec_ray.stores.features.store import (
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history.manifest import MemoryHistoryManifest
 from rtrec_ray.stores.history.store import History, schema
+from rtrec_ray.stores.progress import Committed, write_committed
 from tests.feature_place import BASE, DEFINITIONS, HOUR, MINUTE, SECOND, Place, place, tiles
 
 __all__ = ["place"]
@@ -182,6 +186,25 @@ def test_what_is_live_has_a_number_that_rises_with_every_change(place):
     assert {view.id for view in store.definitions.views} == {view.id for view in (*DEFINITIONS.views, other)}
 
 
+def test_readers_are_told_of_a_new_view_once_and_once_more_when_every_partition_has_begun_it(place):
+    store, partitions = place.store(), range(5)
+    told = store.change()
+    for partition in partitions:
+        place.append(store, partition=partition)
+    assert store.change() == told, "all views are complete from the first event on"
+    other = replace(DEFINITIONS.view(QUERIES.view), version=2)
+    newer = place.store(replace(DEFINITIONS, views=(other,)), new=(other.id,))
+    assert store.change() == told + 1
+    for partition in partitions:
+        with place.transaction() as cursor:
+            live = newer.begin(cursor, partition=partition, next_offset=7, complete_from_ms=BASE + partition)
+        newer.refresh()
+        begun = partition == partitions[-1]
+        assert other.id in {view.id for view in live.definitions.views}
+        assert newer.definitions.complete_from_ms == {other.id: BASE + 4 if begun else NOT_BEGUN_MS}
+        assert (live.change, store.change()) == (told + 1 + begun,) * 2
+
+
 def test_tiles_that_a_shorter_retention_dropped_do_not_come_back_with_a_longer_one(place):
     store = place.store()
     place.append(store, watermark_ms=BASE + DEFINITIONS.retention_ms, tiles=searches((BASE, "a", 1)))
@@ -274,6 +297,65 @@ def test_a_keeper_that_starts_anew_forgets_the_lists_of_keys_that_have_no_data(p
     TopLists(store).rebuild(now_ms=BASE)
     assert TopLists(store).rebuild(now_ms=BASE + HOUR) == 0
     assert store.get([QUERIES], as_of_ms=None, now_ms=BASE, cached=True) == {QUERIES: None}
+
+
+class StoppedKeeper:
+    """A keeper that stands still between what it reads and what it writes, and begins anew when it came too late."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store, self.definitions = store, store.definitions
+        self.list_rounds, self.list_rows = store.list_rounds, store.list_rows
+        self.lists, self.held = TopLists(self), None
+
+    def put_lists(self, rounds) -> None:
+        self.held = rounds
+
+    def step(self, *, now_ms: int) -> bool:
+        """Read or write, in turn; whether it did not come too late."""
+        if self.held is None:
+            self.lists.rebuild(now_ms=now_ms)
+            return True
+        held, self.held = self.held, None
+        try:
+            self.store.put_lists(held)
+        except ListsOvertaken:
+            self.lists = TopLists(self)
+            return False
+        return True
+
+
+def test_two_keepers_in_any_order_end_with_the_lists_that_the_tiles_say(place):
+    store, now_ms, offset = place.store(), BASE, 0
+    keys = [ViewKey(view="category_top_items_10m", key=str(key)) for key in range(7)]
+    for order in product(sorted(set(permutations("aaabb"))), "ab"):
+        keepers = {name: StoppedKeeper(store) for name in "ab"}
+        for name in order[0]:
+            offset, now_ms = offset + 1, now_ms + 7 * SECOND
+            row = (str(offset % 7), now_ms // 10_000 * 10_000, f"[1,[{offset % 5},1]]")
+            place.append(store, next_offset=offset, tiles={"category_top_items_10m@1": tiles(row)})
+            keepers[name].step(now_ms=now_ms)
+        left = keepers[order[1]]  # the other one ends where it stands
+        while left.held is not None or not (left.step(now_ms=now_ms) and left.step(now_ms=now_ms)):
+            left.step(now_ms=now_ms)
+        cached = store.get(keys, as_of_ms=None, now_ms=now_ms, cached=True)
+        assert cached == store.get(keys, as_of_ms=None, now_ms=now_ms), order
+
+
+def test_a_round_that_comes_too_late_changes_no_list(place):
+    store = place.store()
+    place.append(store, next_offset=1, tiles=searches((BASE, "a", 1)))
+    first, second = StoppedKeeper(store), StoppedKeeper(store)
+    assert first.step(now_ms=BASE)
+    place.append(store, next_offset=2, tiles=searches((BASE, "b", 5)))
+    for _ in range(2):
+        assert second.step(now_ms=BASE)
+    # Of one of its views nobody has written meanwhile.
+    first.held = [replace(each, number=1 + (each.view.name != QUERIES.view)) for each in first.held]
+    assert not first.step(now_ms=BASE)
+    assert set(store.list_rounds().values()) - {0} == {1}
+    assert store.get([QUERIES], as_of_ms=None, now_ms=BASE, cached=True) == {QUERIES: {"top": [["b", 5], ["a", 1]]}}
+    for _ in range(2):
+        assert first.step(now_ms=BASE), "it begins anew"
 
 
 def test_lists_kept_by_what_came_are_what_the_tiles_say_at_every_round(place):
@@ -429,11 +511,16 @@ def test_a_stream_through_an_owner_that_starts_anew_gives_the_same_values_in_eve
     assert all(any(answer[ask] is not None for answer in answers) for ask in asks)
 
 
-def history_of(events):
-    """The events as the history has them, in no order."""
+def history_of(events, *, first=0):
+    """The events as the history has them, in no order. `first`: the offset of the first one."""
     origin = {"partition": 0, "kafka_ts": 0, "raw": b""}
     rows = [
-        {**event, **origin, "offset": n, "retracts": json.dumps(event["retracts"]) if "retracts" in event else None}
+        {
+            **event,
+            **origin,
+            "offset": first + n,
+            "retracts": json.dumps(event["retracts"]) if "retracts" in event else None,
+        }
         for n, event in enumerate(events)
     ]
     return pl.DataFrame(rows, schema=schema("behavior")).sample(fraction=1.0, shuffle=True, seed=0)
@@ -468,3 +555,64 @@ def test_a_time_whose_tiles_are_gone_is_answered_out_of_the_history_as_the_tiles
     assert [store.get(asks, as_of_ms=moment, now_ms=0) for moment in moments] == before
     assert all(any(values[ask] is not None for values in before) for ask in asks if ask.key != "6")
     pool.close()
+
+
+class LaggingHistory:
+    """A stream of one partition into PostgreSQL, and a history that has come less far."""
+
+    def __init__(self, pool: Pool, uri: str, events) -> None:
+        self.pool, self.events = pool, events
+        self.files, self.manifest = ArrowHistoryFiles(HistoryFilesOptions(uri=uri)), MemoryHistoryManifest()
+        self.owner = owner_of(Place(pool).store())
+        with pool.transaction() as cursor:
+            self.owner.restore(cursor, committed={})
+
+    def commit(self, start: int, end: int) -> None:
+        values = [msgspec.json.encode(event) for event in self.events[start:end]]
+        self.owner.apply(record_batch("behavior", 0, values, first_offset=start))
+        with self.pool.transaction() as cursor:
+            self.owner.write(cursor)
+        self.owner.committed()
+
+    def keep(self, start: int, end: int) -> None:
+        frame = history_of(self.events[start:end], first=start)
+        with self.pool.transaction() as cursor:
+            self.manifest.add(cursor, self.files.write("behavior", frame, partition=0))
+            at = Committed(next_offset={"behavior": end})
+            write_committed(cursor, task="history", partition=0, at=at, lag=0, counts={})
+
+    def store(self) -> PostgresFeatureStore:
+        past = HistoryPast(History(self.files, self.manifest))
+        store = PostgresFeatureStore(DEFINITIONS, pool=self.pool, past=past)
+        store.refresh()
+        return store
+
+
+@pytest.mark.server
+def test_a_time_that_the_history_has_not_reached_is_refused_until_it_has(dsn, tmp_path):
+    begin, end = 300, 330
+    early, late = BASE + 200 * 2_000, BASE + end * 2_000
+    with closing(Pool(PostgresOptions(dsn=dsn), size=2)) as pool:
+        place = LaggingHistory(pool, str(tmp_path), list(random_events(seed=3, n=end)))
+        place.commit(0, begin)
+        Place(pool).store(replace(DEFINITIONS, views=(replace(DEFINITIONS.view(QUERIES.view), version=2),)))
+        place.commit(begin, begin)
+        place.commit(begin, end)
+        store = place.store()
+
+        def values(as_of_ms: int):
+            """Of the view that was always there, and of the one that began in between."""
+            asks = [ViewKey(view=f"{QUERIES.view}@{version}", key="all") for version in (1, 2)]
+            return [store.get([ask], as_of_ms=as_of_ms, now_ms=0)[ask] for ask in asks]
+
+        place.keep(0, begin - 1)
+        with pytest.raises(HistoryBehind, match=QUERIES.view):
+            values(early)
+        place.keep(begin - 1, begin)
+        always, again = values(early)
+        assert always == again is not None
+        with pytest.raises(HistoryBehind, match=QUERIES.view):
+            values(late)
+        place.keep(begin, end)
+        always, again = values(late)
+        assert always == again

@@ -20,6 +20,8 @@ TILE, WINDOW, MINUTE = 10, 40, 60_000
 BASE = 1_767_225_600_000
 PARTITIONS = 2
 
+LONGEST, TOO_LONG = "é" * 500, "é" * 500 + "e"  # a value of 1,000 bytes is kept
+
 VIEWED = (Condition(field="event_type", values=("view",)),)
 VIEW = FeatureView(
     name="everything",
@@ -47,7 +49,7 @@ late_times = st.sampled_from(
 )
 plain_events = st.fixed_dictionaries(
     {
-        "event_id": st.sampled_from(["a", "b", "c", "d", "é", "\U0001f600", 'q"\\']),
+        "event_id": st.sampled_from(["a", "b", "c", "d", "é", TOO_LONG, "\U0001f600", 'q"\\']),
         "event_type": st.sampled_from(["view", "view", "click", "search"]),
         "ts": times,
         "user_id": st.sampled_from([1, 1, 2, 3]),
@@ -55,7 +57,7 @@ plain_events = st.fixed_dictionaries(
         "item_type": st.sampled_from([None, "ad", "video"]),
         "page_id": st.sampled_from([None, 3, 4]),
         "dwell_ms": st.sampled_from([None, 0, 5, 2**62]),
-        "query": st.sampled_from([None, "b", "a", "é", "\U0001f600"]),
+        "query": st.sampled_from([None, "b", "a", "é", "\U0001f600", LONGEST, TOO_LONG]),
     }
 )
 profile_versions = st.lists(
@@ -144,7 +146,7 @@ def keys_of(event: dict[str, Any], profiles: list[dict[str, Any]]) -> list[str]:
 def value(mine: list[dict[str, Any]]) -> dict[str, Any]:
     views = [event for event in mine if event["event_type"] == "view"]
     dwells = [event["dwell_ms"] for event in views if event["dwell_ms"] is not None]
-    queries = Counter(event["query"] for event in mine if event["query"] is not None)
+    queries = Counter(event["query"] for event in mine if event["query"] not in (None, TOO_LONG))
     kinds = Counter(event["item_type"] for event in mine if event["item_type"] is not None)
     return {
         "events": len(mine),
@@ -160,7 +162,8 @@ def value(mine: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def newest(events: list[dict[str, Any]], name: str) -> list[Any]:
-    found = [(event["ts"], event["event_id"], event[name]) for event in events if event[name] is not None]
+    listed = [event for event in events if event[name] is not None and event["event_id"] != TOO_LONG]
+    found = [(event["ts"], event["event_id"], event[name]) for event in listed]
     return [each for _, _, each in sorted(found, reverse=True)]
 
 

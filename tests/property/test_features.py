@@ -44,6 +44,7 @@ WINDOWS = {
     "segment_page_top_ads": 10 * MINUTE,
 }
 USERS, CATEGORIES, PAGES, QUERIES = [1, 2, 3], [7, 8], [3, 4], ["b", "a", "é", "\U0001f600", 'q"\\\n', "B"]
+LONGEST, TOO_LONG = "é" * 500, "é" * 500 + "e"  # a value of 1,000 bytes is kept
 COUNTRIES, GENDERS, CITIES = ["CN", "IN"], ["f", "m"], ["Shanghai", "Delhi"]
 ALL_KEYS = [
     *(ViewKey(view=view, key=str(user)) for view in ("user_browse_5m", "user_browse_1m") for user in [*USERS, 9]),
@@ -95,7 +96,7 @@ searches = st.builds(
     lambda number, ts, user, query: present(
         event_id=IDS[number], event_type="search", ts=ts, user_id=user, query=query
     ),
-    numbers, times, st.sampled_from(USERS), st.sampled_from(QUERIES),
+    numbers, times, st.sampled_from(USERS), st.sampled_from([*QUERIES, LONGEST, TOO_LONG]),
 )  # fmt: skip
 odd = st.builds(
     lambda number, kind, ts, fields: present(event_id=IDS[number], event_type=kind, ts=ts, **fields),
@@ -110,7 +111,7 @@ odd = st.builds(
             "category_id": st.sampled_from([None, *CATEGORIES]),
             "page_id": st.sampled_from([None, *PAGES]),
             "dwell_ms": st.sampled_from([None, 0, 5, 1_000]),
-            "query": st.sampled_from([None, *QUERIES]),
+            "query": st.sampled_from([None, *QUERIES, LONGEST, TOO_LONG]),
         }
     ),
 )
@@ -306,7 +307,8 @@ def expected(ask, events, profiles, *, start, end):
     if ask.view == "top_viewed_30m":
         return top_of([event for event in of["view"] if event.get("item_type") == ask.key], "item_id", 100)
     if ask.view == "top_queries_30m":
-        return top_of(of["search"], "query", 100)
+        found = top_of(of["search"], "query", 101)
+        return found and {"top": [pair for pair in found["top"] if pair[0] != TOO_LONG]}
     ads = [event for event in of["click"] if event.get("item_type") == "ad" and event.get("item_id") is not None]
     ads = [event for event in ads if ask.key in segments(event, profiles)]
     value = top_of(ads, "item_id", 50)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +17,16 @@ from actors.feature import FeatureKeeper, FeatureOperator, KeeperOptions
 from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.backoff import Backoff
 from rtrec_ray.clock import ManualClock
-from rtrec_ray.errors import BeyondRetention, StoreUnavailable
+from rtrec_ray.errors import BeyondRetention, ListsOvertaken, StoreUnavailable
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.compute import TILE_SCHEMA
+from rtrec_ray.features.definition import NOT_BEGUN_MS
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transaction
+from rtrec_ray.stores.features.followed import Known
 from rtrec_ray.stores.features.live import move_users
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from rtrec_ray.stores.features.store import TaskOutput, TopLists
@@ -246,6 +249,39 @@ def test_two_writers_may_need_the_same_new_hour(pool, eventually):
         assert cursor.fetchone() == (3,)
 
 
+def test_the_last_partition_tells_readers_although_others_begin_at_the_same_time(pool, store, eventually):
+    for partition in range(PARTITIONS):
+        with pool.transaction() as cursor:
+            store.append(cursor, TaskOutput(partition=partition, watermark_ms=BASE))
+    view = replace(DEFINITIONS.views[0], version=2)
+    with pool.transaction() as cursor:
+        PostgresFeatureStore(replace(DEFINITIONS, views=(view,)), pool=pool).apply(cursor)
+    store.refresh()
+    assert store.definitions.complete_from_ms == {view.id: NOT_BEGUN_MS}
+
+    def begin(cursor, partition):
+        PostgresFeatureStore(DEFINITIONS, pool=pool).begin(
+            cursor, partition=partition, next_offset=1, complete_from_ms=2
+        )
+
+    def begin_second():
+        with pool.transaction() as cursor:
+            begin(cursor, 1)
+
+    def waiting(cursor):
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return cursor.fetchone() != (0,) or not second.is_alive()
+
+    second = threading.Thread(target=begin_second)
+    with pool.transaction() as cursor:
+        begin(cursor, 0)
+        second.start()
+        eventually(lambda: waiting(cursor), what="the second one waits for the first")
+    second.join()
+    assert store.refresh()
+    assert store.definitions.complete_from_ms == {view.id: 2}
+
+
 def test_lists_of_a_keeper_that_stands_still_are_not_served(pool, store):
     key = ViewKey(view="top_queries_30m", key="all")
     TopLists(store).rebuild(now_ms=BASE)
@@ -289,7 +325,49 @@ def test_tiles_and_lists_come_in_one_round_trip(pool, store, monkeypatch):
     assert len(sent) == 1
 
 
-def test_the_keeper_begins_anew_when_the_database_was_away(pool, store, eventually):
+def test_a_look_is_of_one_moment_whatever_is_written_between_its_statements(pool, store, monkeypatch):
+    lists, commits, transaction = TopLists(store), [], pool.transaction
+
+    def commit() -> None:
+        """One more search of one more user, in the tiles and in the lists."""
+        commits.append(None)
+        rows = {"user_browse_5m@1": ("1", BASE, "[1]"), "top_queries_30m@1": ("all", BASE, '[1,["q",1]]')}
+        frames = {name: pl.DataFrame([row], schema=TILE_SCHEMA, orient="row") for name, row in rows.items()}
+        with transaction() as cursor:
+            store.append(cursor, TaskOutput(partition=0, watermark_ms=BASE, next_offset=len(commits), tiles=frames))
+        lists.rebuild(now_ms=BASE)
+
+    class Interrupted:
+        def __init__(self, cursor):
+            self._cursor = cursor
+
+        def execute(self, *given):
+            self._cursor.execute(*given)
+            with monkeypatch.context() as patch:
+                patch.setattr(pool, "transaction", transaction)
+                commit()
+
+        def __getattr__(self, name):
+            return getattr(self._cursor, name)
+
+    @contextmanager
+    def interrupted():
+        with transaction() as cursor:
+            yield Interrupted(cursor)
+
+    store.refresh()
+    for _ in range(3):
+        commit()
+    monkeypatch.setattr(pool, "transaction", interrupted)
+    news = store.news(Known(), from_ms=BASE, most_rows=100)
+    last, seen = news.rounds["top_queries_30m@1"], news.offsets[0]
+    assert last.point.offsets == news.offsets
+    assert last.values == {"all": {"top": [["q", seen]]}}
+    assert len(news.rows["user_browse_5m@1"]) == seen < len(commits)
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), ListsOvertaken("by another")])
+def test_the_keeper_begins_anew_and_says_why_when_a_round_failed(pool, store, eventually, caplog, error):
     class Away:
         """The store, but every third round fails."""
 
@@ -304,8 +382,11 @@ def test_the_keeper_begins_anew_when_the_database_was_away(pool, store, eventual
         def list_rows(self, *, after, from_ms):
             self.rounds.append(dict(after))
             if len(self.rounds) % 3 == 0:
-                raise StoreUnavailable("away")
+                raise error
             return store.list_rows(after=after, from_ms=from_ms)
+
+        def list_rounds(self):
+            return store.list_rounds()
 
         def put_lists(self, rounds):
             store.put_lists(rounds)
@@ -327,6 +408,7 @@ def test_the_keeper_begins_anew_when_the_database_was_away(pool, store, eventual
     stop.set()
     thread.join()
     assert away.rounds[:6] == [{}, {0: 5}, {0: 5}] * 2
+    assert {record.cause for record in caplog.records if record.msg == "keeper_waits"} == {error.line()}
 
 
 def test_tiles_are_kept_until_the_history_has_their_events(pool, store):

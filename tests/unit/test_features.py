@@ -261,6 +261,29 @@ def test_a_key_too_long_for_an_index_is_left_out_and_a_sum_beyond_64_bits_is_rig
     assert value["dwell_ms"] == 2**64 - 2
 
 
+def test_a_text_that_is_too_long_is_in_no_value_and_its_event_counts_and_is_taken_back():
+    longest, too_long = "é" * 500, "é" * 500 + "e"
+    kinds = [("by", "count_by", None), ("top", "top_k", 9), ("last", "last_n", 9), ("all", "distinct", None)]
+    parts = [Aggregation(name=name, kind=kind, field="query", limit=limit) for name, kind, limit in kinds]
+    counted = Aggregation(name="n", kind="count")
+    view = FeatureView(name="v", version=1, keys=((),), window_ms=10, source=(), aggregations=(counted, *parts))
+    events = frame(
+        {"event_id": "a", "query": longest}, {"event_id": "b", "query": too_long}, {"event_id": too_long, "query": "q"}
+    )
+    added = compute(view, events, tile_ms=10_000).rows()
+    assert too_long not in str(added)
+    assert merge(view, [row[1:] for row in added]) == {
+        "n": 3,
+        "by": {longest: 1, "q": 1},
+        "top": [["q", 1], [longest, 1]],
+        "last": [longest],
+        "all": [longest],
+    }
+    gone = compute(view, events[1:], tile_ms=10_000, sign=-1).rows()
+    alone = compute(view, events[:1], tile_ms=10_000).rows()
+    assert merge(view, [row[1:] for row in (*added, *gone)]) == merge(view, [row[1:] for row in alone])
+
+
 def test_a_list_is_decoded_again_when_it_changed_and_only_then():
     kept = KeptLists(most=2)
     (first,) = kept.values([((1, "a"), '{"top":[[7,1]]}')])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rtrec_ray.clock import ManualClock, monotonic_s
-from rtrec_ray.errors import ConfigInvalid
+from rtrec_ray.errors import ConfigInvalid, HistoryBehind
 from rtrec_ray.events import BehaviorEvent, CatalogItem, InferenceRecord
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.metadata import Dataset
@@ -86,6 +86,7 @@ def test_each_bad_event_is_named_and_the_good_ones_are_taken(servers, replica):
         (good(ts=0), "ts", "before_2000"),
         (good(ts=4_070_908_800_000), "ts", "ahead_of_clock"),
         (good(position=1.5), "position", "wrong_type"),
+        (good(dwell_ms=-1), "dwell_ms", "out_of_range"),
         (good(query="a\0b"), "query", "nul_character"),
         (17, "event", "not_an_object"),
     ]
@@ -194,6 +195,32 @@ def test_features_of_a_store_that_is_away_or_hangs_are_for_later(servers, replic
     servers.store.up = True
     servers.store.answers.clear()
     assert call(replica, "GET", "/v1/features/user_browse_5m?key=1").status_code == 503
+
+
+def test_a_sum_beyond_64_bits_is_answered_whole_and_logged_as_the_limit_it_passes(servers, replica):
+    longest = 2**63 - 1
+    views = [
+        BehaviorEvent(event_id=f"v{i}", event_type="view", ts=NOW_MS, user_id=1, item_id=5, dwell_ms=longest)
+        for i in range(3)
+    ]
+    servers.put_events(views)
+    answer = call(replica, "GET", "/v1/features/user_browse_5m?key=1")
+    assert (answer.status_code, answer.json()["values"]["1"]["dwell_ms"]) == (200, 3 * longest)
+    answer = call(replica, "POST", "/v1/recommend", json={"user_id": 1, "page_id": 1})
+    assert answer.status_code == 200
+    replica.close()
+    (record,) = map(json.loads, servers.broker.records("inference-log"))
+    assert record["features"]["user_5m_dwell_ms"] == longest
+
+
+def test_features_of_a_time_that_the_history_has_not_reached_are_for_later(servers, replica, monkeypatch):
+    def behind(*asks, **how):
+        raise HistoryBehind("it is behind", mend="ask again")
+
+    monkeypatch.setattr(servers.store, "get", behind)
+    answer = call(replica, "GET", f"/v1/features/user_browse_5m?key=1&as_of_ms={NOW_MS}")
+    assert (answer.status_code, answer.json()["mend"]) == (503, "ask again")
+    assert answer.headers["retry-after"]
 
 
 # --- health, metrics, documentation, token

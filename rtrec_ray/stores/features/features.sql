@@ -57,9 +57,20 @@ SELECT (SELECT change FROM features.settings),
 SELECT l.view_id, l.key, CASE WHEN l.round > k.round THEN l.value END
 FROM unnest(%(views)s::int[], %(rounds)s::bigint[]) AS k (view_id, round) JOIN features.top_lists l USING (view_id);
 
--- name: put_lists (an unchanged list is not written again; before put_round)
+-- name: list_rounds
+SELECT view_id, round FROM features.top_list_rounds;
+
+-- name: put_round (before the lists: whoever else writes waits here, and then finds that its lists are of an older round)
+INSERT INTO features.top_list_rounds AS r (view_id, as_of_ms, offsets, rebuilt_at, round)
+SELECT %(view_id)s, %(as_of_ms)s, %(offsets)s, clock_timestamp(), %(round)s
+WHERE %(round)s = 1 OR EXISTS (SELECT FROM features.top_list_rounds WHERE view_id = %(view_id)s)
+ON CONFLICT (view_id) DO UPDATE
+SET as_of_ms = EXCLUDED.as_of_ms, offsets = EXCLUDED.offsets, rebuilt_at = EXCLUDED.rebuilt_at, round = EXCLUDED.round
+WHERE r.round = EXCLUDED.round - 1;
+
+-- name: put_lists (an unchanged list is not written again)
 INSERT INTO features.top_lists (view_id, key, value, round)
-SELECT %(view_id)s, *, 1 + coalesce((SELECT round FROM features.top_list_rounds WHERE view_id = %(view_id)s), 0)
+SELECT %(view_id)s, *, %(round)s
 FROM unnest(%(keys)s::text[], %(values)s::text[])
 ON CONFLICT (view_id, key) DO UPDATE SET value = EXCLUDED.value, round = EXCLUDED.round
 WHERE features.top_lists.value IS DISTINCT FROM EXCLUDED.value;
@@ -69,12 +80,6 @@ DELETE FROM features.top_lists WHERE view_id = %(view_id)s AND key = ANY (%(keys
 
 -- name: drop_other_lists
 DELETE FROM features.top_lists WHERE view_id = %(view_id)s AND NOT key = ANY (%(keys)s::text[]);
-
--- name: put_round
-INSERT INTO features.top_list_rounds AS r (view_id, as_of_ms, offsets, rebuilt_at, round)
-VALUES (%(view_id)s, %(as_of_ms)s, %(offsets)s, clock_timestamp(), 1)
-ON CONFLICT (view_id) DO UPDATE
-SET as_of_ms = EXCLUDED.as_of_ms, offsets = EXCLUDED.offsets, rebuilt_at = EXCLUDED.rebuilt_at, round = r.round + 1;
 
 -- name: get_profiles (the newest version that held, beside the offsets behind it; a row of offsets alone when there is none)
 SELECT (SELECT CASE WHEN bool_and(profile_offset IS NOT NULL) THEN json_object_agg(partition, profile_offset)::text END
@@ -142,6 +147,20 @@ SELECT * FROM unnest(%(item_id)s::bigint[], %(ts)s::bigint[], %(item_type)s::tex
 ON CONFLICT (item_id) DO UPDATE
 SET ts_ms = EXCLUDED.ts_ms, item_type = EXCLUDED.item_type, category_id = EXCLUDED.category_id, title = EXCLUDED.title
 WHERE EXCLUDED.ts_ms >= features.items.ts_ms;
+
+-- name: history_lacks (whether the history lacks an event that may count for these keys in [from_ms, to_ms): its tiles tell, where the
+-- view had begun by then)
+SELECT EXISTS (
+    SELECT FROM features.partitions p
+    LEFT JOIN meta.positions h ON h.task = 'history' AND h.topic = 'behavior' AND h.partition = p.partition
+    LEFT JOIN features.view_starts s ON s.view_id = %(view_id)s AND s.partition = p.partition
+    CROSS JOIN LATERAL (SELECT coalesce(h.next_offset, 0) AS upto) k
+    WHERE k.upto < p.next_offset AND (k.upto < coalesce(s.next_offset, p.next_offset) OR EXISTS (
+        SELECT FROM features.tiles t
+        WHERE t.view_id = %(view_id)s AND t.partition = p.partition AND t.next_offset > k.upto
+              AND t.key = ANY (%(keys)s::text[]) AND t.tile_start_ms >= %(from_ms)s AND t.tile_start_ms < %(to_ms)s
+    ))
+);
 
 -- name: list_tile_partitions
 SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid

@@ -69,15 +69,19 @@ def apply_live(cursor: Cursor, new: Definitions) -> tuple[str, ...]:
 
 
 def begin_views(cursor: Cursor, *, partition: int, next_offset: int, complete_from_ms: int | None) -> LiveViews:
-    """What is live, and a start of this partition in each view that it has not begun.
+    """What is live, and a start of this partition in each view that it has not begun. Its number rises only if that
+    makes a view complete, so mostly with the last partition: whoever reads makes all copies anew then.
 
     Raises DefinitionInvalid before anything was applied.
     """
     sql = _sql()
     start = {"partition": partition, "next_offset": next_offset, "complete_from_ms": complete_from_ms}
-    cursor.execute(sql["begin_views"], start)
+    cursor.execute(sql["lock_to_begin"], start)
     if cursor.rowcount:
-        cursor.execute(sql["note_change"])
+        before = read_live(cursor)
+        cursor.execute(sql["begin_views"], start)
+        if read_live(cursor) != before:
+            cursor.execute(sql["note_change"])
     live = read_live(cursor)
     if live is None:
         raise DefinitionInvalid("no feature views were applied", mend="`rtrec up` or `rtrec features apply` does it")

@@ -34,6 +34,14 @@ WHERE v.live
 GROUP BY v.view_id
 ORDER BY v.view_id;
 
+-- name: lock_to_begin (if there is anything to begin; who begins last must see all the others)
+SELECT FROM features.settings
+WHERE EXISTS (
+    SELECT FROM features.views v
+    WHERE live AND NOT EXISTS (SELECT FROM features.view_starts s WHERE s.view_id = v.view_id AND s.partition = %(partition)s)
+)
+FOR UPDATE;
+
 -- name: begin_views
 INSERT INTO features.view_starts (view_id, partition, next_offset, complete_from_ms)
 SELECT view_id, %(partition)s, %(next_offset)s, %(complete_from_ms)s FROM features.views v

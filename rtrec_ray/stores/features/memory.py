@@ -33,6 +33,7 @@ from rtrec_ray.stores.features.store import (
     VersionPoint,
     beyond_retention,
     kept_rows,
+    overtaken,
     plan,
     refuse,
 )
@@ -92,10 +93,11 @@ class MemoryFeatureStore:
         return tuple(view.id for view in both.views if view.id not in known)
 
     def begin(self, cursor: object, *, partition: int, next_offset: int, complete_from_ms: int | None) -> Live:
-        for view in self.definitions.views:
-            if partition not in self.tables.starts[view.id]:
-                self.tables.starts[view.id][partition] = complete_from_ms
-                self.tables.change += 1
+        before = self.definitions
+        for view in before.views:
+            self.tables.starts[view.id].setdefault(partition, complete_from_ms)
+        if self.definitions != before:
+            self.tables.change += 1
         return Live(definitions=self.definitions, change=self.tables.change)
 
     def changed(self, cursor: object, *, since: int) -> bool:
@@ -204,11 +206,18 @@ class MemoryFeatureStore:
         }
         return News(change=self.tables.change, offsets=dict(self.tables.offsets), rows=rows, rounds=rounds)
 
+    def list_rounds(self) -> Mapping[str, int]:
+        return {view.id: self.tables.round_numbers[_id(view)] for view in self.definitions.views}
+
     def put_lists(self, rounds: Sequence[ListRound]) -> None:
+        first = {each.view.id: each for each in reversed(rounds)}.values()
+        for each in first:
+            if each.number != self.tables.round_numbers[_id(each.view)] + 1:
+                raise overtaken(each)
         for each in rounds:
             old = {} if each.whole else self.tables.lists.get(_id(each.view), {})
             both = {**old, **each.changes.values}
-            self.tables.round_numbers[_id(each.view)] += 1
+            self.tables.round_numbers[_id(each.view)] = each.number
             self.tables.lists[_id(each.view)] = {key: value for key, value in both.items() if value is not None}
             self.tables.rounds[_id(each.view)] = ReadPoint(
                 as_of_ms=each.changes.as_of_ms, offsets=dict(each.offsets), version=each.view.version

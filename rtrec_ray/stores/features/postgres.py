@@ -9,12 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-import msgspec
 import polars as pl
 from psycopg2 import errors, sql
 
+from rtrec_ray.errors import HistoryBehind
 from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, ProfileVersion
+from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.definition import Definitions, FeatureView
+from rtrec_ray.features.json_text import json_bytes
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value
 from rtrec_ray.features.past import minutes_around, recompute
@@ -41,6 +43,7 @@ from rtrec_ray.stores.features.store import (
     VersionPoint,
     beyond_retention,
     kept_rows,
+    overtaken,
     plan,
     refuse,
 )
@@ -185,10 +188,18 @@ class PostgresFeatureStore:
 
     def news(self, known: Known, *, from_ms: int, most_rows: int) -> News:
         with self._pool.transaction() as cursor:
+            cursor.execute(_ONE_MOMENT)
             views = (
                 {} if self._live is None else {self._live.view_ids[view.id]: view for view in self.definitions.views}
             )
             return read_news(cursor, known, views=views, from_ms=from_ms, most_rows=most_rows)
+
+    def list_rounds(self) -> Mapping[str, int]:
+        with self._pool.statement() as cursor:
+            cursor.execute(self._sql["list_rounds"])
+            numbers = dict(cursor.fetchall())
+            rounds = {view.id: numbers.get(self._view_id(cursor, view), 0) for view in self.definitions.views}
+        return rounds
 
     def put_lists(self, rounds: Sequence[ListRound]) -> None:
         with self._pool.transaction() as cursor:
@@ -266,7 +277,9 @@ class PostgresFeatureStore:
         ]
 
     def _from_past(self, asks: Sequence[Ask]) -> dict[ViewKey, Value | None]:
-        """Values recomputed from the history, a view at a time. Raises BeyondRetention when there is none."""
+        """Values recomputed from the history, a view at a time. Raises BeyondRetention when there is none, and
+        HistoryBehind.
+        """
         if self._past is None:
             refuse(asks)
             return {}
@@ -278,12 +291,26 @@ class PostgresFeatureStore:
 
     def _recompute(self, past: Past, asks: Sequence[Ask]) -> dict[ViewKey, Value | None]:
         view, span = asks[0].view, asks[0].span
+        self._check_history(view, asks, span=span)
         from_ms, to_ms = minutes_around(span)
         events = past.behavior(from_ms=from_ms, to_ms=to_ms)
         profiles = self.profile_versions(events["user_id"].unique().to_list()) if view.needs_profile else _NO_PROFILES
         keys = [ask.key.key for ask in asks]
         values = recompute(self.definitions, (view.id, keys), events, profiles, span=span)
         return {ask.key: values[ask.key.key] for ask in asks}
+
+    def _check_history(self, view: FeatureView, asks: Sequence[Ask], *, span: Span) -> None:
+        """Raise HistoryBehind if the history may lack events of these values; to be asked before it is read."""
+        with self._pool.statement() as cursor:
+            view_id, keys = self._view_id(cursor, view), [stored_text(ask.key.key) for ask in asks]
+            of_span = {"from_ms": span.from_ms, "to_ms": span.to_ms}
+            cursor.execute(self._sql["history_lacks"], {"view_id": view_id, "keys": keys, **of_span})
+            (lacks,) = cursor.fetchone() or (False,)
+        if lacks:
+            raise HistoryBehind(
+                f"{view.name} as of {span.as_of_ms} needs events that the history does not have yet",
+                mend="ask again in some seconds: it takes events up each pipeline.history_commit_s",
+            )
 
     def sizes(self) -> dict[str, ViewSize]:
         """Live view (NAME@VERSION) → what it keeps. Raises StoreUnavailable."""
@@ -297,18 +324,18 @@ class PostgresFeatureStore:
             return pl.DataFrame(cursor.fetchall(), schema=PROFILE_SCHEMA, orient="row")
 
     def _put_round(self, cursor: Cursor, each: ListRound) -> None:
-        view = {"view_id": self._view_id(cursor, each.view)}
-        values = {
-            key: msgspec.json.encode(value).decode() for key, value in each.changes.values.items() if value is not None
-        }
+        view = {"view_id": self._view_id(cursor, each.view), "round": each.number}
+        at = {"as_of_ms": each.changes.as_of_ms, "offsets": json.dumps(each.offsets)}
+        cursor.execute(self._sql["put_round"], {**view, **at})
+        if not cursor.rowcount:
+            raise overtaken(each)
+        values = {key: json_bytes(value).decode() for key, value in each.changes.values.items() if value is not None}
         if values:
             cursor.execute(self._sql["put_lists"], {**view, "keys": list(values), "values": list(values.values())})
         if each.whole:
             cursor.execute(self._sql["drop_other_lists"], {**view, "keys": list(values)})
         elif gone := [key for key, value in each.changes.values.items() if value is None]:
             cursor.execute(self._sql["drop_lists"], {**view, "keys": gone})
-        round_ = {"as_of_ms": each.changes.as_of_ms, "offsets": json.dumps(each.offsets)}
-        cursor.execute(self._sql["put_round"], {**view, **round_})
 
     def _drop(self, name: str) -> int:
         with self._pool.transaction() as cursor:

@@ -5,6 +5,7 @@ A task writes in its own transaction and passes the cursor; everybody else only 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,7 +14,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import polars as pl
 
-from rtrec_ray.errors import BeyondRetention
+from rtrec_ray.errors import BeyondRetention, ListsOvertaken
 from rtrec_ray.events import CatalogItem, ProfileVersion
 from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.definition import Definitions, FeatureView
@@ -71,7 +72,7 @@ class Appended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """The views to compute. `change` rises whenever they do."""
+    """The views to compute. `change` rises whenever they, or the times from which they are complete, are others."""
 
     definitions: Definitions
     change: int
@@ -87,9 +88,12 @@ class ListRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListRound:
-    """New values of a cached view's lists. `whole`: there are no other lists than these."""
+    """New values of a cached view's lists. `number`: of the round, one more than that of the lists which they change;
+    `whole`: there are no other lists than these.
+    """
 
     view: FeatureView
+    number: int
     changes: Changes
     offsets: Mapping[int, int]
     whole: bool
@@ -181,7 +185,7 @@ class FeatureReader(Protocol):
         """The values, None for a key without data.
 
         `as_of_ms` None is now, as `read` has it; a time is floored to the tile, and one ahead of the watermark neither
-        waits nor fails. Raises UnknownView, BeyondRetention, StoreUnavailable.
+        waits nor fails. Raises UnknownView, BeyondRetention, HistoryBehind, StoreUnavailable.
         """
         ...
 
@@ -216,7 +220,7 @@ class FeatureWriter(Protocol):
 
     def begin(self, cursor: Cursor, *, partition: int, next_offset: int, complete_from_ms: int | None) -> Live:
         """What is live. In views that the partition has not begun it begins at this offset of behaviour; they have all
-        events from `complete_from_ms` on (None: always).
+        events from `complete_from_ms` on (None: always), once every partition has begun them.
         """
         ...
 
@@ -251,8 +255,15 @@ class FeatureKeeping(Protocol):
         """
         ...
 
+    def list_rounds(self) -> Mapping[str, int]:
+        """View id → number of the last round of its lists; a view that is missing had none. Raises StoreUnavailable."""
+        ...
+
     def put_lists(self, rounds: Sequence[ListRound]) -> None:
-        """Replace what changed of the lists, all at once. Raises StoreUnavailable."""
+        """Replace what changed of the lists, all at once; rounds of one view follow one another.
+
+        Raises ListsOvertaken and changes nothing where the last round is not the one before, and StoreUnavailable.
+        """
         ...
 
     def drop_view(self, view_id: str) -> None:
@@ -268,38 +279,47 @@ class FeatureKeeping(Protocol):
 
 
 class TopLists:
-    """The lists of all cached views, kept by what came since the last round. After an error begin with a new one."""
+    """The lists of all cached views, kept by what came since the last round. After an error begin with a new one.
+
+    Of several that are at work on one store only one writes after each round, so lists are never part one's, part
+    another's.
+    """
 
     def __init__(self, store: FeatureKeeping) -> None:
         self._store = store
         definitions = store.definitions
         self._views = [(view, definitions.window(view), SlidingView(view)) for view in definitions.views if view.cached]
         self._offsets: Mapping[int, int] = {}
-        self._whole = True
+        self._rounds: Counter[str] | None = None
 
     def rebuild(self, *, now_ms: int) -> int:
         """Bring the lists to what holds now, the open tile included; answers how many there are.
 
-        Raises StoreUnavailable.
+        Raises ListsOvertaken, StoreUnavailable.
         """
         return self._move([[window.now(now_ms) for _, window, _ in self._views]])
 
     def rebuild_at(self, moments_ms: Iterable[int]) -> int:
-        """Bring the lists to what held at each of these past times, ascending ms. Raises StoreUnavailable."""
+        """Bring the lists to what held at each of these past times, ascending ms; raises as `rebuild`."""
         return self._move([[window.at(moment) for _, window, _ in self._views] for moment in moments_ms])
 
     def _move(self, moments: Sequence[Sequence[Span]]) -> int:
         if not self._views or not moments:
             return 0
+        whole = self._rounds is None
+        if self._rounds is None:
+            # Before the tiles are read: of what is written after that they may know nothing.
+            self._rounds = Counter(self._store.list_rounds())
         read = self._store.list_rows(after=self._offsets, from_ms=min(span.from_ms for span in moments[0]))
         for view, _, sliding in self._views:
             sliding.take(read.rows.get(view.id, ()))
         rounds = []
         for spans in moments:
             for (view, _, sliding), span in zip(self._views, spans, strict=True):
-                changes = sliding.move(span)
-                rounds.append(ListRound(view=view, changes=changes, offsets=read.offsets, whole=self._whole))
-            self._whole = False
+                self._rounds[view.id] += 1
+                number, changes = self._rounds[view.id], sliding.move(span)
+                rounds.append(ListRound(view=view, number=number, changes=changes, offsets=read.offsets, whole=whole))
+            whole = False
         self._store.put_lists(rounds)
         self._offsets = read.offsets
         return sum(len(sliding) for _, _, sliding in self._views)
@@ -354,6 +374,13 @@ def refuse(asks: Sequence[Ask]) -> None:
         )
 
 
+def overtaken(each: ListRound) -> ListsOvertaken:
+    """What to raise where a round is not the next of its view."""
+    return ListsOvertaken(
+        f"another keeper wrote lists of {each.view.id}, or it was dropped, before round {each.number}"
+    )
+
+
 def list_views(definitions: Definitions) -> list[dict[str, Any]]:
     """The live views for people and programs: name, version, the forms of the key, window, names of the values.
 
@@ -379,7 +406,7 @@ def read_view(
     """`rtrec features get` as JSON: {"view", "as_of_ms", "version", "values": {KEY: {...} or None}}.
 
     `as_of_ms` of the answer is the time the values hold at: a time asked for is floored to the tile.
-    Raises UnknownView, BeyondRetention, StoreUnavailable.
+    Raises UnknownView, BeyondRetention, HistoryBehind, StoreUnavailable.
     """
     found = store.definitions.view(view, at_ms=now_ms if as_of_ms is None else as_of_ms)
     asks = [ViewKey(view=view, key=key) for key in keys]

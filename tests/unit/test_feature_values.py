@@ -1,0 +1,38 @@
+"""Values of views as text: for people, programs and files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from rtrec_ray.cli.features import _print_values
+from rtrec_ray.cli.options import Where
+from rtrec_ray.features.as_of import schema_of
+from rtrec_ray.features.definition import Aggregation, FeatureView
+from rtrec_ray.stores.row_files import write_rows
+
+SUM = 3 * (2**63 - 1)
+
+
+def test_a_command_prints_a_sum_beyond_64_bits_as_it_is(capsys):
+    found = {"view": "v", "values": {"1": {"dwell_ms": SUM, "text": "é\U0001f600"}, "2": None}}
+    for as_json in (True, False):
+        where = Where(config=None, data_dir=Path(), json=as_json, debug=False)
+        where.answer(found, lambda: _print_values(found))
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert json.loads(first) == found
+    assert {line.split(": ", 1)[0]: json.loads(line.split(": ", 1)[1]) for line in lines} == found["values"]
+
+
+@pytest.mark.parametrize(("name", "sum_"), [("rows.jsonl", SUM), ("rows.csv", 2**63 - 1)])
+def test_a_file_has_a_sum_beyond_64_bits_as_its_format_can(tmp_path, name, sum_):
+    dwell = Aggregation(name="dwell_ms", kind="sum", field="dwell_ms")
+    view = FeatureView(name="v", version=1, keys=(("user_id",),), window_ms=10, source=(), aggregations=(dwell,))
+    rows = pl.DataFrame({"key": ["1"], "v": [True], "v.dwell_ms": [SUM]}, schema={"key": pl.String, **schema_of(view)})
+    write_rows(tmp_path / name, rows, view)
+    text = (tmp_path / name).read_text()
+    assert str(sum_) in text
+    assert name != "rows.jsonl" or json.loads(text) == {"key": "1", "v": {"dwell_ms": sum_}}
