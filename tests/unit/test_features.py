@@ -162,11 +162,11 @@ def test_a_profile_older_than_events_already_taken_is_counted_and_changes_nothin
 
 
 def test_the_last_sent_of_two_profiles_of_one_time_holds():
-    versions = ProfileVersions(PROFILE_SCHEMA.to_frame())
+    versions = ProfileVersions(PROFILE_SCHEMA.to_frame(), asked_from_ms=0)
     for country in ("CN", "IN"):
         versions.take(pl.DataFrame([(1, 5, country, "f", None, None)], schema=PROFILE_SCHEMA, orient="row"))
     events = pl.DataFrame({"user_id": [1, 1, 2], "ts": [5, 4, 5]})
-    found = attribute(events, versions.frame()).sort("user_id", "ts")
+    found = attribute(events, versions.of(events["user_id"])).sort("user_id", "ts")
     assert found["country"].to_list() == [None, "IN", None]
 
 
