@@ -8,6 +8,8 @@ of n²/2^64, 1 in 200 million for n = 300,000. The lowest bit tells an event tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 import numpy as np
@@ -76,12 +78,12 @@ class Seen:
         self._new = {}
 
     def load(self, rows: Iterable[tuple[int, bytes]]) -> None:
-        """Take what the table holds."""
-        by_minute: dict[int, list[bytes]] = {}
-        for minute, packed in rows:
-            by_minute.setdefault(minute, []).append(packed)
-        for minute, parts in by_minute.items():
-            self._remember(minute, np.unique(np.frombuffer(b"".join(parts), dtype="<u8").astype(np.uint64)))
+        """Take what the table holds, a minute at a time when the rows come by minute."""
+        for minute, of_minute in groupby(rows, key=itemgetter(0)):
+            hashes = np.frombuffer(b"".join(packed for _, packed in of_minute), dtype="<u8").astype(np.uint64)
+            # Unique they need not be, and np.unique hashes first: 20 times as long as to sort.
+            hashes.sort()
+            self._remember(minute, hashes)
 
     def forget(self, *, before_ms: int) -> None:
         """Drop the minutes that end at `before_ms` or earlier: their events are refused as too late."""
@@ -110,11 +112,11 @@ class Seen:
             known |= run[at] == hashes
         return known
 
-    def _remember(self, minute: int, unique: Hashes) -> None:
-        if (unique & _TAKEN_BACK).any():
+    def _remember(self, minute: int, ascending: Hashes) -> None:
+        if (ascending & _TAKEN_BACK).any():
             self._with_taken_back.add(minute)
         runs = self._runs.setdefault(minute, [])
-        runs.append(unique)
+        runs.append(ascending)
         # Sorted runs, each at least twice as long as the next, so that there are few of them and each hash is moved
         # O(log n) times.
         while len(runs) > 1 and len(runs[-2]) < 2 * len(runs[-1]):

@@ -48,7 +48,7 @@ class FeatureStream:
         self.watermark_ms = watermark_ms
         self._oldest_ms = _LONG_AGO_MS if seen_from_ms is None else seen_from_ms
         self._disorder_ms = disorder_ms
-        self._profiles = ProfileVersions(profiles)
+        self._profiles = ProfileVersions(profiles, asked_from_ms=self._oldest_ms)
         self._pending: list[pl.DataFrame] = []
         self._taken_back: list[pl.DataFrame] = []
         self._define(definitions)
@@ -111,7 +111,8 @@ class FeatureStream:
         return (self.watermark_ms - self._definitions.horizon_ms) // MINUTE_MS * MINUTE_MS - MINUTE_MS
 
     def forget(self) -> None:
-        """Drop the hashes of those minutes."""
+        """Drop the hashes of those minutes, and let go of profiles that no event will have any more."""
+        self._profiles.forget(before_ms=self.seen_from_ms())
         to_ms = self.forgettable_to_ms()
         if to_ms is not None:
             self.seen.forget(before_ms=to_ms + MINUTE_MS)
@@ -184,7 +185,8 @@ class FeatureStream:
         asked = events.select(self._counts_by_profile.alias("asked")).to_series()
         if not asked.any():
             return plain.select(columns)
-        attributed = attribute(events.filter(asked), self._profiles.frame())
+        asking = events.filter(asked)
+        attributed = attribute(asking, self._profiles.of(asking["user_id"]))
         counts["without_profile"] += int(
             attributed.select(pl.all_horizontal(pl.col(name).is_null() for name in PROFILE_FIELDS)).to_series().sum()
         )

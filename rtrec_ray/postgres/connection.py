@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, LifoQueue
+from typing import Any
+from uuid import uuid4
 
 import psycopg2
 import psycopg2.extensions
@@ -14,7 +16,7 @@ from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
 from rtrec_ray.errors import StoreUnavailable
 
-__all__ = ["Connection", "Cursor", "Pool", "PostgresOptions", "connect", "transaction", "translated"]
+__all__ = ["Connection", "Cursor", "Pool", "PostgresOptions", "connect", "streamed", "transaction", "translated"]
 
 _AWAY = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.errors.AdminShutdown)
 
@@ -69,6 +71,16 @@ def transaction(connection: Connection) -> Iterator[Cursor]:
     """One transaction: committed at the end of the block, rolled back when it raises. Raises StoreUnavailable."""
     with translated(), connection, connection.cursor() as cursor:
         yield cursor
+
+
+def streamed(
+    cursor: Cursor, statement: str, parameters: Mapping[str, Any], *, rows_at_once: int
+) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows of a query some at a time, for results that need not fit into memory; in the cursor's transaction."""
+    with cursor.connection.cursor(name=f"rows_{uuid4().hex}") as rows:
+        rows.execute(statement, parameters)
+        while some := rows.fetchmany(rows_at_once):
+            yield some
 
 
 class Pool:

@@ -1,12 +1,16 @@
-"""COPY from columns: the fastest way into PostgreSQL that the driver has."""
+"""COPY: the fastest way into PostgreSQL and out of it that the driver has."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import polars as pl
 
 from rtrec_ray.postgres.connection import Cursor
+
+_HEADER_BYTES: Final = 19
 
 
 def copy_frame(cursor: Cursor, table: str, frame: pl.DataFrame) -> int:
@@ -23,3 +27,18 @@ def copy_frame(cursor: Cursor, table: str, frame: pl.DataFrame) -> int:
     columns = ", ".join(f'"{name}"' for name in frame.columns)
     cursor.copy_expert(f"COPY {table} ({columns}) FROM STDIN (FORMAT csv)", buffer)
     return frame.height
+
+
+def copied_bytes(cursor: Cursor, query: str, parameters: Mapping[str, Any]) -> Iterator[bytes]:
+    """The values of a query of one column, bytea and not null; all are read at once.
+
+    In binary: as text, which is all that the driver knows otherwise, bytes are twice as long and take six times as much
+    of the reader's time.
+    """
+    buffer = io.BytesIO()
+    select = cursor.mogrify(query.rstrip().removesuffix(";"), parameters).decode()
+    cursor.copy_expert(f"COPY ({select}) TO STDOUT (FORMAT binary)", buffer)
+    buffer.seek(_HEADER_BYTES)
+    # Of each row the number of its fields, and of each field its length; -1 fields is the end.
+    while int.from_bytes(buffer.read(2), signed=True) > 0:
+        yield buffer.read(int.from_bytes(buffer.read(4)))

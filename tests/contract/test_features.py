@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
@@ -234,10 +235,24 @@ def test_what_a_commit_left_is_what_the_next_owner_loads(place):
     place.append(store, watermark_ms=9, seen=[(MINUTE, b"ABCDEFGH")], seen_to_ms=0)
     with place.transaction() as cursor:
         state, other = (store.load(cursor, partition=partition) for partition in (0, 1))
+        seen, nothing = list(state.seen), list(other.seen)
     assert (state.watermark_ms, other.watermark_ms) == (9, 8)
-    assert sorted(state.seen) == [(MINUTE, b"ABCDEFGH"), (MINUTE, b"abcdefgh")]
+    assert sorted(seen) == [(MINUTE, b"ABCDEFGH"), (MINUTE, b"abcdefgh")]
     assert state.profiles.equals(profile)
-    assert (list(other.seen), other.profiles.height) == ([], 0)
+    assert (nothing, other.profiles.height) == ([], 0)
+
+
+def test_what_was_counted_is_loaded_by_minute_and_never_as_a_whole(place):
+    store, each, n = place.store(), 10_000, 500
+    place.append(store, seen=[(number % 7 * MINUTE, number.to_bytes(1, "little") * each) for number in range(250)])
+    place.append(store, seen=[(number % 7 * MINUTE, number.to_bytes(1, "little") * each) for number in range(250)])
+    tracemalloc.start()
+    with place.transaction() as cursor:
+        minutes = [minute for minute, hashes in store.load(cursor, partition=0).seen if len(hashes) == each]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert minutes == sorted(number % 7 * MINUTE for number in [*range(250)] * 2)
+    assert peak < each * n // 2
 
 
 def test_a_user_has_the_newest_profile_that_held_at_the_time(place):

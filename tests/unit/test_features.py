@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -161,11 +162,11 @@ def test_a_profile_older_than_events_already_taken_is_counted_and_changes_nothin
 
 
 def test_the_last_sent_of_two_profiles_of_one_time_holds():
-    versions = ProfileVersions(PROFILE_SCHEMA.to_frame())
+    versions = ProfileVersions(PROFILE_SCHEMA.to_frame(), asked_from_ms=0)
     for country in ("CN", "IN"):
         versions.take(pl.DataFrame([(1, 5, country, "f", None, None)], schema=PROFILE_SCHEMA, orient="row"))
     events = pl.DataFrame({"user_id": [1, 1, 2], "ts": [5, 4, 5]})
-    found = attribute(events, versions.frame()).sort("user_id", "ts")
+    found = attribute(events, versions.of(events["user_id"])).sort("user_id", "ts")
     assert found["country"].to_list() == [None, "IN", None]
 
 
@@ -184,6 +185,23 @@ def test_what_is_new_is_told_once_it_is_settled_no_more_and_can_be_loaded():
     seen.settle()
     assert seen.new() == []
     assert again.new() == [(MINUTE_MS, hash_ids(pl.Series(["c"])).tobytes())]
+
+
+def test_hashes_are_loaded_a_minute_at_a_time_whether_unique_or_not():
+    random, minutes, n = np.random.default_rng(7), 50, 2_000
+    first = [random.integers(0, 2**63, n, dtype=np.uint64) & ~np.uint64(1) for _ in range(minutes)]
+    # Twice the same, as when a user moved from one partition to another.
+    rows = ((minute * MINUTE_MS, first[minute].tobytes()) for minute in range(minutes) for _ in range(2))
+    seen = Seen()
+    tracemalloc.start()
+    seen.load(rows)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    for minute, hashes in enumerate(first):
+        assert seen.came(np.full(n, minute * MINUTE_MS), hashes).all()
+        assert not seen.first_time(np.full(n, minute * MINUTE_MS), hashes).any()
+        assert not seen.came(np.full(n, minute * MINUTE_MS), hashes + np.uint64(2)).any()
+    assert peak < 1.2 * kept
 
 
 def test_the_hash_of_an_id_does_not_depend_on_its_neighbours_and_is_the_same_for_ever():

@@ -106,9 +106,12 @@ FROM features.partitions;
 -- name: load_partition
 SELECT watermark_ms, seen_from_ms FROM features.partitions WHERE partition = %(partition)s;
 
--- name: load_seen (of a user who moved, what came in the other partition)
-SELECT minute_ms, hashes FROM features.seen
-WHERE partition = %(partition)s OR minute_ms <= (SELECT moved_to_ms FROM features.settings) ORDER BY minute_ms;
+-- name: list_seen (by minute the partitions to load: of a user who moved, what came in the other one too)
+SELECT minute_ms, array_agg(DISTINCT partition) FROM features.seen
+WHERE partition = %(partition)s OR minute_ms <= (SELECT moved_to_ms FROM features.settings) GROUP BY minute_ms ORDER BY minute_ms;
+
+-- name: load_seen
+SELECT hashes FROM features.seen WHERE minute_ms = %(minute_ms)s AND partition = ANY (%(partitions)s);
 
 -- name: load_profiles
 SELECT user_id, ts_ms, country, gender, city, age_band FROM features.profiles WHERE partition = %(partition)s;

@@ -117,7 +117,7 @@ class MemoryFeatureStore:
     def load(self, cursor: object, *, partition: int) -> TaskState:
         return TaskState(
             watermark_ms=self.tables.watermarks.get(partition),
-            seen=list(self.tables.seen[partition]),
+            seen=sorted(self.tables.seen[partition]),
             profiles=_profile_frame(self.tables.profiles[partition].values()),
             seen_from_ms=self.tables.seen_from_ms.get(partition),
         )

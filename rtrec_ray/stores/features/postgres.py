@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -20,8 +20,8 @@ from rtrec_ray.features.json_text import json_bytes
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value
 from rtrec_ray.features.past import minutes_around, recompute
-from rtrec_ray.postgres.connection import Cursor, Pool
-from rtrec_ray.postgres.copy import copy_frame
+from rtrec_ray.postgres.connection import Cursor, Pool, streamed
+from rtrec_ray.postgres.copy import copied_bytes, copy_frame
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.features.followed import Known, News
 from rtrec_ray.stores.features.live import LiveViews, apply_live, begin_views, drop_live, read_live
@@ -50,6 +50,7 @@ from rtrec_ray.stores.features.store import (
 from rtrec_ray.stores.features.values import Found, KeptLists, ViewAsks, offsets_of, read_values, stored_text
 
 _NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
+_PROFILES_AT_ONCE: Final = 20_000
 _ONE_MOMENT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _HOUR_TABLE: Final = re.compile(r"tiles_(m?)(\d+)")
 
@@ -101,13 +102,15 @@ class PostgresFeatureStore:
     def load(self, cursor: Cursor, *, partition: int) -> TaskState:
         key = {"partition": partition}
         cursor.execute(self._sql["load_partition"], key)
-        row = cursor.fetchone()
-        cursor.execute(self._sql["load_seen"], key)
-        seen = [(minute, bytes(hashes)) for minute, hashes in cursor.fetchall()]
-        cursor.execute(self._sql["load_profiles"], key)
-        profiles = pl.DataFrame(cursor.fetchall(), schema=PROFILE_SCHEMA, orient="row")
-        watermark_ms, seen_from_ms = row if row else (None, None)
-        return TaskState(watermark_ms=watermark_ms, seen=seen, profiles=profiles, seen_from_ms=seen_from_ms)
+        watermark_ms, seen_from_ms = cursor.fetchone() or (None, None)
+        rows = streamed(cursor, self._sql["load_profiles"], key, rows_at_once=_PROFILES_AT_ONCE)
+        frames = [pl.DataFrame(some, schema=PROFILE_SCHEMA, orient="row") for some in rows]
+        return TaskState(
+            watermark_ms=watermark_ms,
+            seen=self._seen(cursor, partition=partition),
+            profiles=pl.concat([_NO_PROFILES, *frames], rechunk=True),
+            seen_from_ms=seen_from_ms,
+        )
 
     def append(self, cursor: Cursor, output: TaskOutput) -> Appended:
         written = self.append_tiles(cursor, self._kept(cursor, output))
@@ -238,6 +241,14 @@ class PostgresFeatureStore:
         cursor.execute(self._sql["ensure_tiles"], {"hours": hours})
         add_sizes(cursor, rows, partition=output.partition)
         return copy_frame(cursor, "features.tiles", rows)
+
+    def _seen(self, cursor: Cursor, *, partition: int) -> Iterator[tuple[int, bytes]]:
+        """A minute at a time, for they may be as long as all else that their reader keeps."""
+        cursor.execute(self._sql["list_seen"], {"partition": partition})
+        for minute, partitions in cursor.fetchall():
+            of_minute = {"minute_ms": minute, "partitions": partitions}
+            for hashes in copied_bytes(cursor, self._sql["load_seen"], of_minute):
+                yield minute, hashes
 
     def _kept(self, cursor: Cursor, output: TaskOutput) -> TaskOutput:
         mark = self._mark(cursor, "kept_upto")

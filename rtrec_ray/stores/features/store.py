@@ -29,13 +29,14 @@ _LONG_AGO_MS: Final = -(1 << 62)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskState:
-    """What the commits of one source partition left. `seen`: (minute_ms, packed hashes); times in ms UTC.
+    """What the commits of one source partition left. `seen`: (minute_ms, packed hashes), by minute, to be read once and
+    within the transaction; times in ms UTC.
 
     `seen_from_ms`: of older events it is not known any more whether they came.
     """
 
     watermark_ms: int | None
-    seen: Sequence[tuple[int, bytes]]
+    seen: Iterable[tuple[int, bytes]]
     profiles: pl.DataFrame  # PROFILE_SCHEMA
     seen_from_ms: int | None = None
 
