@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.settings import ClockSettings, Settings
-from rtrec_ray.clock import REAL, ScaledClock
+from rtrec_ray.clock import REAL, ScaledClock, wall_ms
 from rtrec_ray.errors import NotRunning
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.definition import Definitions as FeatureDefinitions
@@ -134,14 +134,20 @@ class System:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatestBelieved:
-    """An event further ahead of the clock than `skew_ms`, when its record was written, is not believed."""
+    """An event further ahead of the clock than `skew_ms`, when its record was written, is not believed.
+
+    Nor is a record written in the future: a broker stamps what it appends, so that stamp is a producer's (CreateTime),
+    whose clock may be the very fault. Such a record is judged by the time it is read, and a second reading may judge it
+    otherwise once the clock has come to its stamp. Every other one is judged alike whenever it is read.
+    """
 
     clock: ScaledClock
     skew_ms: int
+    wall_ms: Callable[[], int] = wall_ms
 
     def __call__(self, written_ms: int) -> int:
         """The latest event time believed of a record written at `written_ms` (wall), ms."""
-        return self.clock.at(written_ms) + self.skew_ms
+        return self.clock.at(min(written_ms, self.wall_ms())) + self.skew_ms
 
 
 def with_clock(settings: Settings, *, origin_event_ms: int, speed: float) -> Settings:

@@ -220,7 +220,11 @@ class Admin(Protocol):
     """Makes and looks at topics."""
 
     def ensure_topics(self, specs: Sequence[TopicSpec]) -> list[str]:
-        """Make those that are missing; answers their names. Existing ones stay as they are. Raises KafkaUnavailable."""
+        """Make those that are missing; answers their names. Existing ones stay as they are.
+
+        Raises KafkaUnavailable, and ConfigInvalid for an existing one whose records are stamped otherwise than its spec
+        says; where the cluster does not let us ask how they are, that is only logged.
+        """
         ...
 
     def partitions(self, topic: str) -> int | None:

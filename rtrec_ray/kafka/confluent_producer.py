@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import confluent_kafka as rdkafka
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import KafkaUnavailable
 from rtrec_ray.kafka.base import MAX_DEAD_LETTER_BYTES, KafkaOptions, TopicSpec, check_size
 from rtrec_ray.kafka.librdkafka import ERROR, MEND, common_settings, make_client, raise_refused, raise_unavailable
+from rtrec_ray.kafka.stamps import STAMPS, check_stamps
+
+# What a cluster answers that lets topics be used, and not be looked into.
+_NOT_TOLD: Final = (
+    ERROR.TOPIC_AUTHORIZATION_FAILED,
+    ERROR.CLUSTER_AUTHORIZATION_FAILED,
+    ERROR.UNSUPPORTED_VERSION,
+    ERROR._UNSUPPORTED_FEATURE,  # noqa: SLF001  # librdkafka's own errors are named so
+)
 
 
 class ConfluentProducer:
@@ -126,6 +135,8 @@ class ConfluentAdmin:
 
     def ensure_topics(self, specs: Sequence[TopicSpec]) -> list[str]:
         missing = [spec for spec in specs if self.partitions(spec.topic) is None]
+        there = [spec for spec in specs if spec not in missing and STAMPS in spec.settings]
+        check_stamps(there, {spec.topic: self._stamps(spec.topic) for spec in there}, options=self._options)
         if not missing:
             return []
         futures = self._client.create_topics([self._new(spec) for spec in missing], operation_timeout=30.0)
@@ -156,6 +167,17 @@ class ConfluentAdmin:
             self._options.replication,
             config=dict(spec.settings),
         )
+
+    def _stamps(self, topic: str) -> str | None:
+        resource = ConfigResource(ConfigResource.Type.TOPIC, self._options.physical(topic))
+        try:
+            (told,) = self._client.describe_configs([resource], request_timeout=self._options.timeout_s).values()
+            entry = told.result(self._options.timeout_s + 1.0).get(STAMPS)
+        except rdkafka.KafkaException as error:
+            if error.args[0].code() in _NOT_TOLD:
+                return None
+            raise_unavailable("asking for the topics' settings failed", error)
+        return None if entry is None else str(entry.value)
 
     def _made(self, future: Any) -> bool:
         try:

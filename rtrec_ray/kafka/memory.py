@@ -11,8 +11,17 @@ import numpy as np
 
 from rtrec_ray.clock import wall_ms
 from rtrec_ray.errors import KafkaUnavailable
-from rtrec_ray.kafka.base import EARLIEST, MAX_RECORD_BYTES, RecordBatch, TopicPartition, TopicSpec, check_size
+from rtrec_ray.kafka.base import (
+    EARLIEST,
+    MAX_RECORD_BYTES,
+    KafkaOptions,
+    RecordBatch,
+    TopicPartition,
+    TopicSpec,
+    check_size,
+)
 from rtrec_ray.kafka.partitioner import partition_of
+from rtrec_ray.kafka.stamps import STAMPS, check_stamps
 
 
 class _Record(NamedTuple):
@@ -34,6 +43,7 @@ class MemoryBroker:
         self._partitions = partitions
         self._now_ms = now_ms
         self._log: dict[str, list[list[_Record]]] = {}
+        self._stamps: dict[str, str] = {}
         self._changed = threading.Condition()
         self._up = True
 
@@ -123,12 +133,17 @@ class MemoryBroker:
         return batches
 
     def make(self, specs: Sequence[TopicSpec]) -> list[str]:
-        """Make the missing topics; answers their names."""
+        """Make the missing topics; answers their names. Raises ConfigInvalid, see Admin."""
         with self._changed:
             self.require_up()
             missing = [spec for spec in specs if spec.topic not in self._log]
+            there = [spec for spec in specs if spec not in missing and STAMPS in spec.settings]
+            # A topic that the first write made is stamped here.
+            stamps = {spec.topic: self._stamps.get(spec.topic, "LogAppendTime") for spec in there}
+            check_stamps(there, stamps, options=KafkaOptions())
             for spec in missing:
                 self._topic(spec.topic, partitions=spec.partitions)
+                self._stamps[spec.topic] = spec.settings.get(STAMPS, "LogAppendTime")
             return [spec.topic for spec in missing]
 
     def count(self, topic: str) -> int | None:

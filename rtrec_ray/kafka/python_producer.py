@@ -8,12 +8,13 @@ from typing import Any, Final, Self
 
 import kafka
 from kafka import errors
-from kafka.admin import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import KafkaUnavailable
 from rtrec_ray.kafka.base import MAX_DEAD_LETTER_BYTES, KafkaOptions, TopicSpec, check_size
 from rtrec_ray.kafka.python_client import MEND, common_settings, in_our_words, quiet, translated, translating
+from rtrec_ray.kafka.stamps import STAMPS, check_stamps
 
 _QUEUE: Final = 50_000
 _UNKNOWN_TOPIC: Final = 3
@@ -113,7 +114,10 @@ class PythonAdmin:
         self._made: Any = None
 
     def ensure_topics(self, specs: Sequence[TopicSpec]) -> list[str]:
-        return [spec.topic for spec in specs if self.partitions(spec.topic) is None and self._make(spec)]
+        missing = [spec for spec in specs if self.partitions(spec.topic) is None]
+        there = [spec for spec in specs if spec not in missing and STAMPS in spec.settings]
+        check_stamps(there, {spec.topic: self._stamps(spec.topic) for spec in there}, options=self._options)
+        return [spec.topic for spec in missing if self._make(spec)]
 
     def partitions(self, topic: str) -> int | None:
         with translating("asking for the topics failed"):
@@ -139,6 +143,18 @@ class PythonAdmin:
             with translating("connecting failed"):
                 self._made = KafkaAdminClient(**common_settings(self._options))
         return self._made
+
+    def _stamps(self, topic: str) -> str | None:
+        name = self._options.physical(topic)
+        resource = ConfigResource(ConfigResourceType.TOPIC, name, [STAMPS])
+        with translating("asking for the topics' settings failed"):
+            try:
+                told = self._client().describe_configs([resource], config_filter="all")
+            except errors.IncompatibleBrokerVersion:
+                return None
+        # A topic that may not be looked into comes without settings, and without an error.
+        entry = told["topic"][name].get(STAMPS)
+        return None if entry is None else str(entry["value"])
 
     def _make(self, spec: TopicSpec) -> bool:
         description = {

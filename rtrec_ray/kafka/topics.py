@@ -7,6 +7,7 @@ from typing import Final
 from rtrec_ray.errors import ConfigInvalid
 from rtrec_ray.events import BEHAVIOR, DEAD_LETTER, INFERENCE, ITEM, PROFILE
 from rtrec_ray.kafka.base import MAX_DEAD_LETTER_BYTES, MAX_RECORD_BYTES, Admin, TopicSpec
+from rtrec_ray.kafka.stamps import STAMPS
 
 CO_PARTITIONED: Final = (BEHAVIOR, INFERENCE, PROFILE)
 """Joined by user within a partition: their numbers of partitions must be equal."""
@@ -23,7 +24,7 @@ _VERSIONS: Final = {"cleanup.policy": "delete", "retention.ms": "-1", "retention
 
 # The broker's time of writing decides whether an event came from the future; a producer's clock may be the fault.
 _COMMON: Final = {
-    "message.timestamp.type": "LogAppendTime",
+    STAMPS: "LogAppendTime",
     "max.message.bytes": str(MAX_RECORD_BYTES + _FRAMING),
 }
 
@@ -44,7 +45,7 @@ def topic_specs(*, partitions: int) -> list[TopicSpec]:
 def ensure_topics(admin: Admin, *, partitions: int) -> int:
     """Make the topics that are missing; answers the number of partitions of those that are joined.
 
-    Raises ConfigInvalid when existing ones cannot be joined, KafkaUnavailable.
+    Raises ConfigInvalid when existing ones cannot be joined, or their producers stamp the records; KafkaUnavailable.
     """
     # A missing topic follows the ones that are there already.
     there = {topic: count for topic in CO_PARTITIONED if (count := admin.partitions(topic)) is not None}

@@ -15,6 +15,8 @@ import polars as pl
 import pytest
 
 from actors.feature import FeatureOperator
+from rtrec_ray.app.system import LatestBelieved
+from rtrec_ray.clock import REAL, ManualClock
 from rtrec_ray.errors import BeyondRetention, DefinitionInvalid, HistoryBehind, ListsOvertaken, UnknownView
 from rtrec_ray.events import ITEM_SCHEMA, PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.eventtime.watermark import WatermarkOptions
@@ -490,6 +492,30 @@ def test_the_next_owner_calls_late_and_duplicate_what_the_last_one_would(place):
             owner.write(cursor)
         owner.committed()
     assert counts == [set(), {"late", "corrected"}, {"late", "beyond_horizon"}, {"duplicate"}]
+
+
+def test_one_producer_a_year_ahead_of_the_clock_costs_its_own_records_alone(place):
+    clock = ManualClock(now_ms=BASE)
+    believed = LatestBelieved(clock=REAL, skew_ms=MINUTE, wall_ms=clock.now_ms)
+    store = place.store()
+    owner = FeatureOperator(0, store=store, latest_ms=believed, watermark=WatermarkOptions())
+    with place.transaction() as cursor:
+        owner.restore(cursor, committed={})
+
+    def take(ts, *, offset, stamp_ms):
+        event = {"event_id": f"e{offset}", "event_type": "view", "ts": ts, "user_id": 1}
+        values = [msgspec.json.encode(event)]
+        return owner.apply(record_batch("behavior", 0, values, first_offset=offset, timestamp_ms=stamp_ms))
+
+    year_ms = 365 * 24 * HOUR
+    wrong = take(BASE + year_ms, offset=0, stamp_ms=BASE + year_ms)  # CreateTime: the stamp is that clock's too
+    good = [take(BASE, offset=1, stamp_ms=BASE), take(BASE - 1, offset=2, stamp_ms=BASE)]
+    assert (wrong.counts, wrong.max_ts_ms) == ({"in": 1, "dead": 1}, None)
+    assert [(outcome.counts, outcome.max_ts_ms) for outcome in good] == [({"in": 1}, BASE), ({"in": 1}, BASE - 1)]
+    with place.transaction() as cursor:
+        owner.write(cursor)
+    ask = ViewKey(view="user_browse_5m", key="1")
+    assert store.get([ask], as_of_ms=None, now_ms=BASE)[ask]["view"] == 2
 
 
 def test_a_stream_through_an_owner_that_starts_anew_gives_the_same_values_in_every_store(place):

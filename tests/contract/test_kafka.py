@@ -26,6 +26,7 @@ from rtrec_ray.kafka.base import (
 from rtrec_ray.kafka.connect import connect_admin, connect_consumer, connect_producer
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.kafka.partitioner import partition_of
+from rtrec_ray.kafka.stamps import STAMPS, check_stamps
 from rtrec_ray.kafka.topics import ensure_topics, topic_specs
 
 PARTITIONS = 4
@@ -236,6 +237,25 @@ def test_making_topics_twice_makes_them_once(log) -> None:
 def test_new_topics_follow_the_partitions_of_those_they_are_joined_with(log) -> None:
     with log.admin() as admin:
         assert ensure_topics(admin, partitions=9) == PARTITIONS
+
+
+def test_an_existing_topic_that_its_producers_stamp_is_refused_with_the_line_that_mends_it(log) -> None:
+    wanted = [spec for spec in topic_specs(partitions=PARTITIONS) if spec.topic in (BEHAVIOR, PROFILE)]
+    with log.admin() as admin:
+        admin.ensure_topics([TopicSpec(topic=PROFILE, partitions=PARTITIONS, settings={STAMPS: "CreateTime"})])
+        with pytest.raises(ConfigInvalid, match="must be LogAppendTime, and it is CreateTime for profile") as refused:
+            admin.ensure_topics(wanted)
+        assert admin.ensure_topics([spec for spec in wanted if spec.topic == BEHAVIOR]) == []
+    command, entity = refused.value.mend.split(" --entity-name ")
+    assert command.startswith("kafka-configs --bootstrap-server ")
+    assert entity.startswith("profile")
+    assert entity.endswith(" --add-config message.timestamp.type=LogAppendTime")
+
+
+def test_a_cluster_that_does_not_tell_its_settings_is_warned_of_and_used(caplog) -> None:
+    spec = next(iter(topic_specs(partitions=PARTITIONS)))
+    check_stamps([spec], {spec.topic: None}, options=KafkaOptions())
+    assert [record.message for record in caplog.records] == ["topic_stamps_not_known"]
 
 
 def test_topics_that_cannot_be_joined_are_refused() -> None:

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from rtrec_ray.app.system import LatestBelieved
+from rtrec_ray.clock import REAL
 from rtrec_ray.events import BEHAVIOR, INFERENCE, ITEM, PROFILE, SCHEMAS, STRUCTS
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.kafka.codec import KEY_FIELD, Decoded, decode, encode, encode_record, keys_of
@@ -166,3 +168,18 @@ def test_the_clock_at_the_time_of_writing_decides_about_the_future(skew_ms: int,
     found = decode(stamped, latest_ms=lambda wall_ms: wall_ms + skew_ms)
     assert [letter.offset for letter in found.dead] == [place for place, lead in enumerate(lead_ms) if lead > skew_ms]
     assert {letter.reason for letter in found.dead} <= {"ahead_of_clock"}
+
+
+@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=12), st.integers(0, 3))
+@example([(9, 9), (0, 0)], 3)
+def test_a_stamp_from_the_future_lets_no_event_from_the_future_pass(
+    leads_ms: list[tuple[int, int]], skew_ms: int
+) -> None:
+    """... and one from the past, which a second reading finds as it was, is believed as it is."""
+    believed = LatestBelieved(clock=REAL, skew_ms=skew_ms, wall_ms=lambda: START_MS)
+    values = [json.dumps(GOOD[BEHAVIOR] | {"ts": START_MS + ts}).encode() for ts, _ in leads_ms]
+    batch = record_batch(BEHAVIOR, 0, values)
+    stamped = replace(batch, stamps_ms=np.array([START_MS + stamp for _, stamp in leads_ms]))
+    found = decode(stamped, latest_ms=believed)
+    ahead = [place for place, (ts, stamp) in enumerate(leads_ms) if ts > min(stamp, 0) + skew_ms]
+    assert [letter.offset for letter in found.dead] == ahead
