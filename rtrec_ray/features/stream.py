@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from rtrec_ray.events import BEHAVIOR_SCHEMA, RETRACT
-from rtrec_ray.eventtime.identity import hash_ids
+from rtrec_ray.eventtime.identity import hash_events
 from rtrec_ray.eventtime.retract import originals
 from rtrec_ray.features.compute import Sign, compute, concerns_some
 from rtrec_ray.features.definition import PROFILE_FIELDS, Definitions, FeatureView
@@ -133,7 +133,7 @@ class FeatureStream:
 
     def _take_in(self, events: pl.DataFrame, counts: Counts) -> None:
         """Count events, none of them a retraction, each once."""
-        ts_ms, ids = events["ts"].to_numpy(), hash_ids(events["event_id"])
+        ts_ms, ids = events["ts"].to_numpy(), hash_events(events["user_id"], events["event_id"])
         first = self.seen.first_time(ts_ms, ids)
         # Whose retraction came first is not counted at all.
         retracted = first & self.seen.taken_back(ts_ms, ids)
@@ -151,7 +151,7 @@ class FeatureStream:
         beyond = carried["ts"].to_numpy() < self._oldest_of(marks_ms)
         counts["retract_beyond_horizon"] += int(np.count_nonzero(beyond))
         chosen = carried.filter(pl.Series(~beyond))
-        ts_ms, ids = chosen["ts"].to_numpy(), hash_ids(chosen["event_id"])
+        ts_ms, ids = chosen["ts"].to_numpy(), hash_events(chosen["user_id"], chosen["event_id"])
         anew = self.seen.take_back(ts_ms, ids)
         retracted = anew & self.seen.came(ts_ms, ids)
         counts["duplicate"] += int(np.count_nonzero(~anew))

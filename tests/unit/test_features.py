@@ -15,7 +15,7 @@ import pytest
 from rtrec_ray.errors import DefinitionInvalid
 from rtrec_ray.events import BEHAVIOR_SCHEMA, PROFILE_SCHEMA
 from rtrec_ray.eventtime.aggregate import Newest
-from rtrec_ray.eventtime.identity import hash_ids
+from rtrec_ray.eventtime.identity import hash_events, hash_ids
 from rtrec_ray.features.compute import compute
 from rtrec_ray.features.definition import Aggregation, FeatureView
 from rtrec_ray.features.file import load_definitions, parse_definitions
@@ -194,6 +194,7 @@ def test_the_hash_of_an_id_does_not_depend_on_its_neighbours_and_is_the_same_for
     assert hash_ids(pl.Series(ids)[3:7]).tolist() == together[3:7].tolist()
     # Written to tables: a change would count the events of the last 40 minutes twice.
     assert together[2] == 0x4837743ED71EB914
+    assert hash_events(pl.Series([7]), pl.Series(["e7-12345"])).tolist() == [0x2BFC95DA8E2CB4C2]
 
 
 def test_a_count_without_a_condition_counts_every_event():
