@@ -76,7 +76,8 @@ def once(events: pl.DataFrame, views: Iterable[FeatureView], *, share: float) ->
 def signed(events: pl.DataFrame) -> Signed:
     """What each record adds (1) and takes away (-1), as the stream does it, at its own offset: EVENT_SCHEMA.
 
-    A retraction takes away what it carries, once its original has come; an original that comes after it adds nothing.
+    A retraction takes away its original as it came, whatever it carries of it, so that a copy that differs shows; an
+    original that comes after it adds nothing.
     """
     plain = named(events.filter(pl.col("event_type") != RETRACT))
     retractions = events.filter(pl.col("event_type") == RETRACT)
@@ -85,7 +86,7 @@ def signed(events: pl.DataFrame) -> Signed:
     matched = plain.join(gone.select(*_NAME, *_GONE), on=_NAME, how="left")
     came = _before_its_retraction()
     plus = matched.filter(pl.col("gone_offset").is_null() | came)
-    minus = gone.join(matched.filter(came).select(_NAME), on=_NAME, how="semi")
+    minus = matched.filter(came).with_columns(pl.col(f"gone_{name}").alias(name) for name in _PLACE)
     columns = EVENT_SCHEMA.names()
     return [(1, plus.select(columns)), (-1, minus.select(columns))]
 

@@ -19,6 +19,7 @@ from rtrec_ray.events import BEHAVIOR_SCHEMA, RETRACT
 from rtrec_ray.eventtime.identity import hash_events
 from rtrec_ray.eventtime.retract import originals
 from rtrec_ray.features.compute import Sign, compute, concerns_some
+from rtrec_ray.features.counted import NAME_SCHEMA, named
 from rtrec_ray.features.definition import PROFILE_FIELDS, Definitions, FeatureView
 from rtrec_ray.features.profiles import ProfileVersions, attribute
 from rtrec_ray.features.seen import MINUTE_MS, Seen
@@ -90,6 +91,22 @@ class FeatureStream:
         signed = [(sign, pl.concat(frames)) for sign, frames in both if frames]
         return {view.id: self._rows(view, signed) for view in self._definitions.views} if signed else {}
 
+    def match(self) -> Counts:
+        """Let what was taken back be what was counted, where the event waits for the same commit; answers how often a
+        retraction carried something else (`retract_differs`). Of events of earlier commits no more is known than that
+        they came: what their retractions carry is taken away.
+        """
+        if not (self._pending and self._taken_back):
+            return Counter()
+        gone = named(pl.concat(self._taken_back))
+        # Whole rows are compared only of the few users who took something back.
+        counted = named(pl.concat(self._pending).filter(pl.col("user_id").is_in(gone["user_id"].unique().implode())))
+        unlike = gone.join(counted, on=[*self.columns, "minute"], how="anti", nulls_equal=True)
+        instead = counted.join(unlike, on=NAME_SCHEMA.names(), how="semi")
+        believed = gone.join(instead, on=NAME_SCHEMA.names(), how="anti")
+        self._taken_back = [frame.drop("minute") for frame in (believed, instead)]
+        return Counter(retract_differs=instead.height)
+
     def settle(self) -> None:
         """The rows of `tiles` and the hashes of `seen` are durable."""
         self._pending, self._taken_back = [], []
@@ -157,9 +174,8 @@ class FeatureStream:
         counts["duplicate"] += int(np.count_nonzero(~anew))
         counts["retract"] += int(np.count_nonzero(anew))
         counts["retracted"] += int(np.count_nonzero(retracted))
-        counted = chosen.filter(pl.Series(retracted) & chosen.select(self._counts_somewhere).to_series())
-        if counted.height:
-            self._taken_back.append(self._with_profiles(counted, Counter()))
+        if retracted.any():  # whether it counts somewhere says the event, not what is carried of it
+            self._taken_back.append(self._with_profiles(chosen.filter(pl.Series(retracted)), Counter()))
 
     def _judge(self, events: pl.DataFrame, counts: Counts) -> tuple[pl.DataFrame, npt.NDArray[np.int64]]:
         """Count the late events, moving the times on; answer those that count, and the watermark before each."""

@@ -312,6 +312,17 @@ def test_a_retraction_counts_from_its_own_offset_on():
     assert (report.outcomes["user_5m_view"]["extra"], report.outcomes["user_5m_view"]["missing"]) == (1, 1)
 
 
+def test_what_a_retraction_says_otherwise_than_the_event_that_it_takes_back_is_a_difference():
+    seen, stays = event(0, 0, item=1), event(0, 1, item=1)
+    gone = retraction({**seen, "dwell_ms": 900}, 2)
+    events = [seen, stays, gone]
+    record = served(0, events, user=0, offsets={0: 3}, as_of_ms=NOW)
+    assert record.features["user_5m_dwell_ms"] == 5
+    assert verified([record], events).differences == 0
+    believed = wrong(record, "user_5m_dwell_ms", 10 - 900)
+    assert verified([believed], events).outcomes["user_5m_dwell_ms"]["mismatch"] == 1
+
+
 def test_a_request_ahead_of_the_history_waits():
     just = {"behavior": {0: 2, 1: 1}, "profile": {0: PROFILES.height}, "item": {0: len(ITEMS)}}
     assert verified([right()], EVENTS, reached=just).compared == 1
