@@ -122,6 +122,7 @@ class FeatureOperator:
     def write(self, cursor: Cursor) -> Mapping[str, int]:
         """Append the tiles of what came since the last commit."""
         self._stream.forget()
+        counts = self._stream.match()
         to_ms = self._stream.forgettable_to_ms()
         output = TaskOutput(
             partition=self._partition,
@@ -141,7 +142,7 @@ class FeatureOperator:
         # What is written here was computed by what was live so far; with the next event the new views begin.
         changed = appended.change != self._live.change
         self._begun = self._begin(cursor, watermark_ms=self._stream.watermark_ms) if changed else None
-        return {"rows_written": appended.rows}
+        return {"rows_written": appended.rows, **counts}
 
     def look(self, cursor: Cursor) -> bool:
         """Whether other views are live."""

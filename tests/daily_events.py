@@ -60,21 +60,21 @@ def random_events(count: int, *, days: int, seed: int = 0) -> list[Event]:
     return [each for each in found if each["event_type"] != "retract" or '"retract"' not in each["retracts"]]
 
 
-def records(events: Sequence[Event], *, first: int = 0) -> dict[int, pl.DataFrame]:
+def records(events: Sequence[Event], *, first: int = 0, partitions: int = PARTITIONS) -> dict[int, pl.DataFrame]:
     """Partition → the events in the history's columns, at offsets from `first` on, in their order."""
     by_partition: defaultdict[int, list[Event]] = defaultdict(list)
     for offset, each in enumerate(events, start=first):
-        origin = {"partition": each["user_id"] % PARTITIONS, "offset": offset, "kafka_ts": -1, "raw": b""}
+        origin = {"partition": each["user_id"] % partitions, "offset": offset, "kafka_ts": -1, "raw": b""}
         by_partition[origin["partition"]].append({**each, **origin})
     return {number: pl.DataFrame(rows, schema=schema(BEHAVIOR)) for number, rows in by_partition.items()}
 
 
-def write(folder: Path, events: Sequence[Event], *, first: int = 0) -> list[HistoryFile]:
+def write(folder: Path, events: Sequence[Event], *, first: int = 0, partitions: int = PARTITIONS) -> list[HistoryFile]:
     """The events as files of a history, for its manifest."""
     files = ArrowHistoryFiles(HistoryFilesOptions(uri=str(folder)))
     return [
         file
-        for partition, frame in records(events, first=first).items()
+        for partition, frame in records(events, first=first, partitions=partitions).items()
         for file in files.write(BEHAVIOR, frame, partition=partition)
     ]
 
@@ -117,4 +117,4 @@ def by_key(frame: pl.DataFrame, *names: str) -> dict[tuple[Any, ...], Mapping[st
 
 
 def _name(each: Event) -> tuple[int, int, str]:
-    return each["user_id"] % PARTITIONS, each["ts"] // 60_000, each["event_id"]
+    return each["user_id"], each["ts"] // 60_000, each["event_id"]

@@ -24,8 +24,9 @@ from rtrec_ray.events import (
     ProfileVersion,
 )
 from rtrec_ray.features.compute import concerns_some
+from rtrec_ray.features.counted import EVENT_SCHEMA
 from rtrec_ray.features.definition import Definitions
-from rtrec_ray.features.recount import EVENT_SCHEMA, VERSION_SCHEMA, once
+from rtrec_ray.features.recount import VERSION_SCHEMA, once
 from rtrec_ray.features.request import FEATURE_VIEWS
 from rtrec_ray.features.served import Case
 from rtrec_ray.features.verify import Difference, Report, by_late_profiles, cases_of, compare, items_behind, values_of

@@ -59,9 +59,9 @@ def as_of(
 ) -> pl.DataFrame:
     """The rows (n, ROW_SCHEMA and any others) in their order, with a column for each value of the view.
 
-    `events`: `fields_of(view)`, `partition` and `offset`, all of the rows' windows in whole minutes, with the
-    retractions of that time, in any order, duplicates included; what is older or newer changes nothing. `profiles`:
-    PROFILE_SCHEMA, the versions of these events' users. All columns are null for a key without data.
+    `events`: `fields_of(view)`, `partition`, `offset` and `kafka_ts`, all of the rows' windows in whole minutes, with
+    the retractions of that time, in any order, duplicates included; what is older or newer changes nothing.
+    `profiles`: PROFILE_SCHEMA, the versions of these events' users. All columns are null for a key without data.
     """
     ended = rows.with_columns(end_ms=pl.col("time_ms") // tile_ms * tile_ms)
     asks = ended.select("key", "end_ms").unique().with_row_index("ask")

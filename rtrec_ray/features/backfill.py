@@ -1,7 +1,7 @@
 """The tiles of a new view out of events that came before it began: what the stream would have written, had it known.
 
 The stream counts in a view from an offset of each partition on; here is what lies before. Which of several events with
-one id counts is decided as the stream does, among those before the offset: it knows them all and refuses the others.
+one name counts is decided as the stream does, among those before the offsets: it knows them all and refuses the others.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ def tiles_before(
 ) -> dict[int, pl.DataFrame]:
     """Partition → tile rows (TILE_SCHEMA) of its events of the slice at `from_ms` that came before its start.
 
-    `events`: BEHAVIOR_SCHEMA, `partition` and `offset`, of whole minutes, with the retractions of these, in any order,
-    duplicates included. `profiles`: PROFILE_SCHEMA, the versions of these events' users. `starts`: partition → offset.
+    `events`: EVENT_SCHEMA, of whole minutes, with the retractions of these, in any order, duplicates included.
+    `profiles`: PROFILE_SCHEMA, the versions of these events' users. `starts`: partition → offset.
     """
+    upto = pl.DataFrame(list(starts.items()), schema={"partition": pl.Int32, "start": pl.Int64}, orient="row")
+    before = events.join(upto, on="partition").filter(pl.col("offset") < pl.col("start"))
+    # Among the retractions are those of other slices' events.
+    counted = counted_events(before, definitions).filter(pl.col("ts") >= from_ms, pl.col("ts") < from_ms + SLICE_MS)
     found = {}
-    for partition, start in starts.items():
-        before = events.filter(pl.col("partition") == partition, pl.col("offset") < start)
-        # Among the retractions are those of other slices' events.
-        counted = counted_events(before, definitions).filter(pl.col("ts") >= from_ms, pl.col("ts") < from_ms + SLICE_MS)
-        rows = compute(view, profiled(view, counted, profiles), tile_ms=definitions.tile_ms)
+    for partition in starts:
+        own = counted.filter(pl.col("partition") == partition)
+        rows = compute(view, profiled(view, own, profiles), tile_ms=definitions.tile_ms)
         found[partition] = rows if rows.height else TILE_SCHEMA.to_frame()
     return found

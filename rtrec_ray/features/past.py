@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 
 import polars as pl
 
-from rtrec_ray.events import BEHAVIOR_SCHEMA, RETRACT
+from rtrec_ray.events import RETRACT
 from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.compute import compute, concerns, concerns_some
-from rtrec_ray.features.counted import counted, taken_back
+from rtrec_ray.features.counted import EVENT_SCHEMA, counted, taken_back
 from rtrec_ray.features.definition import PROFILE_FIELDS, Definitions, FeatureView
 from rtrec_ray.features.merge import Value, merge
 from rtrec_ray.features.profiles import attribute
@@ -36,8 +36,8 @@ def recompute(
 ) -> Mapping[str, Value | None]:
     """The values over the span of a view under some keys (`asks`: the view's name, the keys); None without data.
 
-    `events`: BEHAVIOR_SCHEMA, `partition` and `offset`, all of `minutes_around(span)` and the retractions of these, in
-    any order, duplicates included. `profiles`: PROFILE_SCHEMA, the versions of these events' users.
+    `events`: EVENT_SCHEMA, all of `minutes_around(span)` and the retractions of these, in any order, duplicates
+    included. `profiles`: PROFILE_SCHEMA, the versions of these events' users.
     """
     view, wanted = definitions.view(asks[0]), set(asks[1])
     counted = counted_events(events, definitions).filter(concerns(view))
@@ -52,12 +52,12 @@ def recompute(
 
 
 def counted_events(events: pl.DataFrame, definitions: Definitions) -> pl.DataFrame:
-    """The events that count in some view: of those with one event_id in a partition and minute the first that came,
-    unless it was taken back.
+    """The events (EVENT_SCHEMA) that count in some view: of those with one name the first that came, unless it was
+    taken back.
     """
     retraction = pl.col("event_type") == RETRACT
     found = counted(events.filter(~retraction), taken_back(events.filter(retraction)))
-    return found.filter(concerns_some(definitions.views)).select(BEHAVIOR_SCHEMA.names())
+    return found.filter(concerns_some(definitions.views)).select(EVENT_SCHEMA.names())
 
 
 def profiled(view: FeatureView, events: pl.DataFrame, profiles: pl.DataFrame) -> pl.DataFrame:

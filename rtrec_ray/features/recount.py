@@ -14,23 +14,21 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from rtrec_ray.events import BEHAVIOR_SCHEMA, PROFILE_SCHEMA, RETRACT
+from rtrec_ray.events import PROFILE_SCHEMA, RETRACT
 from rtrec_ray.eventtime.identity import hash_ids
 from rtrec_ray.eventtime.retract import originals
 from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.compute import Sign, compute, concerns, key_of
-from rtrec_ray.features.counted import NAME_SCHEMA, counted
+from rtrec_ray.features.counted import EVENT_SCHEMA, NAME_SCHEMA, counted, earliest, named
 from rtrec_ray.features.definition import FeatureView
 from rtrec_ray.features.merge import Merged, Value
 from rtrec_ray.features.past import profiled
-from rtrec_ray.features.seen import MINUTE_MS
 
-EVENT_SCHEMA: Final = pl.Schema(
-    [*BEHAVIOR_SCHEMA.items(), ("partition", pl.Int32()), ("offset", pl.Int64()), ("kafka_ts", pl.Int64())]
-)
 VERSION_SCHEMA: Final = pl.Schema([*PROFILE_SCHEMA.items(), ("kafka_ts", pl.Int64())])
 
 _NAME: Final = NAME_SCHEMA.names()
+_PLACE: Final = ("partition", "offset", "kafka_ts")
+_GONE: Final = [pl.col(name).alias(f"gone_{name}") for name in _PLACE]
 _APART: Final = ("partition", "last")
 # Two topics are not read in the order in which they were written: a version this much older than an event may have
 # come after it all the same.
@@ -78,16 +76,17 @@ def once(events: pl.DataFrame, views: Iterable[FeatureView], *, share: float) ->
 def signed(events: pl.DataFrame) -> Signed:
     """What each record adds (1) and takes away (-1), as the stream does it, at its own offset: EVENT_SCHEMA.
 
-    A retraction takes away what it carries, once its original has come; an original that comes after it adds nothing.
+    A retraction takes away its original as it came, whatever it carries of it, so that a copy that differs shows; an
+    original that comes after it adds nothing.
     """
-    plain = _named(events.filter(pl.col("event_type") != RETRACT))
-    retractions = events.filter(pl.col("event_type") == RETRACT).sort("partition", "offset")
-    carried = originals(retractions).with_columns(retractions.select("partition", "offset", "kafka_ts"))
-    gone = _named(carried).unique(subset=_NAME, keep="first", maintain_order=True)
-    matched = plain.join(gone.select(*_NAME, gone_at="offset"), on=_NAME, how="left")
-    came = pl.col("gone_at") > pl.col("offset")
-    plus = matched.filter(pl.col("gone_at").is_null() | came)
-    minus = gone.join(matched.filter(came).select(_NAME), on=_NAME, how="semi")
+    plain = named(events.filter(pl.col("event_type") != RETRACT))
+    retractions = events.filter(pl.col("event_type") == RETRACT)
+    carried = originals(retractions).with_columns(retractions.select(_PLACE))
+    gone = earliest(named(carried))
+    matched = plain.join(gone.select(*_NAME, *_GONE), on=_NAME, how="left")
+    came = _before_its_retraction()
+    plus = matched.filter(pl.col("gone_offset").is_null() | came)
+    minus = matched.filter(came).with_columns(pl.col(f"gone_{name}").alias(name) for name in _PLACE)
     columns = EVENT_SCHEMA.names()
     return [(1, plus.select(columns)), (-1, minus.select(columns))]
 
@@ -211,5 +210,9 @@ def _rows(view: FeatureView, records: Signed, keys: Collection[str], *, tile_ms:
     return rows
 
 
-def _named(events: pl.DataFrame) -> pl.DataFrame:
-    return events.with_columns(minute=pl.col("ts") // MINUTE_MS)
+def _before_its_retraction() -> pl.Expr:
+    """Whether an event came before what takes it back (`_GONE`), as `earliest` orders them."""
+    partition, gone_partition = pl.col("partition"), pl.col("gone_partition")
+    written, gone_written = pl.col("kafka_ts"), pl.col("gone_kafka_ts")
+    earlier = (written < gone_written) | ((written == gone_written) & (partition < gone_partition))
+    return pl.when(partition == gone_partition).then(pl.col("offset") < pl.col("gone_offset")).otherwise(earlier)

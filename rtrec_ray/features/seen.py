@@ -1,8 +1,8 @@
-"""Which events were already counted, and which were taken back: hashes of event_id per minute of event time.
+"""Which events were already counted, and which were taken back: hashes of user and event_id per minute of event time.
 
 Kafka delivers at least once and producers send again, so the same event comes twice now and then. Eight bytes an event
-for the horizon are the price of counting it once; two different ids of the same minute share a hash with a probability
-of n²/2^64, 1 in 200 million for n = 300,000. The lowest bit tells an event that came (0) from one taken back (1).
+for the horizon are the price of counting it once; two different events of a minute share a hash with a probability of
+n²/2^64, 1 in 200 million for n = 300,000. The lowest bit tells an event that came (0) from one taken back (1).
 """
 
 from __future__ import annotations

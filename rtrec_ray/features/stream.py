@@ -16,9 +16,10 @@ import numpy.typing as npt
 import polars as pl
 
 from rtrec_ray.events import BEHAVIOR_SCHEMA, RETRACT
-from rtrec_ray.eventtime.identity import hash_ids
+from rtrec_ray.eventtime.identity import hash_events
 from rtrec_ray.eventtime.retract import originals
 from rtrec_ray.features.compute import Sign, compute, concerns_some
+from rtrec_ray.features.counted import NAME_SCHEMA, named
 from rtrec_ray.features.definition import PROFILE_FIELDS, Definitions, FeatureView
 from rtrec_ray.features.profiles import ProfileVersions, attribute
 from rtrec_ray.features.seen import MINUTE_MS, Seen
@@ -90,6 +91,22 @@ class FeatureStream:
         signed = [(sign, pl.concat(frames)) for sign, frames in both if frames]
         return {view.id: self._rows(view, signed) for view in self._definitions.views} if signed else {}
 
+    def match(self) -> Counts:
+        """Let what was taken back be what was counted, where the event waits for the same commit; answers how often a
+        retraction carried something else (`retract_differs`). Of events of earlier commits no more is known than that
+        they came: what their retractions carry is taken away.
+        """
+        if not (self._pending and self._taken_back):
+            return Counter()
+        gone = named(pl.concat(self._taken_back))
+        # Whole rows are compared only of the few users who took something back.
+        counted = named(pl.concat(self._pending).filter(pl.col("user_id").is_in(gone["user_id"].unique().implode())))
+        unlike = gone.join(counted, on=[*self.columns, "minute"], how="anti", nulls_equal=True)
+        instead = counted.join(unlike, on=NAME_SCHEMA.names(), how="semi")
+        believed = gone.join(instead, on=NAME_SCHEMA.names(), how="anti")
+        self._taken_back = [frame.drop("minute") for frame in (believed, instead)]
+        return Counter(retract_differs=instead.height)
+
     def settle(self) -> None:
         """The rows of `tiles` and the hashes of `seen` are durable."""
         self._pending, self._taken_back = [], []
@@ -134,7 +151,7 @@ class FeatureStream:
 
     def _take_in(self, events: pl.DataFrame, counts: Counts) -> None:
         """Count events, none of them a retraction, each once."""
-        ts_ms, ids = events["ts"].to_numpy(), hash_ids(events["event_id"])
+        ts_ms, ids = events["ts"].to_numpy(), hash_events(events["user_id"], events["event_id"])
         first = self.seen.first_time(ts_ms, ids)
         # Whose retraction came first is not counted at all.
         retracted = first & self.seen.taken_back(ts_ms, ids)
@@ -152,15 +169,14 @@ class FeatureStream:
         beyond = carried["ts"].to_numpy() < self._oldest_of(marks_ms)
         counts["retract_beyond_horizon"] += int(np.count_nonzero(beyond))
         chosen = carried.filter(pl.Series(~beyond))
-        ts_ms, ids = chosen["ts"].to_numpy(), hash_ids(chosen["event_id"])
+        ts_ms, ids = chosen["ts"].to_numpy(), hash_events(chosen["user_id"], chosen["event_id"])
         anew = self.seen.take_back(ts_ms, ids)
         retracted = anew & self.seen.came(ts_ms, ids)
         counts["duplicate"] += int(np.count_nonzero(~anew))
         counts["retract"] += int(np.count_nonzero(anew))
         counts["retracted"] += int(np.count_nonzero(retracted))
-        counted = chosen.filter(pl.Series(retracted) & chosen.select(self._counts_somewhere).to_series())
-        if counted.height:
-            self._taken_back.append(self._with_profiles(counted, Counter()))
+        if retracted.any():  # whether it counts somewhere says the event, not what is carried of it
+            self._taken_back.append(self._with_profiles(chosen.filter(pl.Series(retracted)), Counter()))
 
     def _judge(self, events: pl.DataFrame, counts: Counts) -> tuple[pl.DataFrame, npt.NDArray[np.int64]]:
         """Count the late events, moving the times on; answer those that count, and the watermark before each."""

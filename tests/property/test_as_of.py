@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rtrec_ray.events import BEHAVIOR_SCHEMA, PROFILE_SCHEMA
 from rtrec_ray.features import as_of as module
 from rtrec_ray.features.as_of import as_of, schema_of, value_of
+from rtrec_ray.features.counted import EVENT_SCHEMA
 from rtrec_ray.features.definition import Aggregation, Condition, FeatureView
 
 TILE, WINDOW, MINUTE = 10, 40, 60_000
@@ -95,10 +96,11 @@ def frame(log: list[dict[str, Any]]) -> pl.DataFrame:
             "retracts": json.dumps(event["retracts"]) if "retracts" in event else None,
             "partition": event["user_id"] % PARTITIONS,
             "offset": offset,
+            "kafka_ts": offset,
         }
         for offset, event in enumerate(log)
     ]
-    return pl.DataFrame(rows, schema={**BEHAVIOR_SCHEMA, "partition": pl.Int32, "offset": pl.Int64})
+    return pl.DataFrame(rows, schema=EVENT_SCHEMA)
 
 
 def asked(rows: list[tuple[str, int]], log: list[dict[str, Any]], profiles: list[dict[str, Any]]) -> list[Any]:
@@ -114,7 +116,7 @@ def asked(rows: list[tuple[str, int]], log: list[dict[str, Any]], profiles: list
 
 
 def name_of(event: dict[str, Any]) -> tuple[Any, ...]:
-    return event["user_id"] % PARTITIONS, event["event_id"], event["ts"] // MINUTE
+    return event["user_id"], event["event_id"], event["ts"] // MINUTE
 
 
 def expected(key: str, time_ms: int, log: list[dict[str, Any]], profiles: list[dict[str, Any]]) -> Any:

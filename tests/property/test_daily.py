@@ -9,8 +9,8 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtrec_ray.events import BEHAVIOR_SCHEMA, RETRACT
-from rtrec_ray.features.counted import counted, taken_back
+from rtrec_ray.events import RETRACT
+from rtrec_ray.features.counted import EVENT_SCHEMA, counted, taken_back
 from rtrec_ray.features.daily import (
     COUNT_SCHEMA,
     COUNTED,
@@ -51,9 +51,7 @@ def logs(draw: st.DrawFn) -> list[Event]:
 
 def counts_of(events: list[Event]) -> pl.DataFrame:
     frames = records(events).values()
-    every = pl.concat([pl.DataFrame(schema={**BEHAVIOR_SCHEMA, "partition": pl.Int32, "offset": pl.Int64}), *(
-        frame.select(*BEHAVIOR_SCHEMA.names(), "partition", "offset") for frame in frames
-    )])  # fmt: skip
+    every = pl.concat([EVENT_SCHEMA.to_frame(), *(frame.select(EVENT_SCHEMA.names()) for frame in frames)])
     retract = pl.col("event_type") == RETRACT
     return day_counts(counted(every.filter(~retract), taken_back(every.filter(retract))))
 

@@ -16,6 +16,7 @@ from rtrec_ray.events import PROFILE_SCHEMA
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.eventtime.window import Window
 from rtrec_ray.features.backfill import SLICE_MS, slices, tiles_before
+from rtrec_ray.features.counted import EVENT_SCHEMA
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import merge
@@ -119,8 +120,8 @@ single = st.one_of(views, views, ad_clicks, searches, odd)
 
 
 def name_of(event):
-    """What makes two events one: the id, within a partition and a minute."""
-    return event["user_id"] % PARTITIONS, event["event_id"], event["ts"] // MINUTE
+    """What makes two events one: the id, of one user within a minute."""
+    return event["user_id"], event["event_id"], event["ts"] // MINUTE
 
 
 @st.composite
@@ -437,15 +438,15 @@ def test_a_window_that_moves_on_holds_what_a_merge_of_its_rows_says(steps):
 
 
 def history_of(logs):
-    """What the history has of some logs: BEHAVIOR_SCHEMA, partition and offset."""
+    """What the history has of some logs: EVENT_SCHEMA."""
     frames = [
         decode(
             record_batch("behavior", partition, [msgspec.json.encode(each) for each in log]),
             latest_ms=lambda wall_ms: 2**62,
-        ).frame.with_columns(partition=pl.lit(partition, dtype=pl.Int32))
+        ).frame.with_columns(partition=pl.lit(partition, dtype=pl.Int32), kafka_ts=pl.lit(0, dtype=pl.Int64))
         for partition, log in enumerate(logs)
     ]
-    return pl.concat(frames)
+    return pl.concat(frames).select(EVENT_SCHEMA.names())
 
 
 def fill(store, views, logs, profiles, starts):

@@ -16,7 +16,7 @@ import pytest
 from rtrec_ray.errors import DefinitionInvalid
 from rtrec_ray.events import BEHAVIOR_SCHEMA, PROFILE_SCHEMA
 from rtrec_ray.eventtime.aggregate import Newest
-from rtrec_ray.eventtime.identity import hash_ids
+from rtrec_ray.eventtime.identity import hash_events, hash_ids
 from rtrec_ray.features.compute import compute
 from rtrec_ray.features.definition import Aggregation, FeatureView
 from rtrec_ray.features.file import load_definitions, parse_definitions
@@ -212,6 +212,7 @@ def test_the_hash_of_an_id_does_not_depend_on_its_neighbours_and_is_the_same_for
     assert hash_ids(pl.Series(ids)[3:7]).tolist() == together[3:7].tolist()
     # Written to tables: a change would count the events of the last 40 minutes twice.
     assert together[2] == 0x4837743ED71EB914
+    assert hash_events(pl.Series([7]), pl.Series(["e7-12345"])).tolist() == [0x2BFC95DA8E2CB4C2]
 
 
 def test_a_count_without_a_condition_counts_every_event():
@@ -242,6 +243,21 @@ def test_a_retraction_takes_one_of_two_events_of_an_id_and_time():
     newest.add([[0, "e", 5, 0, "e", 5]], [0])
     newest.add([[0, "e", None]], [0])
     assert newest.value() == [5]
+
+
+@pytest.mark.parametrize(
+    ("carried", "differs"), [({}, 0), ({"dwell_ms": 900}, 1), ({"item_id": None}, 1), ({"event_type": "click"}, 1)]
+)
+def test_what_is_taken_back_of_an_event_that_waits_for_the_same_commit_is_what_was_counted_of_it(carried, differs):
+    taken = stream()
+    event = {"event_id": "a", "event_type": "view", "ts": BASE, "user_id": 1, "item_id": 5, "dwell_ms": 3}
+    gone = {**event, "event_id": "r", "event_type": "retract", "retracts": json.dumps({**event, **carried})}
+    taken.take(frame(event, {**event, "event_id": "b", "user_id": 2}, gone))
+    assert +taken.match() == Counter({"retract_differs": differs} if differs else {})
+    assert not +taken.match()
+    rows = taken.tiles()["user_browse_5m@1"]
+    states = [(start, state) for key, start, state in rows.iter_rows() if key == "1"]
+    assert merge(DEFINITIONS.view("user_browse_5m"), states) is None
 
 
 def test_what_was_taken_back_is_told_from_what_came_also_by_the_next_owner():

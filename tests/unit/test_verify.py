@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtrec_ray.events import ITEM_SCHEMA, PROFILE_SCHEMA, CatalogItem, InferenceRecord, ProfileVersion, RankedItem
+from rtrec_ray.features.counted import EVENT_SCHEMA
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.past import recompute
-from rtrec_ray.features.recount import EVENT_SCHEMA, VERSION_SCHEMA, once, sampled
+from rtrec_ray.features.recount import VERSION_SCHEMA, once, sampled
 from rtrec_ray.features.request import (
     FEATURE_VIEWS,
     item_asks,
@@ -195,6 +196,37 @@ def test_what_each_read_had_gives_what_it_was_served(seed, share):
     assert report.differences == 0
 
 
+def after_a_move(rng, events, n):
+    """More of them, copies and retractions of the first ones too, when user u comes in u % 3."""
+    more = [event(rng.randrange(4), 0, item=rng.randrange(6), name=f"m{number}") for number in range(n)]
+    gone = [retraction(one, 0) for one in rng.sample(events, n) if one["event_type"] != "retract"]
+    moved = rng.sample([*more, *rng.sample(events, n), *gone], 2 * n)
+    return [
+        {**one, "partition": one["user_id"] % 3, "offset": len(events) + number, "kafka_ts": NOW + 1}
+        for number, one in enumerate(moved)
+    ]
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 10_000))
+def test_what_a_read_had_of_users_who_moved_to_another_partition_gives_what_it_was_served(seed):
+    rng = random.Random(seed)
+    before = random_events(rng, 20)
+    events = [*before, *after_a_move(rng, before, 8)]
+    records = [
+        served(
+            number,
+            events,
+            user=number,
+            offsets={part: rng.randrange(len(before), len(events) + 1) for part in range(3)},
+            as_of_ms=NOW + MINUTE // 2,
+        )
+        for number in range(2)
+    ]
+    reached = ALL | {"behavior": dict.fromkeys(range(3), 1 << 40)}
+    assert verified(records, events, reached=reached).as_dict()["examples"] == []
+
+
 EVENTS = [
     event(0, 0, kind="view", item=1),
     event(0, 1, kind="click", item=0),
@@ -278,6 +310,17 @@ def test_a_retraction_counts_from_its_own_offset_on():
     crossed = [msgspec.structs.replace(one, as_of=two.as_of) for one, two in ((before, after), (after, before))]
     report = verified(crossed, events)
     assert (report.outcomes["user_5m_view"]["extra"], report.outcomes["user_5m_view"]["missing"]) == (1, 1)
+
+
+def test_what_a_retraction_says_otherwise_than_the_event_that_it_takes_back_is_a_difference():
+    seen, stays = event(0, 0, item=1), event(0, 1, item=1)
+    gone = retraction({**seen, "dwell_ms": 900}, 2)
+    events = [seen, stays, gone]
+    record = served(0, events, user=0, offsets={0: 3}, as_of_ms=NOW)
+    assert record.features["user_5m_dwell_ms"] == 5
+    assert verified([record], events).differences == 0
+    believed = wrong(record, "user_5m_dwell_ms", 10 - 900)
+    assert verified([believed], events).outcomes["user_5m_dwell_ms"]["mismatch"] == 1
 
 
 def test_a_request_ahead_of_the_history_waits():

@@ -365,7 +365,7 @@ def recomputed(day, asks, *, now_ms):
     """The values that hold at a time, the history's way."""
     world, _, steps = day
     events = pl.DataFrame(events_of(steps), schema=SCHEMAS[BEHAVIOR]).with_row_index("offset")
-    events, found = events.with_columns(partition=pl.lit(0)), {}
+    events, found = events.with_columns(partition=pl.lit(0), kafka_ts=pl.lit(0)), {}
     for view in {ask.view for ask in asks}:
         keys = [ask.key for ask in asks if ask.view == view]
         span = DEFINITIONS.window(DEFINITIONS.view(view)).now(now_ms)

@@ -8,7 +8,8 @@ from typing import Final, Protocol
 import polars as pl
 import pyarrow.compute as pc
 
-from rtrec_ray.events import BEHAVIOR, BEHAVIOR_SCHEMA, RETRACT
+from rtrec_ray.events import BEHAVIOR, RETRACT
+from rtrec_ray.features.counted import EVENT_SCHEMA
 from rtrec_ray.features.seen import MINUTE_MS
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
@@ -16,7 +17,7 @@ from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
 from rtrec_ray.stores.history.store import History, HistoryFile
 from rtrec_ray.stores.static.postgres import PostgresStaticFeatures
 
-EVENT_SCHEMA: Final = pl.Schema([*BEHAVIOR_SCHEMA.items(), ("partition", pl.Int32()), ("offset", pl.Int64())])
+_ORIGIN: Final = ("partition", "offset", "kafka_ts")
 
 
 class NotedRetractions(Protocol):
@@ -79,7 +80,7 @@ class HistoryPast:
 
     def below(self, offsets: Mapping[int, int], *, from_ms: int, to_ms: int) -> pl.DataFrame:
         """Events with ts in [from_ms, to_ms), and of all later retractions at least those below these offsets
-        (partition → offset), as they came: BEHAVIOR_SCHEMA, `partition` and `offset`, in any order.
+        (partition → offset), as they came: EVENT_SCHEMA, in any order.
         """
         later = self._history.files(BEHAVIOR, from_ms=to_ms)
         before = [file for file in later if file.min_offset < offsets.get(file.partition, 0)]
@@ -88,9 +89,9 @@ class HistoryPast:
 
     def until(self, *, from_ms: int, to_ms: int, columns: Sequence[str]) -> pl.DataFrame:
         """Events and retractions with ts in [from_ms, to_ms), and nothing later. `columns`: of BEHAVIOR_SCHEMA;
-        `partition` and `offset` beside them.
+        `partition`, `offset` and `kafka_ts` beside them.
         """
-        wanted = [*columns, "partition", "offset"]
+        wanted = [*columns, *_ORIGIN]
         found = self._history.scan(BEHAVIOR, from_ms=from_ms, to_ms=to_ms, columns=wanted)
         return pl.concat([EVENT_SCHEMA.to_frame().select(wanted), *found])
 
@@ -106,6 +107,6 @@ class HistoryPast:
 
 def _stand_ins(names: pl.DataFrame) -> pl.DataFrame:
     """Retractions that carry no more of an event than what names it: EVENT_SCHEMA."""
-    carried = pl.struct("event_id", ts=pl.col("minute") * MINUTE_MS).struct.json_encode()
-    rows = names.select("partition", event_type=pl.lit(RETRACT), retracts=carried)
+    carried = pl.struct("event_id", "user_id", ts=pl.col("minute") * MINUTE_MS).struct.json_encode()
+    rows = names.select(event_type=pl.lit(RETRACT), retracts=carried)
     return pl.concat([EVENT_SCHEMA.to_frame(), rows], how="diagonal")

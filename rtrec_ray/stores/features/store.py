@@ -157,9 +157,9 @@ class Past(Protocol):
     """Events older than the tiles, out of the history."""
 
     def behavior(self, *, from_ms: int, to_ms: int) -> pl.DataFrame:
-        """Accepted events with ts in [from_ms, to_ms), whole minutes, and all retractions of them: BEHAVIOR_SCHEMA,
-        `partition` and `offset`, in any order. Later retractions of others may be among them; of a later one there may
-        be no more than its partition, and the `event_id` and minute of what it takes back.
+        """Accepted events with ts in [from_ms, to_ms), whole minutes, and all retractions of them: EVENT_SCHEMA, in
+        any order. Later retractions of others may be among them; of a later one there may be no more than the name
+        (NAME_SCHEMA) of what it takes back.
         """
         ...
 

@@ -34,10 +34,10 @@ Progress = Callable[[int, int], None]
 PART_SCHEMA: Final = pl.Schema([("unit", pl.Int64()), *COUNT_SCHEMA.items()])
 """Counts of one unit, named by its number."""
 
-NOTED_SCHEMA: Final = pl.Schema([*NAME_SCHEMA.items(), ("offset", pl.Int64())])
-"""An event taken back, and the offset of the retraction."""
+NOTED_SCHEMA: Final = pl.Schema([*NAME_SCHEMA.items(), ("partition", pl.Int32()), ("offset", pl.Int64())])
+"""An event taken back, and where its retraction is."""
 
-_COUNT_COLUMNS: Final = ("event_id", "event_type", "ts", *ENTITIES.values(), "partition", "offset")
+_COUNT_COLUMNS: Final = ("event_id", "event_type", "ts", *ENTITIES.values(), "partition", "offset", "kafka_ts")
 _DAYS_AT_ONCE: Final = 8  # for each such group the files are looked up anew: old ones are removed after an hour
 _MINUTES: Final = HOUR_MS // MINUTE_MS
 _EPOCH: Final = dt.date(1970, 1, 1)
@@ -197,15 +197,15 @@ def ends(files: Iterable[HistoryFile]) -> dict[int, int]:
 def units(files: Iterable[HistoryFile], *, max_rows: int) -> list[Unit]:
     """The files of a day as units of about `max_rows` events; only a minute with more makes a larger one.
 
-    A file has records of one partition and hour. Small hours are put together, a large one is read once for each of its
-    parts.
+    A file has records of one hour. Small hours are put together; of a large one each part reads the files that reach
+    into its minutes. Partitions stay together, for copies of an event may lie in two of them.
     """
-    hours: defaultdict[tuple[int, int], list[HistoryFile]] = defaultdict(list)
+    hours: defaultdict[int, list[HistoryFile]] = defaultdict(list)
     for file in files:
-        hours[file.min_ts_ms // HOUR_MS, file.partition].append(file)
+        hours[file.min_ts_ms // HOUR_MS].append(file)
     ordered = sorted(hours.items())
     small = [of_hour for _, of_hour in ordered if _rows(of_hour) <= max_rows]
-    large = [(hour, of_hour) for (hour, _), of_hour in ordered if _rows(of_hour) > max_rows]
+    large = [(hour, of_hour) for hour, of_hour in ordered if _rows(of_hour) > max_rows]
     parts = [part for hour, of_hour in large for part in _parts_of_hour(hour * HOUR_MS, of_hour, max_rows=max_rows)]
     return [*map(_together, _portions(small, max_rows)), *parts]
 
@@ -214,7 +214,7 @@ def read_noted(history: History, files: Sequence[HistoryFile]) -> pl.DataFrame:
     """What retractions in these files take back, NOTED_SCHEMA."""
     columns = ("retracts", "partition", "offset")
     found = history.frame(BEHAVIOR, files, columns=columns, where=pc.field("event_type") == RETRACT)
-    return taken_back(found).with_columns(found["offset"]).match_to_schema(NOTED_SCHEMA)
+    return taken_back(found).with_columns(found["partition", "offset"]).match_to_schema(NOTED_SCHEMA)
 
 
 def count_unit(history: History, store: StaticFeatures, number: int, unit: Unit) -> pl.DataFrame:
@@ -284,7 +284,14 @@ def _parts_of_hour(from_ms: int, files: Sequence[HistoryFile], *, max_rows: int)
     rows = _rows(files)
     count = min(-(-rows // max_rows), _MINUTES)
     bounds = [from_ms + n * _MINUTES // count * MINUTE_MS for n in range(count + 1)]
-    return [Unit(files=tuple(files), from_ms=start, to_ms=end, rows=rows // count) for start, end in pairwise(bounds)]
+    return [
+        Unit(files=tuple(_within(files, start, end)), from_ms=start, to_ms=end, rows=rows // count)
+        for start, end in pairwise(bounds)
+    ]
+
+
+def _within(files: Iterable[HistoryFile], from_ms: int, to_ms: int) -> list[HistoryFile]:
+    return [file for file in files if file.min_ts_ms < to_ms and file.max_ts_ms >= from_ms]
 
 
 def _together(files: Sequence[HistoryFile]) -> Unit:

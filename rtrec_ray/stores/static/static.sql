@@ -19,7 +19,7 @@ SELECT s.as_of_day IS DISTINCT FROM greatest(s.as_of_day, %(as_of_day)s) OR s.st
 FROM features.daily_state s;
 
 -- name: read_taken_back
-SELECT partition, minute, event_id FROM features.daily_taken_back
+SELECT user_id, minute, event_id FROM features.daily_taken_back
 WHERE minute >= %(from_minute)s AND minute < %(to_minute)s;
 
 -- name: read_pending
