@@ -48,6 +48,7 @@ UNION ALL (
 
 -- name: news
 SELECT (SELECT change FROM features.settings),
+       (SELECT json_object_agg(partition, next_offset)::text FROM features.partitions),
        (SELECT json_agg(json_build_object(
             'view_id', view_id, 'as_of_ms', as_of_ms, 'offsets', offsets, 'round', round,
             'fresh', rebuilt_at > clock_timestamp() - %(fresh_ms)s * interval '1 ms'))::text

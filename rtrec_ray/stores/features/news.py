@@ -14,7 +14,7 @@ from rtrec_ray.postgres.connection import Cursor
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.features.followed import Known, News, RoundNews
 from rtrec_ray.stores.features.store import ListRows, ReadPoint
-from rtrec_ray.stores.features.values import FRESH_MS
+from rtrec_ray.stores.features.values import FRESH_MS, offsets_of
 
 
 def read_tile_rows(
@@ -40,9 +40,15 @@ def read_news(cursor: Cursor, known: Known, *, views: Mapping[int, FeatureView],
     """See Followed; in a transaction that reads all of one moment. `views`: number in the tables → view."""
     sql = load("rtrec_ray.stores.features", "features.sql")
     cursor.execute(sql["news"], {"fresh_ms": FRESH_MS})
-    change, rounds = cursor.fetchone() or (None, None)
+    change, upto, rounds = cursor.fetchone() or (None, None, None)
+    offsets = {} if upto is None else offsets_of(upto)
     merged = {number: view.id for number, view in views.items() if not view.cached}
-    tiles = read_tile_rows(cursor, merged, after=known.offsets, from_ms=from_ms, most_rows=most_rows)
+    # Looks are more frequent than commits, and most of one's time goes into looking for tiles.
+    tiles = (
+        ListRows(offsets=offsets, rows={})
+        if offsets == known.offsets
+        else read_tile_rows(cursor, merged, after=known.offsets, from_ms=from_ms, most_rows=most_rows)
+    )
     last = {row["view_id"]: row for row in msgspec.json.decode(rounds or "[]") if row["view_id"] in views}
     risen = {
         number: known.rounds.get(views[number].id, -1)
