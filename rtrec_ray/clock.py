@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+LAST_MS: Final = 253_402_300_799_999
+"""The end of the year 9999, ms since 1970 UTC: no date is later, and all sums with windows stay within 64 bits."""
 
 
 def wall_ms() -> int:

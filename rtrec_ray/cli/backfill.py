@@ -12,7 +12,7 @@ from rtrec_ray.app.backfill_samples import backfill_samples
 from rtrec_ray.app.find import open_system
 from rtrec_ray.app.lacking import lacking_views
 from rtrec_ray.cli.cluster import on_cluster
-from rtrec_ray.cli.options import Where, command
+from rtrec_ray.cli.options import Moment, Where, command
 from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.features.definition import NOT_BEGUN_MS
 from rtrec_ray.stores.samples.backfill import SamplesBackfillSummary
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("view", required=False)
-@click.option("--from", "from_ms", type=int, help="Event time, ms UTC; without it, as far back as tiles are kept.")
-@click.option("--to", "to_ms", type=int, help="Event time, ms UTC; without it, up to where the stream began.")
+@click.option("--from", "from_ms", type=Moment(), help="Event time, ms UTC; without it, as far back as tiles are kept.")
+@click.option("--to", "to_ms", type=Moment(), help="Event time, ms UTC; without it, up to where the stream began.")
 @click.option(
     "--samples", is_flag=True, help="Add its features to past samples instead, of requests of that time (or all)."
 )

@@ -18,7 +18,7 @@ from rtrec_ray.app.views import apply_views
 from rtrec_ray.cli.as_of import as_of
 from rtrec_ray.cli.backfill import backfill, when
 from rtrec_ray.cli.daily import daily, get_static
-from rtrec_ray.cli.options import Duration, Where, command
+from rtrec_ray.cli.options import Duration, Moment, Where, command
 from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.definition_file import duration_text
@@ -105,7 +105,7 @@ def drop(where: Where, view: str) -> None:
 @features.command()
 @click.argument("view")
 @click.argument("keys", nargs=-1, required=True)
-@click.option("--as-of", "as_of_ms", type=int, help="Event time, ms UTC; without it, now.")
+@click.option("--as-of", "as_of_ms", type=Moment(), help="Event time, ms UTC; without it, now.")
 @command
 def get(where: Where, view: str, keys: tuple[str, ...], as_of_ms: int | None) -> None:
     """Read VIEW for KEYS."""
@@ -120,8 +120,8 @@ def get(where: Where, view: str, keys: tuple[str, ...], as_of_ms: int | None) ->
 
 @features.command()
 @click.option("--sample", default=0.05, show_default=True, help="Share of the keys: users, categories, segments, ...")
-@click.option("--from", "from_ms", type=int, help="Time of requests, ms UTC; without it, from the first.")
-@click.option("--to", "to_ms", type=int, help="Time of requests, ms UTC; without it, to the last.")
+@click.option("--from", "from_ms", type=Moment(), help="Time of requests, ms UTC; without it, from the first.")
+@click.option("--to", "to_ms", type=Moment(), help="Time of requests, ms UTC; without it, to the last.")
 @click.option("--last", "last_ms", type=Duration(), help="In place of --from: so long before now, as 2h or 1d.")
 @click.option("--limit", type=click.IntRange(min=1), help="Compare at most so many requests.")
 @click.option("--allow-none", is_flag=True, help="No request of that time is no error.")

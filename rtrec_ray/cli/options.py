@@ -14,10 +14,29 @@ from typing import Any
 
 import click
 
+from rtrec_ray.clock import LAST_MS
 from rtrec_ray.definition_file import UNITS_MS
 from rtrec_ray.features.json_text import json_bytes
 
 DATA_DIR = Path("~/.local/share/rtrec")
+
+
+class Moment(click.ParamType[Any]):
+    """A time as ms since 1970, UTC.
+
+    >>> Moment().convert("1767225600000", None, None)
+    1767225600000
+    """
+
+    name = "ms"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The time in ms."""
+        if isinstance(value, int):
+            return value
+        if re.fullmatch("[0-9]{1,15}", value) is None or int(value) > LAST_MS:
+            self.fail(f"{value!r} is no time: give ms since 1970, UTC, as 1767225600000", param, ctx)
+        return int(value)
 
 
 class Duration(click.ParamType[Any]):
@@ -34,7 +53,7 @@ class Duration(click.ParamType[Any]):
         if isinstance(value, int):
             return value
         found = re.fullmatch(r"(\d+)(ms|s|m|h|d)", value)
-        if found is None:
+        if found is None or int(found[1]) * UNITS_MS[found[2]] > LAST_MS:
             self.fail(f"{value!r} is no time: give a number with ms, s, m, h or d, as 60s", param, ctx)
         return int(found[1]) * UNITS_MS[found[2]]
 

@@ -8,6 +8,7 @@ from typing import Final
 
 import polars as pl
 
+from rtrec_ray.clock import LAST_MS
 from rtrec_ray.errors import ConfigInvalid
 from rtrec_ray.features.as_of import ROW_SCHEMA, column_of, schema_of, value_of
 from rtrec_ray.features.definition import FeatureView
@@ -30,11 +31,14 @@ def read_rows(path: Path, view: FeatureView) -> pl.DataFrame:
             raise ConfigInvalid(f"{path} has no column {missing[0]}", mend="it needs key and time_ms (ms UTC)")
         if clash := sorted({*schema_of(view), "_row", "_slot", "end_ms"} & rows.schema.keys()):
             raise ConfigInvalid(f"{path} has a column {clash[0]} already", mend="rename it")
-        return rows.with_columns(pl.col(name).cast(kind) for name, kind in ROW_SCHEMA.items())
+        found = rows.with_columns(pl.col(name).cast(kind) for name, kind in ROW_SCHEMA.items())
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ConfigInvalid(
             f"{path} cannot be read: {str(error).splitlines()[0]}", mend="key is text or a number, time_ms an integer"
         ) from error
+    if no_times := found["time_ms"].filter(~found["time_ms"].is_between(0, LAST_MS)).to_list():
+        raise ConfigInvalid(f"{path} has time_ms {no_times[0]}", mend="it is a time in ms since 1970, UTC")
+    return found
 
 
 def write_rows(path: Path, rows: pl.DataFrame, view: FeatureView) -> None:

@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow.compute as pc
 import pytest
 
+from rtrec_ray.clock import LAST_MS
 from rtrec_ray.errors import ConfigInvalid
 from rtrec_ray.events import PROFILE_SCHEMA, RETRACT
 from rtrec_ray.features.as_of import as_of, fields_of, schema_of, value_of
@@ -172,6 +173,15 @@ def test_no_rows_give_no_rows_with_the_views_columns(history: History) -> None:
     assert found.schema == pl.Schema({**none.schema, **schema_of(view)})
 
 
+def test_times_that_are_ages_apart_are_no_more_work_than_the_history_between_them(
+    manifest: MemoryHistoryManifest, history: History, tmp_path: Path
+) -> None:
+    manifest.add(None, write(tmp_path, dense_events(600)))
+    rows = pl.DataFrame({"key": ["all"] * 3, "time_ms": [0, DAY_START_MS + HOUR_MS, LAST_MS]})
+    found = AsOfReader(store=Here(), past=HistoryPast(history)).read("top_queries_30m", rows)
+    assert found["top_queries_30m"].to_list() == [None, True, None]
+
+
 def test_a_row_without_a_key_or_a_time_stays_and_has_no_value(
     tmp_path: Path, manifest: MemoryHistoryManifest, history: History
 ) -> None:
@@ -219,6 +229,9 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
         ("rows.csv", table.drop("time_ms"), "no column time_ms"),
         ("rows.csv", table.with_columns(**{f"{view.name}.view": pl.lit(1)}), "already"),
         ("rows.csv", table.with_columns(time_ms=pl.lit("soon")), "cannot be read"),
+        ("rows.csv", table.with_columns(time_ms=pl.lit(2**63 - 1)), "time_ms 9223372036854775807"),
+        ("rows.csv", table.with_columns(time_ms=pl.lit(-1)), "time_ms -1"),
+        ("rows.csv", table.with_columns(time_ms=pl.lit(2**63, dtype=pl.UInt64)), "cannot be read"),
     ):
         rows.write_csv(tmp_path / name)
         with pytest.raises(ConfigInvalid, match=said):

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from rtrec_ray.cli.features import _print_values
+from rtrec_ray.cli.main import main
 from rtrec_ray.cli.options import Where
 from rtrec_ray.features.as_of import schema_of
 from rtrec_ray.features.definition import Aggregation, FeatureView
@@ -25,6 +26,35 @@ def test_a_command_prints_a_sum_beyond_64_bits_as_it_is(capsys):
     first, *lines = capsys.readouterr().out.splitlines()
     assert json.loads(first) == found
     assert {line.split(": ", 1)[0]: json.loads(line.split(": ", 1)[1]) for line in lines} == found["values"]
+
+
+TIMES = [
+    ("get", "user_browse_5m", "1", "--as-of"),
+    ("backfill", "user_browse_5m", "--from"),
+    ("backfill", "user_browse_5m", "--to"),
+    ("verify", "--from"),
+    ("verify", "--to"),
+]
+
+
+@pytest.mark.parametrize("words", TIMES, ids=" ".join)
+@pytest.mark.parametrize("time", ["99999999999999999999", "253402300800000", "-1", "soon", "1.5", "", "\u0661"])
+def test_what_is_no_time_is_refused_in_one_line_that_says_what_is_one(capsys, words, time):
+    with pytest.raises(SystemExit) as ended:
+        main(["features", *words, time])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert repr(time) in line
+    assert "ms since 1970" in line
+
+
+@pytest.mark.parametrize("last", ["9999999999d", "-1d", "soon"])
+def test_what_is_no_length_of_time_is_refused_in_one_line(capsys, last):
+    with pytest.raises(SystemExit) as ended:
+        main(["features", "verify", "--last", last])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert repr(last) in line
 
 
 @pytest.mark.parametrize(("name", "sum_"), [("rows.jsonl", SUM), ("rows.csv", 2**63 - 1)])

@@ -91,7 +91,9 @@ class AsOfReader:
         yield pl.concat([slots[each] for each in portion])
 
     def _too_much(self, rows_of: Counter[int], from_ms: int, to_ms: int) -> bool:
-        hours = range(from_ms // HOUR_MS, (to_ms - 1) // HOUR_MS + 1)
+        # From the first question to the last there may be far more hours than the history has.
+        first, last = max(from_ms // HOUR_MS, min(rows_of, default=0)), max(rows_of, default=-1)
+        hours = range(first, min((to_ms - 1) // HOUR_MS, last) + 1)
         shares = ((min(to_ms, (hour + 1) * HOUR_MS) - max(from_ms, hour * HOUR_MS)) / HOUR_MS for hour in hours)
         return sum(share * rows_of[hour] for hour, share in zip(hours, shares, strict=True)) > self.events
 
