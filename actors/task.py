@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from actors.operator import Operator
 from actors.part import Part
 from rtrec_ray.backoff import Backoff
 from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.errors import LeaseHeld, LeaseLost, ServerUnavailable
+from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.eventtime.watermark import Watermark, WatermarkOptions
 from rtrec_ray.kafka.base import Consumer, RecordBatch, TopicPartition
 from rtrec_ray.postgres import lease
@@ -51,7 +52,11 @@ class TaskOptions:
 
 
 class TaskLoop:
-    """Sessions of one actor, one after another, until it is told to stop."""
+    """Sessions of one actor, one after another, until it is told to stop.
+
+    `first`: partition → offset of behaviour; as long as it names any, the lowest is read up to there, by whoever has
+    it, and all others wait. Asked before each session.
+    """
 
     def __init__(
         self,
@@ -61,8 +66,10 @@ class TaskLoop:
         connect_consumer: Callable[[], Consumer],
         connect_store: Callable[[], Connection],
         clock: Clock,
+        first: Callable[[Cursor], Mapping[int, int]] | None = None,
     ) -> None:
         self._options = options
+        self._first = first
         self._make_operator = make_operator
         self._connect_consumer = connect_consumer
         self._connect_store = connect_store
@@ -86,17 +93,46 @@ class TaskLoop:
     def _session(self, stop: threading.Event) -> None:
         connection = self._connect_store()
         try:
+            turn = self._turn(connection)
+            if turn is None:
+                stop.wait(self._options.look_every_s)
+                return
             consumer = self._connect_consumer()
             try:
-                session = Session(self._options, connection=connection, consumer=consumer, clock=self._clock)
+                options = replace(self._options, partitions=turn.partitions)
+                session = Session(options, connection=connection, consumer=consumer, clock=self._clock)
                 session.begin(self._make_operator, stop=stop)
                 self.trouble = ""
-                session.serve(stop)
+                session.serve(stop, upto=turn.upto)
                 session.end()
             finally:
                 consumer.close()
         finally:
             connection.close()
+
+    def _turn(self, connection: Connection) -> _Turn | None:
+        """What the next session reads; None: nothing for now."""
+        first: Mapping[int, int] = {}
+        if self._first is not None:
+            with transaction(connection) as cursor:
+                first = self._first(cursor)
+        if not first:
+            return _Turn(partitions=self._options.partitions)
+        partition = min(first)
+        place = TopicPartition(topic=BEHAVIOR, partition=partition)
+        if partition in self._options.partitions:
+            return _Turn(partitions=(partition,), upto={place: first[partition]})
+        self.trouble = f"partition {partition} has to come to offset {first[partition]} before others go on"
+        log.info("session_waits", extra={"task": self._options.task, "cause": self.trouble})
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Turn:
+    """What a session reads. `upto`: where it ends; None: it does not."""
+
+    partitions: tuple[int, ...]
+    upto: Mapping[TopicPartition, int] | None = None
 
 
 class Session:
@@ -119,9 +155,9 @@ class Session:
         self._drain_preloads(stop)
         self._consumer.assign(self._positions(lambda part, topic: True))
 
-    def serve(self, stop: threading.Event) -> None:
-        """Rounds of take, compute, commit."""
-        while not stop.is_set():
+    def serve(self, stop: threading.Event, *, upto: Mapping[TopicPartition, int] | None = None) -> None:
+        """Rounds of take, compute, commit, until all of `upto` is read, if that is given."""
+        while not stop.is_set() and (upto is None or self._behind(upto)):
             self._round()
             self._commit_or_renew()
 

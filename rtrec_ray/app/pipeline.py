@@ -21,6 +21,7 @@ from rtrec_ray.kafka.connect import connect_consumer, connect_producer
 from rtrec_ray.notification import PostgresNotificationStore, Retention
 from rtrec_ray.notification.trimmer import LogTrimmer
 from rtrec_ray.postgres.connection import Pool, connect
+from rtrec_ray.stores.features.live import unread
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
@@ -128,6 +129,7 @@ def _loop(system: System, share: Share) -> TaskLoop:
         connect_consumer=partial(connect_consumer, system.kafka),
         connect_store=partial(connect, system.postgres, application=owner, pipeline=True),
         clock=system.clock,
+        first=unread if share.stage == FEATURES else None,
     )
 
 

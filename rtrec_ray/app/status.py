@@ -12,6 +12,7 @@ import httpx
 from rtrec_ray.app.system import System
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.postgres.connection import connect, transaction
+from rtrec_ray.stores.features.live import read_unread
 from rtrec_ray.stores.features.sizes import read_sizes
 from rtrec_ray.stores.progress import Stage, read_stages
 from rtrec_ray.stores.samples.retention import Removed, read_removed
@@ -43,6 +44,7 @@ def stages(system: System) -> dict[str, dict[str, Any]]:
         with closing(connect(system.postgres)) as connection, transaction(connection) as cursor:
             found = {name: _stage(stage, system) for name, stage in read_stages(cursor).items()}
             if "features" in found:
+                found["features"]["comes_first"] = {str(at): offset for at, offset in read_unread(cursor).items()}
                 found["features"]["views"] = {view: asdict(size) for view, size in read_sizes(cursor).items()}
         with closing(PostgresTrainingBook(system.postgres)) as book:
             runs: dict[str, dict[str, Any]] = {

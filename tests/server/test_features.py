@@ -23,14 +23,14 @@ from rtrec_ray.features.compute import TILE_SCHEMA
 from rtrec_ray.features.definition import NOT_BEGUN_MS
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
-from rtrec_ray.kafka.base import record_batch
+from rtrec_ray.kafka.base import TopicPartition, record_batch
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transaction
 from rtrec_ray.stores.features.followed import Known
-from rtrec_ray.stores.features.live import move_users
+from rtrec_ray.stores.features.live import move_users, read_unread, unread
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from rtrec_ray.stores.features.store import TaskOutput, TopLists
-from rtrec_ray.stores.progress import Committed, write_committed
+from rtrec_ray.stores.progress import Committed, read_stages, write_committed
 from serving.stages import read_pipeline
 
 pytestmark = pytest.mark.server
@@ -465,10 +465,85 @@ def test_an_event_and_its_retraction_are_known_in_the_partition_to_which_its_use
     commit(pool, store, 0, view("a"), view("b"))
     assert "duplicate" not in +commit(pool, store, 3, view("elsewhere"))
     with pool.transaction() as cursor:
-        move_users(cursor, partitions=PARTITIONS, partition_of=lambda user: 0)
-        move_users(cursor, partitions=4, partition_of=lambda user: 1)
+        move_users(cursor, partitions=PARTITIONS, partition_of=lambda user: 0, ends_of=lambda count: {})
+        move_users(cursor, partitions=4, partition_of=lambda user: 1, ends_of=lambda count: {0: 0, 1: 0})
     counts = commit(pool, store, 1, view("a"), taken_back, view("c"))
     assert counts["duplicate"] == 1
     assert counts["retracted"] == 1
     key = ViewKey(view="user_browse_5m", key="7")
     assert store.get([key], as_of_ms=None, now_ms=BASE + MINUTE)[key]["view"] == 3  # a, c, elsewhere
+
+
+class Moving:
+    """Tasks of some partitions each, over a log to which partitions were added while it was not read to its end."""
+
+    def __init__(self, dsn, pool, store):
+        self.pool, self.store = pool, store
+        self.broker = MemoryBroker(partitions=4, now_ms=lambda: BASE + HOUR)
+        self.postgres = PostgresOptions(dsn=dsn)
+
+    def send(self, partition, *events):
+        for each in events:
+            self.broker.append("behavior", partition, msgspec.json.encode(each))
+
+    @contextmanager
+    def running(self, *partitions):
+        owner = f"of-{partitions[0]}"
+        loop = TaskLoop(
+            TaskOptions(task="features", partitions=partitions, owner=owner, commit_every_s=0.01, look_every_s=0.02),
+            make_operator=partial(
+                FeatureOperator, store=self.store, latest_ms=lambda wall: wall, watermark=WatermarkOptions()
+            ),
+            connect_consumer=self.broker.consumer,
+            connect_store=partial(connect, self.postgres, application=owner, pipeline=True),
+            clock=ManualClock(now_ms=BASE + HOUR),
+            first=unread,
+        )
+        stop = threading.Event()
+        worker = threading.Thread(target=loop.run, args=(stop,))
+        worker.start()
+        try:
+            yield loop
+        finally:
+            stop.set()
+            worker.join()
+
+    def add(self, *, before, after):
+        def ends_of(count):
+            return {p: self.broker.end(TopicPartition(topic="behavior", partition=p)) for p in range(count)}
+
+        with self.pool.transaction() as cursor:
+            move_users(cursor, partitions=before, partition_of=lambda user: 0, ends_of=ends_of)
+            move_users(cursor, partitions=after, partition_of=lambda user: 1, ends_of=ends_of)
+
+    def counts(self):
+        with self.pool.transaction() as cursor:
+            return read_stages(cursor)["features"].counts
+
+
+def test_partitions_that_were_not_read_to_their_ends_are_first_one_after_another_and_count_each_event_once(
+    dsn, pool, store, eventually
+):
+    moving = Moving(dsn, pool, store)
+    moving.send(0, view("old"))
+    with moving.running(0, 1):
+        eventually(lambda: applied(dsn) == 1, what="it is applied")
+    # The user's next events wait in 0, and what came since then in 1, which was there before too, and in 2.
+    taken_back = {**view("r1"), "event_type": "retract", "retracts": view("b")}
+    moving.send(0, view("a"), view("b"), view("c"))
+    moving.send(1, view("a"), taken_back, view("d"))
+    moving.add(before=2, after=4)
+    moving.send(2, view("c"), view("d"))
+    with moving.running(1, 2, 3) as later:
+        eventually(lambda: "partition 0" in later.trouble, what="it waits")
+        assert applied(dsn) == 1
+        with pool.transaction() as cursor:
+            assert read_unread(cursor) == {0: 4, 1: 3}
+        with moving.running(0):
+            eventually(lambda: applied(dsn) == 9, what="all is applied")
+            moving.send(0, view("d"))
+            eventually(lambda: applied(dsn) == 10, what="what comes then is applied")
+            eventually(lambda: moving.counts().get("in") == 10, what="all is counted")
+    key = ViewKey(view="user_browse_5m", key="7")
+    assert store.get([key], as_of_ms=None, now_ms=BASE + MINUTE)[key]["view"] == 4  # old, a, c, d
+    assert (moving.counts()["duplicate"], moving.counts()["retracted"]) == (4, 1)

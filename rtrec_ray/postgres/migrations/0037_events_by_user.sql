@@ -16,3 +16,12 @@ UPDATE features.partitions f SET seen_from_ms = greatest(f.seen_from_ms, p.max_t
 FROM meta.positions p WHERE p.task = 'features' AND p.topic = 'behavior' AND p.partition = f.partition;
 COMMENT ON COLUMN features.seen.hashes IS
     '64-bit hashes of user_id and event_id, little endian, eight bytes each; even: it came, odd: it was taken back.';
+
+CREATE TABLE features.unread (
+    partition int PRIMARY KEY,
+    next_offset bigint NOT NULL
+);
+COMMENT ON TABLE features.unread IS
+    'When partitions were added: how far the feature stage reads those of before, one after another, before it reads all side by side.';
+COMMENT ON COLUMN features.unread.partition IS 'Kafka partition that there was before.';
+COMMENT ON COLUMN features.unread.next_offset IS 'Offset of behaviour at which its log ended then.';

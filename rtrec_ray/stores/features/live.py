@@ -104,11 +104,18 @@ def drop_live(cursor: Cursor, view_id: str) -> None:
     cursor.execute(sql["note_change"])
 
 
-def move_users(cursor: Cursor, *, partitions: int, partition_of: Callable[[int], int]) -> None:
+def move_users(
+    cursor: Cursor,
+    *,
+    partitions: int,
+    partition_of: Callable[[int], int],
+    ends_of: Callable[[int], Mapping[int, int]],
+) -> None:
     """After partitions were added, let each user's profiles be where the user's events come from now.
 
-    Which events came so far is then asked of all partitions, for the hashes do not tell whose they are.
-    `partition_of`: user → partition. No task of the old number may be running.
+    Which events came so far is then asked of all partitions, for the hashes do not tell whose they are; and first those
+    of before come to where their logs end now (`unread`). `partition_of`: user → partition; `ends_of`: a number of
+    partitions → the end of each one's behaviour, asked when there are more. No task of the old number may be running.
     """
     sql = _sql()
     cursor.execute(sql["lock_partitions"])
@@ -120,7 +127,31 @@ def move_users(cursor: Cursor, *, partitions: int, partition_of: Callable[[int],
         users = [user for (user,) in cursor.fetchall()]
         moved = {"user_ids": users, "partitions": [partition_of(user) for user in users]}
         cursor.execute(sql["move_profiles"], moved)
+        ends = ends_of(row[0])
+        cursor.execute(sql["put_unread"], {"partitions": list(ends), "offsets": list(ends.values())})
     cursor.execute(sql["put_partitions"], {"partitions": partitions})
+
+
+def unread(cursor: Cursor) -> dict[int, int]:
+    """Partition → offset of behaviour to which it has to come, one after another, before all are read side by side:
+    those that were not read to their ends when partitions were added.
+
+    A copy of an event, or its retraction, may lie in another partition than the event. Read one after another, each
+    knows what those before it have counted, and afterwards all know all: whichever comes first, the other is known.
+    """
+    sql = _sql()
+    cursor.execute(sql["lock_partitions"])
+    left = read_unread(cursor)
+    cursor.execute(sql["raise_moved"])
+    if not left:
+        cursor.execute(sql["forget_unread"])
+    return left
+
+
+def read_unread(cursor: Cursor) -> dict[int, int]:
+    """What `unread` answers, for those who only look."""
+    cursor.execute(_sql()["read_unread"])
+    return dict(cursor.fetchall())
 
 
 def _check_texts(cursor: Cursor, both: Definitions) -> None:

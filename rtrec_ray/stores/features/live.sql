@@ -69,6 +69,22 @@ SELECT partitions FROM features.settings FOR UPDATE;
 UPDATE features.settings
 SET partitions = %(partitions)s, moved_to_ms = CASE WHEN partitions IS NOT NULL THEN (SELECT max(minute_ms) FROM features.seen) END;
 
+-- name: put_unread
+INSERT INTO features.unread (partition, next_offset) SELECT * FROM unnest(%(partitions)s::int[], %(offsets)s::bigint[])
+ON CONFLICT (partition) DO UPDATE SET next_offset = EXCLUDED.next_offset;
+
+-- name: read_unread (without those that have been read so far)
+SELECT u.partition, u.next_offset FROM features.unread u
+LEFT JOIN meta.positions p ON p.task = 'features' AND p.topic = 'behavior' AND p.partition = u.partition
+WHERE coalesce(p.next_offset, 0) < u.next_offset;
+
+-- name: raise_moved (what others of them have counted meanwhile has to be known too)
+UPDATE features.settings SET moved_to_ms = (SELECT max(minute_ms) FROM features.seen)
+WHERE EXISTS (SELECT FROM features.unread);
+
+-- name: forget_unread
+DELETE FROM features.unread;
+
 -- name: list_profiled_users
 SELECT DISTINCT user_id FROM features.profiles;
 
