@@ -16,7 +16,7 @@
     ├── LeaseLost                    the commit was fenced off: reload and start again
     ├── UnknownView                  no such feature view
     ├── UnknownNode                  no such workflow, or node of one
-    ├── BeyondRetention              the tiles of that time are gone
+    ├── BeyondRetention              the tiles, or the daily counts, of that time are gone
     ├── SnapshotEnded                a scan's moment of the table is over
     ├── ExportRefused                something else lies where an export would go
     ├── ReplayRefused                the log would arrive behind the system's watermark
@@ -130,7 +130,7 @@ class UnknownNode(RtrecError):
 
 
 class BeyondRetention(RtrecError):
-    """A feature was asked for as of a time whose tiles are no longer kept."""
+    """A feature was asked for as of a time whose tiles, or daily counts, are no longer kept."""
 
 
 class SnapshotEnded(RtrecError):
