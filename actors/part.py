@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from actors.operator import BatchOutcome, Operator
@@ -15,7 +15,10 @@ from rtrec_ray.postgres.lease import Lease
 
 @dataclass(slots=True, kw_only=True)
 class Part:
-    """One owned partition between two commits. `position`: topic → next offset to read; `applied`: ... to commit."""
+    """One owned partition between two commits. `position`: topic → next offset to read; `applied`: ... to commit.
+
+    `wall_ms`: the machine's time, for idleness.
+    """
 
     operator: Operator
     lease: Lease
@@ -25,6 +28,7 @@ class Part:
     counts: Counter[str] = field(default_factory=Counter)
     lag: int = 0
     dirty: bool = False
+    wall_ms: Callable[[], int] = wall_ms
 
     def take(self, batch: RecordBatch) -> None:
         """Apply a batch. Records below `applied` were committed before: they only rebuild the operator's state."""
@@ -38,11 +42,11 @@ class Part:
     def advance(self, *, now_ms: int) -> None:
         """Let event time come to where the watermark stands."""
         before = self.watermark.value_ms
-        mark = self.watermark.advance(wall_ms=wall_ms(), now_ms=now_ms)
+        mark = self.watermark.advance(wall_ms=self.wall_ms(), now_ms=now_ms)
         if mark is not None and not self.rebuilding():
             self.counts.update(self.operator.advance(watermark_ms=mark))
             self.dirty = self.dirty or mark != before
-        if mark is None and self.watermark.rests(wall_ms=wall_ms()):
+        if mark is None and self.watermark.rests(wall_ms=self.wall_ms()):
             self.dirty = self.operator.rest() or self.dirty
 
     def rebuilding(self) -> bool:
@@ -56,7 +60,7 @@ class Part:
             end = ends.get(TopicPartition(topic=topic, partition=partition), position)
             self.lag += max(0, end - position)
             if topic not in self.operator.preload:
-                self.watermark.looked(topic, at_end=position >= end, wall_ms=wall_ms())
+                self.watermark.looked(topic, at_end=position >= end, wall_ms=self.wall_ms())
 
     def ahead(self) -> list[str]:
         """Topics whose event time is beyond that of the slowest: those of unknown time are the slowest."""
@@ -69,7 +73,7 @@ class Part:
 
         The slowest is never among them, so reading goes on; one of unknown time bounds nobody.
         """
-        known = [ts for ts in self.watermark.active_ms(wall_ms=wall_ms()).values() if ts is not None]
+        known = [ts for ts in self.watermark.active_ms(wall_ms=self.wall_ms()).values() if ts is not None]
         if max_ahead_ms is None or not known:
             return []
         bound = min(known) + max_ahead_ms

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rtrec_ray.errors import ConfigInvalid
+from rtrec_ray.features.daily import WINDOWS
 from serving.options import ServingOptions
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -147,11 +148,19 @@ class Samples:
 class Daily:
     """The runs that count the static features, of 1 and 7 days; when they begin, the workflow `features` says.
 
-    Ray Data's `tasks` of one logical CPU run side by side, each with about `rows_per_task` events in memory.
+    Ray Data's `tasks` of one logical CPU run side by side, each with about `rows_per_task` events in memory. So many
+    days of event time as `keep_days` are kept, up to the newest one of the values; what comes for earlier ones counts
+    nowhere.
     """
 
     tasks: int = 2
     rows_per_task: int = 1_000_000
+    keep_days: int = 35
+
+    def __post_init__(self) -> None:
+        """Refuse to drop days that the values are counted from."""
+        if self.keep_days < max(WINDOWS.values()):
+            raise ValueError(f"keep_days is {self.keep_days}; the longest window is of {max(WINDOWS.values())} days")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@
     ├── ListsOvertaken               another keeper wrote lists meanwhile: start again with whole ones
     ├── UnknownView                  no such feature view
     ├── UnknownNode                  no such workflow, or node of one
-    ├── BeyondRetention              the tiles of that time are gone
+    ├── BeyondRetention              the tiles, or the daily counts, of that time are gone
     ├── HistoryBehind                the history will have the events of that time in some seconds
     ├── SnapshotEnded                a scan's moment of the table is over
     ├── ExportRefused                something else lies where an export would go
@@ -136,7 +136,7 @@ class UnknownNode(RtrecError):
 
 
 class BeyondRetention(RtrecError):
-    """A feature was asked for as of a time whose tiles are no longer kept."""
+    """A feature was asked for as of a time whose tiles, or daily counts, are no longer kept."""
 
 
 class HistoryBehind(RtrecError):

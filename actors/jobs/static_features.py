@@ -35,13 +35,15 @@ from rtrec_ray.stores.static.run import (
 class StaticOptions:
     """Where the job reads and writes, and how much at a time.
 
-    `tasks` of one logical CPU each run side by side, each with about `rows_per_task` events in memory.
+    `tasks` of one logical CPU each run side by side, each with about `rows_per_task` events in memory. `keep_days`: see
+    Run.
     """
 
     postgres: PostgresOptions
     history_uri: str
     tasks: int = 2
     rows_per_task: int = 1_000_000
+    keep_days: int = 35
 
 
 def correct_static_features(
@@ -49,7 +51,7 @@ def correct_static_features(
 ) -> RunReport:
     """A run (`stores/static/run.py`) whose history is read by Ray Data. Needs a Ray connection.
 
-    Raises LeaseHeld while another run goes on, LeaseLost, StoreUnavailable, RayUnavailable.
+    Raises BeyondRetention, LeaseHeld while another run goes on, LeaseLost, StoreUnavailable, RayUnavailable.
     """
     manifest = PostgresHistoryManifest(options.postgres)
     with closing(manifest), closing(PostgresStaticFeatures(options.postgres)) as store:
@@ -58,6 +60,7 @@ def correct_static_features(
             store=store,
             counting=RayCounting(options),
             rows_per_task=options.rows_per_task,
+            keep_days=options.keep_days,
         )
         return run.correct(order, progress)
 

@@ -27,7 +27,8 @@ def correct_static(
 ) -> RunReport:
     """A run: the days for which something came, `days`, or all. Needs a Ray connection (`cluster.joined`).
 
-    Raises LeaseHeld while another run goes on, LeaseLost, NotRunning, StoreUnavailable, RayUnavailable.
+    Raises BeyondRetention for a day that is not kept any more, LeaseHeld while another run goes on, LeaseLost,
+    NotRunning, StoreUnavailable, RayUnavailable.
     """
     order = RunOrder(
         owner=f"daily-{uuid.uuid4().hex[:8]}", complete=last_complete(system), days=days, everything=everything
@@ -38,6 +39,7 @@ def correct_static(
         history_uri=system.history_uri,
         tasks=daily.tasks,
         rows_per_task=daily.rows_per_task,
+        keep_days=daily.keep_days,
     )
     run = JobRun(
         run_id=order.owner,

@@ -31,8 +31,8 @@ from rtrec_ray.stores.static.store import read_static
 def daily(where: Where, *, days: tuple[dt.datetime, ...], everything: bool) -> None:
     """Count the days anew for which something came since the last run, and bring the static features up to date.
 
-    Late events and retractions are taken up, however late they came. The workflow `features` does the same
-    once a day.
+    Late events and retractions are taken up, however late they came, for as long as their days are kept
+    (daily.keep_days). The workflow `features` does the same once a day.
     """
     with on_cluster(where) as system, progress_bar("events") as progress:
         from rtrec_ray.app.daily import correct_static  # Ray's variables must be set before it is imported
@@ -44,6 +44,7 @@ def daily(where: Where, *, days: tuple[dt.datetime, ...], everything: bool) -> N
         "days": [str(day) for day in report.days],
         "keys": report.keys,
         "events": report.events,
+        "too_old": [str(day) for day in report.too_old],
         "beyond_horizon": _beyond_horizon(system),
         "seconds": round(report.seconds, 3),
     }
@@ -51,7 +52,7 @@ def daily(where: Where, *, days: tuple[dt.datetime, ...], everything: bool) -> N
 
 
 def get_static(system: System, view: str, keys: tuple[str, ...], *, as_of_ms: int | None) -> dict[str, Any]:
-    """`features get` of a static view. Raises StoreUnavailable, NotRunning."""
+    """`features get` of a static view. Raises BeyondRetention, StoreUnavailable, NotRunning."""
     with closing(PostgresStaticFeatures(system.postgres)) as store:
         return read_static(store, view, keys, as_of_ms=as_of_ms)
 
@@ -67,6 +68,8 @@ def _print(answer: dict[str, Any]) -> None:
     days, as_of = answer["days"], answer["as_of_day"]
     counted = f"{len(days)} days from {days[0]} to {days[-1]}, {answer['events']:,} events" if days else "no day"
     click.echo(f"counted {counted} in {answer['seconds']:.1f} s")
+    if too_old := answer["too_old"]:
+        click.echo(f"something came for {len(too_old)} days up to {too_old[-1]} that are not kept any more")
     if as_of is None:
         click.echo("no day is over yet, so there are no values")
     elif answer["keys"] is None:

@@ -12,6 +12,8 @@ from typing import Final
 
 import polars as pl
 
+from rtrec_ray.features.seen import MINUTE_MS
+
 DAY_MS: Final = 86_400_000
 VERSION: Final = 1
 """Of the values' meaning, as a feature view has one."""
@@ -59,6 +61,11 @@ def start_ms(day: dt.date) -> int:
     1767225600000
     """
     return (day - dt.date(1970, 1, 1)).days * DAY_MS
+
+
+def first_minute(day: dt.date) -> int:
+    """The first minute of a UTC day, minutes since 1970."""
+    return start_ms(day) // MINUTE_MS
 
 
 def complete_day(watermark_ms: int) -> dt.date:

@@ -13,10 +13,19 @@ from typing import Any
 import polars as pl
 import pytest
 
-from rtrec_ray.errors import LeaseHeld
+from rtrec_ray.errors import BeyondRetention, LeaseHeld
 from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.features.counted import NAME_SCHEMA
-from rtrec_ray.features.daily import COUNT_SCHEMA, COUNTED, DAY_MS, ENTITIES, VALUES, complete_day, start_ms
+from rtrec_ray.features.daily import (
+    COUNT_SCHEMA,
+    COUNTED,
+    DAY_MS,
+    ENTITIES,
+    VALUES,
+    complete_day,
+    first_minute,
+    start_ms,
+)
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history.manifest import MemoryHistoryManifest
@@ -67,9 +76,9 @@ class Place:
         self.manifest.add(None, write(self.folder, events, first=len(self.events), partitions=partitions))
         self.events += events
 
-    def run(self, *, complete: int | None = LAST, counting: Any = None, rows: int = 40, **order: Any) -> RunReport:
+    def run(self, *, complete: int | None = LAST, counting: Any = None, keep: int = 35, **order: Any) -> RunReport:
         here = counting or HereCounting(self.history, self.store)
-        run = Run(history=self.history, store=self.store, counting=here, rows_per_task=rows)
+        run = Run(history=self.history, store=self.store, counting=here, rows_per_task=40, keep_days=keep)
         wanted = RunOrder(owner="test", complete=None if complete is None else day(complete), **order)
         return run.correct(wanted)
 
@@ -104,7 +113,6 @@ def _counts(*rows: tuple[int, str, int, int, int]) -> pl.DataFrame:
 
 def test_a_store_without_a_run_has_no_values_and_says_so(store: StaticFeatures) -> None:
     assert store.static("user", [1]) == StaticValues(as_of_day=None, values={1: None})
-    assert store.due(day(0))
     answer = read_static(store, "daily_user", ["1"], as_of_ms=None)
     assert answer == {"view": "daily_user", "as_of_ms": None, "version": 1, "values": {"1": None}}
 
@@ -132,13 +140,11 @@ def test_values_are_those_of_the_last_publication_until_the_next(store: StaticFe
     of_user = store.static("user", [1]).values[1]
     assert of_user is not None
     assert (of_user["click_1d"], of_user["click_rate_1d"]) == (1, None)
-    assert store.due(day(1))
     with store.begin("b") as correction:
         correction.publish(day(1))
     anew = store.static("item", [1]).values[1]
     assert anew is not None
     assert (anew["impression_1d"], anew["impression_7d"]) == (100, 108)
-    assert [store.due(day(at)) for at in (0, 1, 2)] == [False, False, True]
 
 
 def test_an_earlier_day_is_read_from_the_days_counts_and_a_later_one_from_the_values(store: StaticFeatures) -> None:
@@ -159,6 +165,26 @@ def test_an_earlier_day_is_read_from_the_days_counts_and_a_later_one_from_the_va
         9: 35,
     }
     assert read_static(store, "daily_item", ["1"], as_of_ms=start_ms(day(8)) - 1)["as_of_ms"] == start_ms(day(7))
+
+
+def test_what_was_dropped_is_refused_and_stays_dropped(store: StaticFeatures) -> None:
+    names = pl.DataFrame([(0, first_minute(day(at)), "a") for at in (1, 2)], schema=NAME_SCHEMA, orient="row")
+    with store.begin("a") as correction:
+        correction.note(taken_back=names, days=[day(at) for at in range(11)], offsets={0: 5})
+        correction.add(_counts(*((at, "item", 1, 10, at) for at in range(11))))
+        correction.replace([day(at) for at in range(11)])
+        assert correction.publish(day(9), kept_from=day(2)) == 1
+        assert correction.publish(day(10), kept_from=day(1)) == 1
+        assert (correction.state().kept_from, correction.days()) == (day(2), [day(at) for at in range(2, 11)])
+    value = store.static("item", [1], as_of_day=day(8)).values[1]
+    assert value is not None
+    assert value["click_7d"] == sum(range(2, 9))
+    with pytest.raises(BeyondRetention, match="kept from 2026-01-03 on, and 2026-01-02 is asked for") as refused:
+        store.static("item", [1], as_of_day=day(7))
+    assert "as of 2026-01-09 or later" in refused.value.mend
+    assert store.taken_back(from_minute=first_minute(day(2)), to_minute=first_minute(day(3))).height == 1
+    with pytest.raises(BeyondRetention):
+        store.taken_back(from_minute=first_minute(day(2)) - 1, to_minute=first_minute(day(3)))
 
 
 def test_a_replaced_day_is_pending_no_more_and_another_stays_as_it_was(store: StaticFeatures) -> None:
@@ -235,7 +261,6 @@ def test_a_run_leaves_what_a_plain_count_of_all_events_gives(place: Place) -> No
     assert report.keys == len(place.expected())
     for at in range(9):
         assert place.read(at) == place.expected(at)
-    assert not place.store.due(day(LAST))
 
 
 def test_a_run_again_counts_nothing_and_one_of_everything_changes_nothing(place: Place) -> None:
@@ -256,7 +281,6 @@ def test_a_late_event_or_retraction_corrects_its_day_and_just_the_values_that_re
         place.come([late])
         of_day = 1 if late["event_type"] == "click" else int((original["ts"] - start_ms(day(0))) // DAY_MS)
         assert day(of_day) in place.run().days
-    assert place.store.due(day(LAST)) is False
     for at in range(9):
         assert place.read(at) == place.expected(at)
         assert (place.read(at) != old[at]) == (1 <= at <= 7)
@@ -317,6 +341,30 @@ def test_a_retraction_that_was_noted_before_brings_up_no_day_again(place: Place)
     assert place.read() == place.expected()
 
 
+def test_days_that_no_window_reaches_are_dropped_by_the_run_that_goes_on_and_what_comes_for_them_is_named(
+    place: Place,
+) -> None:
+    place.come(random_events(1_200, days=12))
+    assert place.run(keep=9).days == tuple(day(at) for at in range(9))
+    later = place.run(complete=11, keep=9)
+    assert (later.days, later.too_old) == (tuple(day(at) for at in (9, 10, 11)), ())
+    place.come([event("old", "view", at_ms=2 * DAY_MS), event("late", "view", at_ms=3 * DAY_MS)])
+    report = place.run(complete=11, keep=9)
+    assert (report.days, report.too_old) == ((day(3),), (day(2),))
+    for at in (9, 10, 11):
+        assert place.read(at) == place.expected(at)
+    with pytest.raises(BeyondRetention, match="2026-01-03 is asked for"):
+        place.read(8)
+    with pytest.raises(BeyondRetention, match="2026-01-03 is asked for"):
+        place.run(complete=11, keep=9, days=(day(2),))
+    everything = place.run(complete=11, keep=9, everything=True)
+    assert (everything.days, everything.too_old) == (
+        tuple(day(at) for at in range(3, 12)),
+        tuple(day(at) for at in range(3)),
+    )
+    assert place.read(11) == place.expected(11)
+
+
 class Dying(HereCounting):
     """Counting that ends in the middle."""
 
@@ -365,7 +413,7 @@ class _unpublished:  # noqa: N801 - a context manager
 def test_whatever_a_killed_run_left_the_next_one_finishes(place: Place) -> None:
     place.come(random_events(900, days=9))
     with pytest.raises(RuntimeError, match="killed"):
-        place.run(rows=50, counting=Dying(place.history, place.store))
+        place.run(counting=Dying(place.history, place.store))
     assert place.read() == {}
     assert place.run().as_of_day == day(LAST)
     assert place.read() == place.expected()
@@ -380,7 +428,6 @@ def test_whatever_a_killed_run_left_the_next_one_finishes(place: Place) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         mortal.correct(RunOrder(owner="mortal", complete=day(LAST)))
     assert place.read() == stale
-    assert place.store.due(day(LAST))
     place.run()
     assert place.read() == place.expected()
 

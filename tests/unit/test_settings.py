@@ -43,6 +43,7 @@ def test_a_secret_is_named_in_the_file_and_read_from_the_environment(monkeypatch
         ("serving: {arms: {static: {realtime: perhaps}}}", "serving.arms.static.realtime"),
         ("serving: {arms: [static, features]}", "serving.arms"),
         ("servers: {postgres: {dsn: '${NOT_SET}'}}", "export NOT_SET="),
+        ("daily: {keep_days: 6}", "keep_days is 6; the longest window is of 7 days"),
         ("- 1", "no sections"),
         ("a: [", "not YAML"),
     ],

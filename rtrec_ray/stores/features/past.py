@@ -8,8 +8,9 @@ from typing import Final, Protocol
 import polars as pl
 import pyarrow.compute as pc
 
+from rtrec_ray.errors import BeyondRetention
 from rtrec_ray.events import BEHAVIOR, RETRACT
-from rtrec_ray.features.counted import EVENT_SCHEMA
+from rtrec_ray.features.counted import EVENT_SCHEMA, NAME_SCHEMA
 from rtrec_ray.features.seen import MINUTE_MS
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
@@ -28,7 +29,10 @@ class NotedRetractions(Protocol):
         ...
 
     def taken_back(self, *, from_minute: int, to_minute: int) -> pl.DataFrame:
-        """Names (NAME_SCHEMA) of the events of these minutes that were taken back."""
+        """Names (NAME_SCHEMA) of the events of these minutes that were taken back.
+
+        Raises BeyondRetention when some of these minutes are not kept any more.
+        """
         ...
 
 
@@ -68,15 +72,12 @@ class HistoryPast:
     def behavior(self, *, from_ms: int, to_ms: int) -> pl.DataFrame:
         """See Past. Of a retraction that the T+1 job has noted only the name of what it takes back is here."""
         inside = list(self._history.scan(BEHAVIOR, from_ms=from_ms, to_ms=to_ms, columns=EVENT_SCHEMA.names()))
-        # First up to where all is noted, then what is noted: a run that ends in between adds names and takes none away.
-        upto = {} if self._noted is None else self._noted.noted_upto()
+        upto, names = self._known(from_ms=from_ms, to_ms=to_ms)
         later = self._history.files(BEHAVIOR, from_ms=to_ms)
         unnoted = [file for file in later if file.max_offset >= upto.get(file.partition, -1)]
-        frames = [EVENT_SCHEMA.to_frame(), *inside, self._retractions(unnoted, from_ms=to_ms)]
-        if self._noted is not None:
-            names = self._noted.taken_back(from_minute=from_ms // MINUTE_MS, to_minute=-(-to_ms // MINUTE_MS))
-            frames.append(_stand_ins(names))
-        return pl.concat(frames)
+        return pl.concat(
+            [EVENT_SCHEMA.to_frame(), *inside, self._retractions(unnoted, from_ms=to_ms), _stand_ins(names)]
+        )
 
     def below(self, offsets: Mapping[int, int], *, from_ms: int, to_ms: int) -> pl.DataFrame:
         """Events with ts in [from_ms, to_ms), and of all later retractions at least those below these offsets
@@ -98,6 +99,18 @@ class HistoryPast:
     def files(self, *, from_ms: int, to_ms: int) -> tuple[HistoryFile, ...]:
         """The files that may hold events of that time."""
         return self._history.files(BEHAVIOR, from_ms=from_ms, to_ms=to_ms)
+
+    def _known(self, *, from_ms: int, to_ms: int) -> tuple[Mapping[int, int], pl.DataFrame]:
+        """Partition → offset below which the retractions of these times are known by name, and the names."""
+        if self._noted is None:
+            return {}, NAME_SCHEMA.to_frame()
+        # First up to where all is noted, then what is noted: a run that ends in between adds names, and takes away all
+        # of a day or none.
+        upto = self._noted.noted_upto()
+        try:
+            return upto, self._noted.taken_back(from_minute=from_ms // MINUTE_MS, to_minute=-(-to_ms // MINUTE_MS))
+        except BeyondRetention:
+            return {}, NAME_SCHEMA.to_frame()
 
     def _retractions(self, files: Sequence[HistoryFile], *, from_ms: int) -> pl.DataFrame:
         # They are few, and the column that tells them compresses to almost nothing.

@@ -11,8 +11,17 @@ import polars as pl
 
 from rtrec_ray.errors import LeaseHeld
 from rtrec_ray.features.counted import NAME_SCHEMA
-from rtrec_ray.features.daily import COUNT_SCHEMA, VALUE_SCHEMA, added_up, static_values, window_of
-from rtrec_ray.stores.static.store import TASK, State, StaticValues, chosen
+from rtrec_ray.features.daily import (
+    COUNT_SCHEMA,
+    VALUE_SCHEMA,
+    added_up,
+    day_of,
+    first_minute,
+    static_values,
+    window_of,
+)
+from rtrec_ray.features.seen import MINUTE_MS
+from rtrec_ray.stores.static.store import TASK, State, StaticValues, chosen, require_kept
 
 
 @dataclass(slots=True)
@@ -37,15 +46,9 @@ class MemoryStaticFeatures:
         """See StaticReader."""
         newest, values = self._tables.state.as_of_day, self._tables.values
         if as_of_day is not None and newest is not None and as_of_day < newest:
+            require_kept(window_of(as_of_day)[0], kept_from=self._tables.state.kept_from)
             newest, values = as_of_day, static_values(self._tables.counts, as_of_day=as_of_day)
         return chosen(values.filter(pl.col("entity") == entity), keys, as_of_day=newest)
-
-    def due(self, as_of_day: dt.date) -> bool:
-        """See StaticFeatures."""
-        newest = self._tables.state.as_of_day
-        day = as_of_day if newest is None else max(newest, as_of_day)
-        pending = any(pending and one <= day for one, pending in self._tables.pending.items())
-        return newest != day or self._tables.state.stale or pending
 
     def noted_upto(self) -> Mapping[int, int]:
         """See StaticFeatures."""
@@ -53,6 +56,7 @@ class MemoryStaticFeatures:
 
     def taken_back(self, *, from_minute: int, to_minute: int) -> pl.DataFrame:
         """See StaticFeatures."""
+        require_kept(day_of(from_minute * MINUTE_MS), kept_from=self._tables.state.kept_from)
         return self._tables.taken_back.filter(pl.col("minute") >= from_minute, pl.col("minute") < to_minute)
 
     @contextmanager
@@ -112,9 +116,18 @@ class MemoryCorrection:
             tables.state = replace(tables.state, stale=tables.state.stale or within)
         self._aside.clear()
 
-    def publish(self, as_of_day: dt.date) -> int:
+    def publish(self, as_of_day: dt.date, *, kept_from: dt.date | None = None) -> int:
         """See Correction."""
         tables = self._tables
         tables.values = static_values(tables.counts, as_of_day=as_of_day)
         tables.state = replace(tables.state, as_of_day=as_of_day, stale=False)
+        if kept_from is not None:
+            self._drop(kept_from)
         return tables.values.height
+
+    def _drop(self, kept_from: dt.date) -> None:
+        tables = self._tables
+        tables.counts = tables.counts.filter(pl.col("day") >= kept_from)
+        tables.pending = {day: pending for day, pending in tables.pending.items() if day >= kept_from}
+        tables.taken_back = tables.taken_back.filter(pl.col("minute") >= first_minute(kept_from))
+        tables.state = replace(tables.state, kept_from=max(kept_from, tables.state.kept_from or kept_from))

@@ -12,12 +12,23 @@ from typing import Any, Final
 import polars as pl
 
 from rtrec_ray.features.counted import NAME_SCHEMA
-from rtrec_ray.features.daily import COUNT_SCHEMA, LONGEST, VALUE_SCHEMA, VALUES, static_values, whole_keys, window_of
+from rtrec_ray.features.daily import (
+    COUNT_SCHEMA,
+    LONGEST,
+    VALUE_SCHEMA,
+    VALUES,
+    day_of,
+    first_minute,
+    static_values,
+    whole_keys,
+    window_of,
+)
+from rtrec_ray.features.seen import MINUTE_MS
 from rtrec_ray.postgres.connection import Connection, Cursor, Pool, PostgresOptions, connect, transaction
 from rtrec_ray.postgres.copy import copy_frame
 from rtrec_ray.postgres.lease import Lease, fence, kept, release, take
 from rtrec_ray.postgres.statements import load
-from rtrec_ray.stores.static.store import TASK, State, StaticValues, chosen
+from rtrec_ray.stores.static.store import TASK, State, StaticValues, chosen, require_kept
 
 _STATEMENT_MS: Final = 3_600_000  # a day of many keys is replaced by one statement
 _READ_SCHEMA: Final = pl.Schema({name: VALUE_SCHEMA[name] for name in ("key", *VALUES)})
@@ -49,19 +60,16 @@ class PostgresStaticFeatures:
         values = pl.DataFrame([row[1:] for row in rows if row[1] is not None], schema=_READ_SCHEMA, orient="row")
         return chosen(values, keys, as_of_day=newest)
 
-    def due(self, as_of_day: dt.date) -> bool:
-        """See StaticFeatures."""
-        return bool(self._rows("read_due", {"as_of_day": as_of_day})[0][0])
-
     def noted_upto(self) -> Mapping[int, int]:
         """See StaticFeatures."""
-        ((offsets, _, _),) = self._rows("read_state", {})
+        ((offsets, *_),) = self._rows("read_state", {})
         return {int(number): at for number, at in offsets.items()}
 
     def taken_back(self, *, from_minute: int, to_minute: int) -> pl.DataFrame:
         """See StaticFeatures."""
         rows = self._rows("read_taken_back", {"from_minute": from_minute, "to_minute": to_minute})
-        return pl.DataFrame(rows, schema=NAME_SCHEMA, orient="row")
+        require_kept(day_of(from_minute * MINUTE_MS), kept_from=rows[0][0])
+        return pl.DataFrame([row[1:] for row in rows if row[1] is not None], schema=NAME_SCHEMA, orient="row")
 
     @contextmanager
     def begin(self, owner: str) -> Iterator[PostgresCorrection]:
@@ -83,7 +91,9 @@ class PostgresStaticFeatures:
         first, last = window_of(as_of_day)
         days = [first + dt.timedelta(days=n) for n in range((last - first).days + 1)]
         cursor.execute(self._sql["read_counts"], {**parameters, "days": days})
-        counts = pl.DataFrame(cursor.fetchall(), schema=COUNT_SCHEMA, orient="row")
+        rows = cursor.fetchall()
+        require_kept(first, kept_from=rows[0][0])
+        counts = pl.DataFrame([row[1:] for row in rows if row[1] is not None], schema=COUNT_SCHEMA, orient="row")
         return chosen(static_values(counts, as_of_day=as_of_day), parameters["keys"], as_of_day=as_of_day)
 
     def _rows(self, statement: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -107,8 +117,9 @@ class PostgresCorrection:
             cursor.execute(self._sql["read_state"])
             row = cursor.fetchone()
         assert row is not None
-        offsets, as_of_day, stale = row
-        return State(offsets={int(number): at for number, at in offsets.items()}, as_of_day=as_of_day, stale=stale)
+        offsets, as_of_day, stale, kept_from = row
+        known = {int(number): at for number, at in offsets.items()}
+        return State(offsets=known, as_of_day=as_of_day, stale=stale, kept_from=kept_from)
 
     def note(self, *, taken_back: pl.DataFrame, days: Iterable[dt.date], offsets: Mapping[int, int]) -> None:
         """See Correction."""
@@ -139,7 +150,7 @@ class PostgresCorrection:
         with self._fenced() as cursor:
             cursor.execute(self._sql["empty_aside"])
 
-    def publish(self, as_of_day: dt.date) -> int:
+    def publish(self, as_of_day: dt.date, *, kept_from: dt.date | None = None) -> int:
         """See Correction."""
         keys = 0
         with self._fenced() as cursor:
@@ -147,7 +158,9 @@ class PostgresCorrection:
             for counts in whole_keys(self._window(as_of_day)):
                 values = static_values(counts, as_of_day=as_of_day).with_columns(as_of_day=as_of_day)
                 keys += copy_frame(cursor, "features.daily_values", values.sort("entity", "key"))
-            cursor.execute(self._sql["put_as_of_day"], {"as_of_day": as_of_day})
+            cursor.execute(self._sql["put_as_of_day"], {"as_of_day": as_of_day, "kept_from": kept_from})
+            if kept_from is not None:
+                cursor.execute(self._sql["drop_days"], {"kept_from": kept_from, "minute": first_minute(kept_from)})
         return keys
 
     def _window(self, as_of_day: dt.date) -> Iterator[pl.DataFrame]:

@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.events import BEHAVIOR, RETRACT
 from rtrec_ray.features.counted import NAME_SCHEMA, counted, taken_back
-from rtrec_ray.features.daily import COUNT_SCHEMA, COUNTED, DAY_MS, ENTITIES, day_counts, day_of, start_ms
+from rtrec_ray.features.daily import COUNT_SCHEMA, COUNTED, DAY_MS, ENTITIES, day_counts, day_of, first_minute, start_ms
 from rtrec_ray.features.seen import MINUTE_MS
 from rtrec_ray.stores.history.store import HOUR_MS, History, HistoryFile
-from rtrec_ray.stores.static.store import Correction, StaticFeatures
+from rtrec_ray.stores.static.store import Correction, State, StaticFeatures, require_kept
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ class RunOrder:
 class RunReport:
     """What a run did. `events` that count in its days; `keys` that have a value now, None: the values were not touched.
 
-    `as_of_day`: the last day of the values' windows.
+    `as_of_day`: the last day of the values' windows. `too_old`: days for which something came that counts nowhere, as
+    they are not kept any more.
     """
 
     as_of_day: dt.date | None
@@ -69,6 +70,7 @@ class RunReport:
     events: int
     keys: int | None
     seconds: float
+    too_old: tuple[dt.date, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,33 +116,50 @@ class HereCounting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run over a history and a store. `rows_per_task`: events in memory of one task, about."""
+    """A run over a history and a store. `rows_per_task`: events in memory of one task, about.
+
+    `keep_days`: so many days up to the newest one of the values are kept, those of the longest window at least.
+    """
 
     history: History
     store: StaticFeatures
     counting: Counting
     rows_per_task: int = 1_000_000
+    keep_days: int = 35
 
     def correct(self, order: RunOrder, progress: Progress = lambda done, total: None) -> RunReport:
         """Do what is to do; `progress` is told how many of how many events are read. May be repeated at any time.
 
-        Raises LeaseHeld while another run goes on, LeaseLost, StoreUnavailable.
+        Raises BeyondRetention for a day that is not kept any more, LeaseHeld while another run goes on, LeaseLost,
+        StoreUnavailable.
         """
         began_s = monotonic_s()
         with self.store.begin(order.owner) as correction:
-            self._note(correction, order)
-            days, target = _to_do(correction, order)
+            target, kept_from = self._bounds(correction.state(), order)
+            too_old = self._note(correction, order, kept_from)
+            days = _to_do(correction, order, target=target, kept_from=kept_from)
             events = self._count(correction, days, progress)
             state = correction.state()
             keys = None
             if target is not None and (state.stale or state.as_of_day != target):
-                keys = correction.publish(target)
-        report = RunReport(as_of_day=target, days=days, events=events, keys=keys, seconds=monotonic_s() - began_s)
-        log.info("static_features_corrected", extra={"days": len(days), "events": events, "keys": keys})
+                keys = correction.publish(target, kept_from=kept_from)
+        seconds = monotonic_s() - began_s
+        report = RunReport(as_of_day=target, days=days, events=events, keys=keys, seconds=seconds, too_old=too_old)
+        told = {"days": len(days), "events": events, "keys": keys, "too_old": len(too_old)}
+        log.info("static_features_corrected", extra=told)
         return report
 
-    def _note(self, correction: Correction, order: RunOrder) -> None:
-        """Find the days for which something came since the last run."""
+    def _bounds(self, state: State, order: RunOrder) -> tuple[dt.date | None, dt.date | None]:
+        """The day that the values are brought to, and the first that is kept; neither goes back behind earlier runs."""
+        target = max((day for day in (state.as_of_day, order.complete) if day is not None), default=None)
+        wanted = None if target is None else target - dt.timedelta(days=self.keep_days - 1)
+        kept_from = max((day for day in (state.kept_from, wanted) if day is not None), default=None)
+        for day in order.days:
+            require_kept(day, kept_from=kept_from)
+        return target, kept_from
+
+    def _note(self, correction: Correction, order: RunOrder, kept_from: dt.date | None) -> tuple[dt.date, ...]:
+        """Find the days for which something came since the last run; answers those that are not kept any more."""
         known = {} if order.everything else correction.state().offsets
         came = behind(self.history.files(BEHAVIOR), known)
         frames = [
@@ -151,9 +170,12 @@ class Run:
         minutes = (noted["minute"] // (DAY_MS // MINUTE_MS)).unique()
         days = {day_of(file.min_ts_ms) for file in came} | {_EPOCH + dt.timedelta(days=n) for n in minutes}
         days |= {*order.days, *(correction.days() if order.everything else ())}
-        correction.note(
-            taken_back=noted.select(NAME_SCHEMA.names()).unique(), days=sorted(days), offsets={**known, **ends(came)}
-        )
+        gone = {day for day in days if kept_from is not None and day < kept_from}
+        names = noted.select(NAME_SCHEMA.names()).unique()
+        if kept_from is not None:
+            names = names.filter(pl.col("minute") >= first_minute(kept_from))
+        correction.note(taken_back=names, days=sorted(days - gone), offsets={**known, **ends(came)})
+        return tuple(sorted(gone))
 
     def _count(self, correction: Correction, days: Sequence[dt.date], progress: Progress) -> int:
         files = {day: self.history.files(BEHAVIOR, from_ms=start_ms(day), to_ms=start_ms(day) + DAY_MS) for day in days}
@@ -227,12 +249,14 @@ def count_unit(history: History, store: StaticFeatures, number: int, unit: Unit)
     return counts.select(pl.lit(number, dtype=pl.Int64).alias("unit"), *COUNT_SCHEMA.names())
 
 
-def _to_do(correction: Correction, order: RunOrder) -> tuple[tuple[dt.date, ...], dt.date | None]:
-    """The days to count, and the day that the values are brought to; neither goes back behind an earlier run."""
-    newest = correction.state().as_of_day
-    target = max((day for day in (newest, order.complete) if day is not None), default=None)
+def _to_do(
+    correction: Correction, order: RunOrder, *, target: dt.date | None, kept_from: dt.date | None
+) -> tuple[dt.date, ...]:
+    """The days to count."""
     pending = [] if target is None else correction.pending(upto=target)
-    return tuple(sorted({*pending, *order.days})), target
+    # What became pending before any day was over may be too old by now.
+    kept = [day for day in pending if kept_from is None or day >= kept_from]
+    return tuple(sorted({*kept, *order.days}))
 
 
 class _Parts:

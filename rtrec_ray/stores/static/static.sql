@@ -1,5 +1,5 @@
 -- name: read_state
-SELECT offsets, as_of_day, stale FROM features.daily_state;
+SELECT offsets, as_of_day, stale, kept_from FROM features.daily_state;
 
 -- name: read_values (one statement: the day and the values are of one run)
 SELECT s.as_of_day, v.key, v.impression_1d, v.click_1d, v.view_1d, v.favorite_1d, v.cart_1d, v.consult_1d, v.comment_1d,
@@ -8,19 +8,16 @@ SELECT s.as_of_day, v.key, v.impression_1d, v.click_1d, v.view_1d, v.favorite_1d
 FROM features.daily_state s
 LEFT JOIN features.daily_values v ON v.entity = %(entity)s AND v.key = ANY(%(keys)s::bigint[]);
 
--- name: read_counts
-SELECT day, entity, key, impression, click, view, favorite, cart, consult, comment, search
-FROM features.daily_counts
-WHERE day = ANY(%(days)s::date[]) AND entity = %(entity)s AND key = ANY(%(keys)s::bigint[]);
+-- name: read_counts (one statement: a run that drops days in between would leave a part of the window)
+SELECT s.kept_from, c.day, c.entity, c.key, c.impression, c.click, c.view, c.favorite, c.cart, c.consult, c.comment, c.search
+FROM features.daily_state s
+LEFT JOIN features.daily_counts c
+    ON c.day = ANY(%(days)s::date[]) AND c.entity = %(entity)s AND c.key = ANY(%(keys)s::bigint[]);
 
--- name: read_due
-SELECT s.as_of_day IS DISTINCT FROM greatest(s.as_of_day, %(as_of_day)s) OR s.stale
-       OR EXISTS (SELECT FROM features.daily_days d WHERE d.pending AND d.day <= greatest(s.as_of_day, %(as_of_day)s))
-FROM features.daily_state s;
-
--- name: read_taken_back
-SELECT user_id, minute, event_id FROM features.daily_taken_back
-WHERE minute >= %(from_minute)s AND minute < %(to_minute)s;
+-- name: read_taken_back (one statement, as read_counts)
+SELECT s.kept_from, t.user_id, t.minute, t.event_id
+FROM features.daily_state s
+LEFT JOIN features.daily_taken_back t ON t.minute >= %(from_minute)s AND t.minute < %(to_minute)s;
 
 -- name: read_pending
 SELECT day FROM features.daily_days WHERE pending AND day <= %(upto)s ORDER BY day;
@@ -66,4 +63,10 @@ FROM features.daily_counts WHERE day BETWEEN %(first)s AND %(last)s ORDER BY ent
 DELETE FROM features.daily_values;
 
 -- name: put_as_of_day
-UPDATE features.daily_state SET as_of_day = %(as_of_day)s, stale = false;
+UPDATE features.daily_state
+SET as_of_day = %(as_of_day)s, stale = false, kept_from = greatest(kept_from, %(kept_from)s::date);
+
+-- name: drop_days (before the first one that is kept)
+DELETE FROM features.daily_counts WHERE day < %(kept_from)s::date;
+DELETE FROM features.daily_days WHERE day < %(kept_from)s::date;
+DELETE FROM features.daily_taken_back WHERE minute < %(minute)s::bigint;

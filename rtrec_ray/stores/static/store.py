@@ -14,7 +14,8 @@ from typing import Any, Final, Protocol
 
 import polars as pl
 
-from rtrec_ray.features.daily import DAY_MS, ENTITIES, VALUES, VERSION, WINDOWS, day_of, start_ms
+from rtrec_ray.errors import BeyondRetention
+from rtrec_ray.features.daily import DAY_MS, ENTITIES, LONGEST, VALUES, VERSION, WINDOWS, day_of, start_ms
 
 TASK: Final = "daily"
 """Whose lease a run takes."""
@@ -32,11 +33,13 @@ class State:
 
     `offsets`: partition → behaviour offset before which everything in the history is noted. `as_of_day`: the last day
     of the values' windows, None before there are any. `stale`: a day of these windows was counted anew since.
+    `kept_from`: nothing is kept of earlier days, and nothing of them is counted; None before a day was dropped.
     """
 
     offsets: Mapping[int, int] = field(default_factory=dict)
     as_of_day: dt.date | None = None
     stale: bool = False
+    kept_from: dt.date | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,8 @@ class StaticReader(Protocol):
         """The values of some keys of an entity ("user", "item", "category"), all of one run.
 
         `as_of_day`: at the end of an earlier day, by the days' counts as they are now; None, or a day that is later
-        than the values, is what the last run left.
+        than the values, is what the last run left. Raises BeyondRetention when a day of the window is not kept any
+        more.
         """
         ...
 
@@ -86,32 +90,48 @@ class Correction(Protocol):
         """Let what was put aside be the counts of these days, which are pending no more; each day at once."""
         ...
 
-    def publish(self, as_of_day: dt.date) -> int:
-        """Replace all values by those as of the end of this day, at once; answers how many keys have one."""
+    def publish(self, as_of_day: dt.date, *, kept_from: dt.date | None = None) -> int:
+        """Replace all values by those as of the end of this day, at once; answers how many keys have one.
+
+        With them goes what is known of the days before `kept_from`; None drops nothing.
+        """
         ...
 
 
 class StaticFeatures(StaticReader, Protocol):
     """All of it."""
 
-    def due(self, as_of_day: dt.date) -> bool:
-        """Whether something is left to do for values as of this day, of what is known. Raises StoreUnavailable."""
-        ...
-
     def noted_upto(self) -> Mapping[int, int]:
-        """Partition → offset of behaviour below which every retraction is noted. Raises StoreUnavailable."""
+        """Partition → offset of behaviour below which every retraction is noted, but for the days that are not kept.
+
+        Raises StoreUnavailable.
+        """
         ...
 
     def taken_back(self, *, from_minute: int, to_minute: int) -> pl.DataFrame:
         """Names (NAME_SCHEMA) of the events of these minutes that were taken back, as far as that is noted.
 
-        Raises StoreUnavailable.
+        Raises BeyondRetention when some of these minutes are not kept any more, StoreUnavailable.
         """
         ...
 
     def begin(self, owner: str) -> AbstractContextManager[Correction]:
         """Begin a run. Raises LeaseHeld while another one goes on, StoreUnavailable."""
         ...
+
+
+def require_kept(day: dt.date, *, kept_from: dt.date | None) -> None:
+    """Refuse what takes the counts or retractions of a day that is not kept any more.
+
+    >>> require_kept(dt.date(2026, 1, 1), kept_from=dt.date(2026, 1, 2))
+    Traceback (most recent call last):
+    rtrec_ray.errors.BeyondRetention: static features are kept from 2026-01-02 on, and 2026-01-01 is asked for
+    """
+    if kept_from is not None and day < kept_from:
+        raise BeyondRetention(
+            f"static features are kept from {kept_from} on, and {day} is asked for",
+            mend=f"ask for values as of {kept_from + LONGEST} or later; daily.keep_days says how long days are kept",
+        )
 
 
 def chosen(values: pl.DataFrame, keys: Sequence[int], *, as_of_day: dt.date | None) -> StaticValues:
@@ -141,7 +161,7 @@ def read_static(store: StaticReader, view: str, keys: Sequence[str], *, as_of_ms
     """`rtrec features get` of one of VIEWS as JSON: {"view", "as_of_ms", "version", "values": {KEY: {...} or None}}.
 
     `as_of_ms` of the answer is the end of the windows, a midnight UTC; None as long as no run has ended. A time asked
-    for is floored to its midnight. Raises StoreUnavailable.
+    for is floored to its midnight. Raises BeyondRetention, StoreUnavailable.
     """
     numbers = {key: _number(key) for key in keys}
     asked = [number for number in numbers.values() if number is not None]
