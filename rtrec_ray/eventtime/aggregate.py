@@ -16,9 +16,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, Protocol
 
+import msgspec
+
 _AT_MOST_ONE: Final = frozenset((0, 3))  # parts of a partial with no entry, and with one
+_Listed = Sequence[Any] | msgspec.Raw
+_decode: Final = msgspec.json.Decoder(list[Any]).decode
 
 
 class Aggregate(Protocol):
@@ -169,36 +174,31 @@ class Newest:
     def __init__(self, *, limit: int | None, repeats: bool) -> None:
         self._limit = limit
         self._repeats = repeats
-        self._tiles: dict[int, list[tuple[int, str, Any]]] = {}
+        # Entries of a tile are looked at when a value goes that far back, which with a limit it seldom does.
+        self._tiles: dict[int, list[_Listed]] = {}
 
-    def add(self, partials: Sequence[Sequence[Any]], starts_ms: Sequence[int]) -> None:
-        """Take [ms after the tile's start, event_id, value, ...] each."""
+    def add(self, partials: Sequence[_Listed], starts_ms: Sequence[int]) -> None:
+        """Take [ms after the tile's start, event_id, value, ...] each, or that as JSON."""
         tiles = self._tiles
         for start, partial in zip(starts_ms, partials, strict=True):
-            tiles.setdefault(start, []).extend(_entries(partial))
+            tiles.setdefault(start, []).append(partial)
 
-    def drop(self, partials: Sequence[Sequence[Any]], starts_ms: Sequence[int]) -> None:
+    def drop(self, partials: Sequence[_Listed], starts_ms: Sequence[int]) -> None:
         """Take the tiles away."""
         for start in starts_ms:
             self._tiles.pop(start, None)
 
     def value(self) -> list[Any]:
         """The values, newest first."""
-        found: list[Any] = []
-        known: set[Any] = set()
-        for value in self._newest_first():
-            if self._limit is not None and len(found) >= self._limit:
-                break
-            if self._repeats or value not in known:
-                known.add(value)
-                found.append(value)
-        return found
+        values = self._newest_first()
+        return list(islice(values if self._repeats else _distinct(values), self._limit))
 
-    def alone(self, partials: Sequence[Sequence[Any]], starts_ms: Sequence[int]) -> list[Any]:
+    def alone(self, partials: Sequence[_Listed], starts_ms: Sequence[int]) -> list[Any]:
         """The values of these, newest first."""
         # Rows of one entry each, none of which takes another back, as most of a user's: they are compared as they are.
+        # The JSON of one is longer than 3.
         if _AT_MOST_ONE.issuperset(map(len, partials)):
-            found = [row for row in zip(starts_ms, partials, strict=True) if row[1]]
+            found: list[tuple[int, Any]] = [row for row in zip(starts_ms, partials, strict=True) if row[1]]
             if None not in [partial[2] for _, partial in found]:
                 found.sort(reverse=True)
                 values = [partial[2] for _, partial in found]
@@ -209,7 +209,7 @@ class Newest:
 
     def _newest_first(self) -> Iterator[Any]:
         for start in sorted(self._tiles, reverse=True):
-            entries = self._tiles[start]
+            entries = [entry for partial in self._tiles[start] for entry in _entries(partial)]
             if len(entries) == 1 and entries[0][2] is not None:  # as in most tiles of a user
                 yield entries[0][2]
             else:
@@ -229,8 +229,16 @@ def _count(counts: dict[Any, int], partials: Sequence[Sequence[Any]]) -> dict[An
     return counts
 
 
-def _entries(partial: Sequence[Any]) -> Iterator[tuple[int, str, Any]]:
-    parts = iter(partial)
+def _distinct(values: Iterator[Any]) -> Iterator[Any]:
+    known: set[Any] = set()
+    for value in values:
+        if value not in known:
+            known.add(value)
+            yield value
+
+
+def _entries(partial: _Listed) -> Iterator[tuple[int, str, Any]]:
+    parts: Iterator[Any] = iter(_decode(partial) if isinstance(partial, msgspec.Raw) else partial)
     return zip(parts, parts, parts, strict=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,6 +14,7 @@ from rtrec_ray.clock import ManualClock
 from rtrec_ray.errors import StoreUnavailable, UnknownView
 from rtrec_ray.features.definition import Aggregation, Condition, Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
+from rtrec_ray.features.merge import Once
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
 from rtrec_ray.stores.features.near import NearFeatures
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
@@ -148,6 +150,27 @@ def test_rows_that_left_the_windows_are_dropped(place):
         followed.near.refresh()
         assert followed.near.rows <= 7
     assert followed.both()[0] == followed.both()[1]
+
+
+def test_nobody_waits_for_the_values_of_a_busy_key(place):
+    followed = Follower(place)
+    followed.commit(user=[("1", BASE, SEVEN), ("2", BASE, EIGHT)])
+    followed.near.refresh()
+    others = []
+
+    def during(frame, event, _) -> None:
+        if event == "call" and frame.f_code is Once.value.__code__ and not others:
+            others.append(threading.Thread(target=lambda: (followed.value(key="2"), followed.near.refresh())))
+            others[0].start()
+            others[0].join(timeout=10)
+            assert not others[0].is_alive(), "another read and a look"
+
+    sys.setprofile(during)
+    try:
+        assert followed.value(key="1") == {"clicks": 1, "last": [7]}
+    finally:
+        sys.setprofile(None)
+    assert others
 
 
 def test_a_list_that_is_gone_is_gone(place):

@@ -34,6 +34,9 @@ _AFTER_TROUBLE_S: Final = 1.0
 _AFTER_TOO_MUCH_S: Final = 60.0
 _LEAST_DROPPED: Final = 1_000
 
+_Rows = tuple[ViewKey, Once, list[int], list[str]]
+_Cut = tuple[dict[ViewKey, Value | None], dict[str, ReadPoint], list[_Rows]]
+
 
 class NearFeatures:
     """FeatureReader: reads of now from memory, everything else from `store`.
@@ -110,9 +113,13 @@ class NearFeatures:
         if self.age_s() is not None:
             planned = plan(self.definitions, asks, as_of_ms=None, now_ms=now_ms)
             with self._lock:
-                found = None if self._copy is None else self._copy.read(planned, now_ms=now_ms, cached=cached)
-            if found is not None:
-                return found
+                cut = None if self._copy is None else self._copy.cut(planned, now_ms=now_ms, cached=cached)
+            # A busy key has so many entries that all other readers would wait while they are added up.
+            if cut is not None:
+                values, points, rows = cut
+                for key, once, starts, states in rows:
+                    values[key] = once.value(starts, ",".join(states))
+                return Reading(values=values, points=points)
         return self._store.read(asks, now_ms=now_ms, cached=cached)
 
     def get(
@@ -178,10 +185,13 @@ class _Copy:
             self._rounds[view_id] = each
         self._offsets = news.offsets
 
-    def read(self, planned: Sequence[Ask], *, now_ms: int, cached: bool) -> Reading | None:
-        """The values; None if something is not held."""
+    def cut(self, planned: Sequence[Ask], *, now_ms: int, cached: bool) -> _Cut | None:
+        """Values of lists, None for other keys; what is behind the values; the rows of those keys that have some, with
+        what adds them up. None if something is not held.
+        """
         values: dict[ViewKey, Value | None] = {}
         points: dict[str, ReadPoint] = {}
+        rows: list[_Rows] = []
         for ask in planned:
             view = ask.view
             if cached and view.cached:
@@ -194,10 +204,13 @@ class _Copy:
             tiles = self._tiles.get(view.id)
             if tiles is None or ask.span.from_ms < tiles.from_ms:
                 return None
-            values[ask.key] = tiles.value(ask.key.key, ask.span)
+            starts, states = tiles.rows(ask.key.key, ask.span)
+            values[ask.key] = None
+            if starts:
+                rows.append((ask.key, tiles.once, starts, states))
             if view.name not in points:
                 points[view.name] = ReadPoint(as_of_ms=now_ms, offsets=self._offsets, version=view.version)
-        return Reading(values=values, points=points)
+        return values, points, rows
 
 
 class _Tiles:
@@ -207,7 +220,7 @@ class _Tiles:
         self.view = view
         self.height = 0
         self.from_ms = -(1 << 62)
-        self._once = Once(view)
+        self.once = Once(view)
         # A start and a state in turn: one list a key, for the collector of garbage goes through all of them.
         self._rows: dict[str, list[Any]] = {}
         self._newest_ms = self.from_ms
@@ -233,25 +246,25 @@ class _Tiles:
         for _ in range(min(len(self._due), max(_LEAST_DROPPED, 2 * len(rows)))):
             self._drop(self._due.popleft())
 
-    def value(self, key: str, span: Span) -> Value | None:
-        """The value of a key in a window that begins no earlier than here."""
-        held = self._rows.get(key)
-        if held is None:
-            return None
+    def rows(self, key: str, span: Span) -> tuple[list[int], list[str]]:
+        """Starts and states of a key's tiles in a window that begins no earlier than here."""
+        held = self._rows.get(key, [])
         starts, states = held[::2], held[1::2]
         if self._due or span.from_ms > self.from_ms or span.to_ms <= self._newest_ms:
             inside = [span.from_ms <= start < span.to_ms for start in starts]
             starts, states = list(compress(starts, inside)), list(compress(states, inside))
-        return self._once.value(starts, ",".join(states)) if starts else None
+        return starts, states
 
     def _drop(self, key: str) -> None:
         """Drop what a key has before the window, unless that was done with an earlier row of it."""
-        held = self._rows.get(key, ())
+        held = self._rows.get(key)
+        if held is None or min(held[::2]) >= self.from_ms:
+            return
         kept = [part for row in zip(held[::2], held[1::2], strict=True) if row[0] >= self.from_ms for part in row]
         self.height -= (len(held) - len(kept)) // 2
         if kept:
             self._rows[key] = kept
-        elif held:
+        else:
             del self._rows[key]
 
 
