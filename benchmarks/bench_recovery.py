@@ -64,7 +64,8 @@ class Watch:
         with transaction(self.connection) as cursor:
             cursor.execute(POSITIONS)
             done = dict(cursor.fetchall())
-        reached = [at_s for at_s, ends in self.ends if all(done.get(p, 0) >= end for p, end in ends.items())]
+        begun = [(at_s, ends) for at_s, ends in self.ends if all(ends.values())]  # else nothing was written yet
+        reached = [at_s for at_s, ends in begun if all(done.get(p, 0) >= end for p, end in ends.items())]
         return now_s - reached[-1] if reached else float("inf")
 
     def ages_s(self, seconds: float) -> list[float]:

@@ -34,6 +34,9 @@ _AFTER_TROUBLE_S: Final = 1.0
 _AFTER_TOO_MUCH_S: Final = 60.0
 _LEAST_DROPPED: Final = 1_000
 
+_Rows = tuple[ViewKey, Once, list[int], list[str]]
+_Cut = tuple[dict[ViewKey, Value | None], dict[str, ReadPoint], list[_Rows]]
+
 
 class NearFeatures:
     """FeatureReader: reads of now from memory, everything else from `store`.
@@ -113,7 +116,10 @@ class NearFeatures:
                 cut = None if self._copy is None else self._copy.cut(planned, now_ms=now_ms, cached=cached)
             # A busy key has so many entries that all other readers would wait while they are added up.
             if cut is not None:
-                return cut.reading()
+                values, points, rows = cut
+                for key, once, starts, states in rows:
+                    values[key] = once.value(starts, ",".join(states))
+                return Reading(values=values, points=points)
         return self._store.read(asks, now_ms=now_ms, cached=cached)
 
     def get(
@@ -180,40 +186,31 @@ class _Copy:
         self._offsets = news.offsets
 
     def cut(self, planned: Sequence[Ask], *, now_ms: int, cached: bool) -> _Cut | None:
-        """All that the values are made of; None if something is not held."""
-        cut = _Cut()
+        """Values of lists, None for other keys; what is behind the values; the rows of those keys that have some, with
+        what adds them up. None if something is not held.
+        """
+        values: dict[ViewKey, Value | None] = {}
+        points: dict[str, ReadPoint] = {}
+        rows: list[_Rows] = []
         for ask in planned:
             view = ask.view
             if cached and view.cached:
                 last = self._rounds.get(view.id)
                 if last is None or not last.fresh:
                     return None
-                cut.values[ask.key] = self._lists[view.id].get(ask.key.key)
-                cut.points[view.name] = last.point
+                values[ask.key] = self._lists[view.id].get(ask.key.key)
+                points[view.name] = last.point
                 continue
             tiles = self._tiles.get(view.id)
             if tiles is None or ask.span.from_ms < tiles.from_ms:
                 return None
-            cut.rows.append((ask.key, tiles.once, *tiles.rows(ask.key.key, ask.span)))
-            if view.name not in cut.points:
-                cut.points[view.name] = ReadPoint(as_of_ms=now_ms, offsets=self._offsets, version=view.version)
-        return cut
-
-
-class _Cut:
-    """What a read takes out of a copy that moves on: values of lists, and rows of tiles by key."""
-
-    __slots__ = ("points", "rows", "values")
-
-    def __init__(self) -> None:
-        self.values: dict[ViewKey, Value | None] = {}
-        self.rows: list[tuple[ViewKey, Once, list[int], list[str]]] = []
-        self.points: dict[str, ReadPoint] = {}
-
-    def reading(self) -> Reading:
-        for key, once, starts, states in self.rows:
-            self.values[key] = once.value(starts, ",".join(states)) if starts else None
-        return Reading(values=self.values, points=self.points)
+            starts, states = tiles.rows(ask.key.key, ask.span)
+            values[ask.key] = None
+            if starts:
+                rows.append((ask.key, tiles.once, starts, states))
+            if view.name not in points:
+                points[view.name] = ReadPoint(as_of_ms=now_ms, offsets=self._offsets, version=view.version)
+        return values, points, rows
 
 
 class _Tiles:
