@@ -71,7 +71,11 @@ class FeatureStream:
         return +counts
 
     def take_profiles(self, profiles: pl.DataFrame) -> Counts:
-        """Take versions of profiles (PROFILE_SCHEMA). Those older than events already taken change nothing of these."""
+        """Take versions of profiles (PROFILE_SCHEMA). They change nothing of the events already taken.
+
+        `late_profile` counts those behind the watermark. One within the bound on disorder is in time, though events
+        that it would explain may have come before.
+        """
         self._profiles.take(profiles)
         late = 0 if self.watermark_ms is None else int((profiles["ts"] < self.watermark_ms).sum())
         return Counter(profile=profiles.height, late_profile=late)

@@ -149,7 +149,7 @@ def test_hashes_are_forgotten_only_when_their_minute_is_beyond_the_horizon():
         assert len(taken.seen) == known, ahead
 
 
-def test_a_profile_older_than_events_already_taken_is_counted_and_changes_nothing_of_them():
+def test_a_profile_behind_the_watermark_is_counted_and_changes_nothing_of_events_already_taken():
     click = {"event_type": "click", "item_type": "ad", "item_id": 5, "page_id": 3}
     profile = pl.DataFrame([(1, BASE, "CN", "f", None, None)], schema=PROFILE_SCHEMA, orient="row")
     taken = stream()
