@@ -10,7 +10,7 @@ import click
 
 from rtrec_ray.app.find import open_system
 from rtrec_ray.cli.cluster import on_cluster
-from rtrec_ray.cli.options import Duration, Where, command
+from rtrec_ray.cli.options import Duration, Moment, Where, command
 from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.errors import SamplesDiffer
 from rtrec_ray.samples.columns import SAMPLE_SCHEMA
@@ -68,11 +68,11 @@ def stats(where: Where, wait_ms: int | None, plot: Path | None) -> None:
 
 
 @click.command()
-@click.option("--from", "from_ms", type=int, required=True, help="Event time of impressions, ms UTC, inclusive.")
-@click.option("--to", "to_ms", type=int, required=True, help="Event time of impressions, ms UTC, exclusive.")
+@click.option("--from", "from_ms", type=Moment(), required=True, help="Event time of impressions, ms UTC, inclusive.")
+@click.option("--to", "to_ms", type=Moment(), required=True, help="Event time of impressions, ms UTC, exclusive.")
 @click.option("--out", required=True, help="An empty or new folder: a path, or a URI (s3://, gs://, hdfs://).")
 @click.option("--columns", type=Columns(), default=ALL, help="With commas between; all by default.")
-@click.option("--as-of", "as_of_ms", type=int, help="As it was known then: wall time, ms UTC.")
+@click.option("--as-of", "as_of_ms", type=Moment(), help="As it was known then: wall time, ms UTC.")
 @click.option("--as-of-seq", type=click.IntRange(min=0), help="As it was when the ledger had come to this commit_seq.")
 @click.option("--readers", type=click.IntRange(1, 64), default=2, show_default=True, help="Parts read at a time.")
 @command
@@ -92,8 +92,8 @@ def export(where: Where, out: str, readers: int, **asked: Any) -> None:
 
 
 @click.command()
-@click.option("--from", "from_ms", type=int, required=True, help="Event time of impressions, ms UTC, inclusive.")
-@click.option("--to", "to_ms", type=int, required=True, help="Event time of impressions, ms UTC, exclusive.")
+@click.option("--from", "from_ms", type=Moment(), required=True, help="Event time of impressions, ms UTC, inclusive.")
+@click.option("--to", "to_ms", type=Moment(), required=True, help="Event time of impressions, ms UTC, exclusive.")
 @click.option("--out", required=True, help="An empty or new folder: a path, or a URI (s3://, gs://, hdfs://).")
 @command
 def stitch(where: Where, from_ms: int, to_ms: int, out: str) -> None:
@@ -109,8 +109,8 @@ def stitch(where: Where, from_ms: int, to_ms: int, out: str) -> None:
 
 
 @click.command()
-@click.option("--from", "from_ms", type=int, required=True, help="Event time of impressions, ms UTC, inclusive.")
-@click.option("--to", "to_ms", type=int, required=True, help="Event time of impressions, ms UTC, exclusive.")
+@click.option("--from", "from_ms", type=Moment(), required=True, help="Event time of impressions, ms UTC, inclusive.")
+@click.option("--to", "to_ms", type=Moment(), required=True, help="Event time of impressions, ms UTC, exclusive.")
 @command
 def verify(where: Where, from_ms: int, to_ms: int) -> None:
     """Compare the live samples of a time range with those stitched from the history.

@@ -29,11 +29,14 @@ def test_a_command_prints_a_sum_beyond_64_bits_as_it_is(capsys):
 
 
 TIMES = [
-    ("get", "user_browse_5m", "1", "--as-of"),
-    ("backfill", "user_browse_5m", "--from"),
-    ("backfill", "user_browse_5m", "--to"),
-    ("verify", "--from"),
-    ("verify", "--to"),
+    ("features", "get", "user_browse_5m", "1", "--as-of"),
+    ("features", "backfill", "user_browse_5m", "--from"),
+    ("features", "backfill", "user_browse_5m", "--to"),
+    ("features", "verify", "--from"),
+    ("features", "verify", "--to"),
+    ("samples", "export", "--as-of"),
+    ("samples", "stitch", "--from"),
+    ("samples", "verify", "--to"),
 ]
 
 
@@ -41,7 +44,7 @@ TIMES = [
 @pytest.mark.parametrize("time", ["99999999999999999999", "253402300800000", "-1", "soon", "1.5", "", "\u0661"])
 def test_what_is_no_time_is_refused_in_one_line_that_says_what_is_one(capsys, words, time):
     with pytest.raises(SystemExit) as ended:
-        main(["features", *words, time])
+        main([*words, time])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert repr(time) in line
