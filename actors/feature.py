@@ -22,7 +22,8 @@ from rtrec_ray.features.stream import FeatureStream
 from rtrec_ray.kafka.base import RecordBatch
 from rtrec_ray.kafka.codec import LatestMs, decode
 from rtrec_ray.postgres.connection import Cursor
-from rtrec_ray.stores.features.store import FeatureKeeping, FeatureWriter, Live, TaskOutput, TopLists
+from rtrec_ray.stores.features.lists import TopLists
+from rtrec_ray.stores.features.store import FeatureKeeping, FeatureWriter, Live, TaskOutput
 
 log = logging.getLogger(__name__)
 

@@ -29,8 +29,9 @@ from rtrec_ray.features.seen import Seen
 from rtrec_ray.features.stream import FeatureStream
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
 from rtrec_ray.postgres.migrate import migrate
+from rtrec_ray.stores.features.lists import TopLists
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
-from rtrec_ray.stores.features.store import TaskOutput, TopLists
+from rtrec_ray.stores.features.store import TaskOutput
 
 START_MS = 1_767_225_600_000
 MS_PER_EVENT = 1.8

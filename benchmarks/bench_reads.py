@@ -60,9 +60,10 @@ from rtrec_ray.features.stream import FeatureStream
 from rtrec_ray.garbage import collect_rarely
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
 from rtrec_ray.postgres.migrate import migrate
+from rtrec_ray.stores.features.lists import TopLists
 from rtrec_ray.stores.features.near import NearFeatures
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
-from rtrec_ray.stores.features.store import HOUR_MS, FeatureReader, TaskOutput, TopLists
+from rtrec_ray.stores.features.store import HOUR_MS, FeatureReader, TaskOutput
 from serving.options import ServingOptions
 
 if TYPE_CHECKING:

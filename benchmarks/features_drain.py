@@ -30,8 +30,9 @@ from rtrec_ray.garbage import collect_rarely
 from rtrec_ray.kafka.base import KafkaOptions
 from rtrec_ray.kafka.connect import connect_consumer
 from rtrec_ray.postgres.connection import Cursor, Pool, PostgresOptions, connect
+from rtrec_ray.stores.features.lists import TopLists
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
-from rtrec_ray.stores.features.store import Appended, ListRound, ListRows, TaskOutput, TopLists
+from rtrec_ray.stores.features.store import Appended, ListRound, ListRows, TaskOutput
 from rtrec_ray.stores.progress import Committed, write_committed
 
 W1: Final = ("user_browse_5m", "category_top_items_10m", "top_queries_30m")

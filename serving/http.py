@@ -26,7 +26,8 @@ from rtrec_ray.errors import (
 from rtrec_ray.features.json_text import json_bytes
 from rtrec_ray.metadata.catalogue import Catalogue
 from rtrec_ray.notification import NotificationStore, Step
-from rtrec_ray.stores.features.store import FeatureReader, read_view
+from rtrec_ray.stores.features.store import FeatureReader
+from rtrec_ray.stores.features.views import read_view
 from serving import openapi
 from serving.auth import RequireToken
 from serving.calls import BoundedCalls, CallTimedOut

@@ -31,7 +31,7 @@ from rtrec_ray.features.verify import Report
 from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.stores.features.past import past_of
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
-from rtrec_ray.stores.features.store import list_views, read_view
+from rtrec_ray.stores.features.views import list_views, read_view
 from rtrec_ray.stores.progress import read_stages
 from rtrec_ray.stores.static.store import VIEWS as STATIC_VIEWS
 from rtrec_ray.stores.static.store import list_static

@@ -24,17 +24,11 @@ from rtrec_ray.features.definition import NOT_BEGUN_MS
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
+from rtrec_ray.stores.features.lists import TopLists
 from rtrec_ray.stores.features.past import HistoryPast
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
-from rtrec_ray.stores.features.store import (
-    FeatureStore,
-    ReadPoint,
-    TaskOutput,
-    TopLists,
-    VersionPoint,
-    list_views,
-    read_view,
-)
+from rtrec_ray.stores.features.store import FeatureStore, ReadPoint, TaskOutput, VersionPoint
+from rtrec_ray.stores.features.views import list_views, read_view
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history.manifest import MemoryHistoryManifest
 from rtrec_ray.stores.history.store import History, schema

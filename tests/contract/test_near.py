@@ -16,9 +16,10 @@ from rtrec_ray.features.definition import Aggregation, Condition, Definitions, F
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Once
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
+from rtrec_ray.stores.features.lists import TopLists
 from rtrec_ray.stores.features.near import NearFeatures
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
-from rtrec_ray.stores.features.store import Reading, ReadPoint, TopLists
+from rtrec_ray.stores.features.store import Reading, ReadPoint
 from tests.feature_place import BASE, HOUR, MINUTE, SECOND, Place, place, tiles
 
 __all__ = ["place"]

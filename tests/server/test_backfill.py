@@ -26,9 +26,9 @@ from rtrec_ray.kafka.codec import decode
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
 from rtrec_ray.samples.file import load_definition as load_samples
 from rtrec_ray.stores.features.backfill import FeatureBackfill
+from rtrec_ray.stores.features.lists import TopLists
 from rtrec_ray.stores.features.past import past_of
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
-from rtrec_ray.stores.features.store import TopLists
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
 from rtrec_ray.stores.history.store import schema

@@ -27,9 +27,10 @@ from rtrec_ray.kafka.base import TopicPartition, record_batch
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transaction
 from rtrec_ray.stores.features.followed import Known
+from rtrec_ray.stores.features.lists import TopLists
 from rtrec_ray.stores.features.live import move_users, read_unread, unread
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
-from rtrec_ray.stores.features.store import TaskOutput, TopLists
+from rtrec_ray.stores.features.store import TaskOutput
 from rtrec_ray.stores.progress import Committed, read_stages, write_committed
 from serving.stages import read_pipeline
 

@@ -28,8 +28,8 @@ from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.served import FEATURES
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect
+from rtrec_ray.stores.features.lists import TopLists
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
-from rtrec_ray.stores.features.store import TopLists
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
 from rtrec_ray.stores.history.store import History

@@ -17,6 +17,8 @@ from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value, merge
 from rtrec_ray.features.sliding import Row
 from rtrec_ray.stores.features.followed import Known, News, RoundNews
+from rtrec_ray.stores.features.lists import overtaken
+from rtrec_ray.stores.features.plan import beyond_retention, kept_rows, plan, refuse
 from rtrec_ray.stores.features.store import (
     HOUR_MS,
     Appended,
@@ -31,11 +33,6 @@ from rtrec_ray.stores.features.store import (
     TaskOutput,
     TaskState,
     VersionPoint,
-    beyond_retention,
-    kept_rows,
-    overtaken,
-    plan,
-    refuse,
 )
 
 _Versioned = tuple[str, int]

@@ -24,7 +24,8 @@ from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Once, Value
 from rtrec_ray.features.sliding import Row
 from rtrec_ray.stores.features.followed import Followed, Known, News, RoundNews
-from rtrec_ray.stores.features.store import Ask, CatalogueRead, ProfilesRead, Reading, ReadPoint, plan
+from rtrec_ray.stores.features.plan import plan
+from rtrec_ray.stores.features.store import Ask, CatalogueRead, ProfilesRead, Reading, ReadPoint
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,10 @@ from rtrec_ray.postgres.connection import Cursor, Pool, streamed
 from rtrec_ray.postgres.copy import copied_bytes, copy_frame
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.features.followed import Known, News
+from rtrec_ray.stores.features.lists import overtaken
 from rtrec_ray.stores.features.live import LiveViews, apply_live, begin_views, drop_live, read_live
 from rtrec_ray.stores.features.news import read_news, read_tile_rows
+from rtrec_ray.stores.features.plan import beyond_retention, kept_rows, plan, refuse
 from rtrec_ray.stores.features.sizes import ViewSize, add_sizes, forget_hour, read_sizes
 from rtrec_ray.stores.features.store import (
     HOUR_MS,
@@ -41,11 +43,6 @@ from rtrec_ray.stores.features.store import (
     TaskOutput,
     TaskState,
     VersionPoint,
-    beyond_retention,
-    kept_rows,
-    overtaken,
-    plan,
-    refuse,
 )
 from rtrec_ray.stores.features.values import Found, KeptLists, ViewAsks, offsets_of, read_values, stored_text
 

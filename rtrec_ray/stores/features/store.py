@@ -1,26 +1,23 @@
-"""The feature store as a port, and what reading it means whichever adapter answers.
+"""The feature store as a port: what is written to it and read of it, whichever adapter answers.
 
 A task writes in its own transaction and passes the cursor; everybody else only reads.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 import polars as pl
 
-from rtrec_ray.errors import BeyondRetention, ListsOvertaken
 from rtrec_ray.events import CatalogItem, ProfileVersion
 from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value
-from rtrec_ray.features.sliding import Changes, Row, SlidingView
+from rtrec_ray.features.sliding import Changes, Row
 from rtrec_ray.postgres.connection import Cursor
 
 HOUR_MS: Final = 3_600_000
@@ -279,144 +276,5 @@ class FeatureKeeping(Protocol):
         ...
 
 
-class TopLists:
-    """The lists of all cached views, kept by what came since the last round. After an error begin with a new one.
-
-    Of several that are at work on one store only one writes after each round, so lists are never part one's, part
-    another's.
-    """
-
-    def __init__(self, store: FeatureKeeping) -> None:
-        self._store = store
-        definitions = store.definitions
-        self._views = [(view, definitions.window(view), SlidingView(view)) for view in definitions.views if view.cached]
-        self._offsets: Mapping[int, int] = {}
-        self._rounds: Counter[str] | None = None
-
-    def rebuild(self, *, now_ms: int) -> int:
-        """Bring the lists to what holds now, the open tile included; answers how many there are.
-
-        Raises ListsOvertaken, StoreUnavailable.
-        """
-        return self._move([[window.now(now_ms) for _, window, _ in self._views]])
-
-    def rebuild_at(self, moments_ms: Iterable[int]) -> int:
-        """Bring the lists to what held at each of these past times, ascending ms; raises as `rebuild`."""
-        return self._move([[window.at(moment) for _, window, _ in self._views] for moment in moments_ms])
-
-    def _move(self, moments: Sequence[Sequence[Span]]) -> int:
-        if not self._views or not moments:
-            return 0
-        whole = self._rounds is None
-        if self._rounds is None:
-            # Before the tiles are read: of what is written after that they may know nothing.
-            self._rounds = Counter(self._store.list_rounds())
-        read = self._store.list_rows(after=self._offsets, from_ms=min(span.from_ms for span in moments[0]))
-        for view, _, sliding in self._views:
-            sliding.take(read.rows.get(view.id, ()))
-        rounds = []
-        for spans in moments:
-            for (view, _, sliding), span in zip(self._views, spans, strict=True):
-                self._rounds[view.id] += 1
-                number, changes = self._rounds[view.id], sliding.move(span)
-                rounds.append(ListRound(view=view, number=number, changes=changes, offsets=read.offsets, whole=whole))
-            whole = False
-        self._store.put_lists(rounds)
-        self._offsets = read.offsets
-        return sum(len(sliding) for _, _, sliding in self._views)
-
-
 class FeatureStore(FeatureReader, FeatureWriter, FeatureKeeping, Protocol):
     """All of it."""
-
-
-def plan(definitions: Definitions, keys: Iterable[ViewKey], *, as_of_ms: int | None, now_ms: int) -> list[Ask]:
-    """What to read for each distinct key. Raises UnknownView."""
-
-    @cache
-    def of_view(name: str) -> tuple[FeatureView, Span]:
-        view = definitions.view(name, at_ms=now_ms if as_of_ms is None else as_of_ms)
-        window = definitions.window(view)
-        return view, window.now(now_ms) if as_of_ms is None else window.at(as_of_ms)
-
-    planned = ((key, *of_view(key.view)) for key in dict.fromkeys(keys))
-    return [Ask(view=view, key=key, span=span) for key, view, span in planned]
-
-
-def beyond_retention(asks: Iterable[Ask], definitions: Definitions, *, watermark_ms: int | None) -> list[Ask]:
-    """Those whose windows begin before the tiles do, or before the tiles of their view have all events."""
-    kept_from_ms = max(_kept_from_ms(definitions, watermark_ms), definitions.tiles_from_ms or _LONG_AGO_MS)
-    complete = definitions.complete_from_ms
-    return [ask for ask in asks if ask.span.from_ms < max(kept_from_ms, complete.get(ask.view.id, _LONG_AGO_MS))]
-
-
-def kept_rows(
-    tiles: Mapping[str, pl.DataFrame], definitions: Definitions, *, watermark_ms: int | None
-) -> dict[str, pl.DataFrame]:
-    """Tiles (view id → TILE_SCHEMA) without those that retention would drop again.
-
-    By the mark that readers go by, not by the writer's own: as long as the history has not come so far, a reader takes
-    the tiles for whole, however far ahead one partition is.
-    """
-    kept = pl.col("tile_start_ms") >= _kept_from_ms(definitions, watermark_ms)
-    return {view_id: frame.filter(kept) for view_id, frame in tiles.items()}
-
-
-def _kept_from_ms(definitions: Definitions, watermark_ms: int | None) -> int:
-    return _LONG_AGO_MS if watermark_ms is None else watermark_ms - definitions.retention_ms
-
-
-def refuse(asks: Sequence[Ask]) -> None:
-    """Raise BeyondRetention for the first of these, if there is any."""
-    for ask in asks:
-        raise BeyondRetention(
-            f"{ask.view.name} as of {ask.span.as_of_ms} needs tiles from {ask.span.from_ms} on, which are not there",
-            mend="raise retention in features.yaml, or read that time from the history",
-        )
-
-
-def overtaken(each: ListRound) -> ListsOvertaken:
-    """What to raise where a round is not the next of its view."""
-    return ListsOvertaken(
-        f"another keeper wrote lists of {each.view.id}, or it was dropped, before round {each.number}"
-    )
-
-
-def list_views(definitions: Definitions) -> list[dict[str, Any]]:
-    """The live views for people and programs: name, version, the forms of the key, window, names of the values.
-
-    `complete_from_ms`: event time from which on the values have all events; None: always.
-    """
-    return [
-        {
-            "name": view.name,
-            "version": view.version,
-            "keys": ["|".join(form) if form else "all" for form in view.keys],
-            "window_ms": view.window_ms,
-            "tile_ms": definitions.tile_ms,
-            "values": [each.name for each in view.aggregations],
-            "complete_from_ms": definitions.complete_from_ms.get(view.id),
-        }
-        for view in definitions.views
-    ]
-
-
-def read_view(
-    store: FeatureReader, view: str, keys: Sequence[str], *, as_of_ms: int | None, now_ms: int
-) -> dict[str, Any]:
-    """`rtrec features get` as JSON: {"view", "as_of_ms", "version", "values": {KEY: {...} or None}}.
-
-    `as_of_ms` of the answer is the time the values hold at: a time asked for is floored to the tile.
-    Raises UnknownView, BeyondRetention, HistoryBehind, StoreUnavailable.
-    """
-    found = store.definitions.view(view, at_ms=now_ms if as_of_ms is None else as_of_ms)
-    asks = [ViewKey(view=view, key=key) for key in keys]
-    values = store.get(asks, as_of_ms=as_of_ms, now_ms=now_ms)
-    window = store.definitions.window(found)
-    span = window.now(now_ms) if as_of_ms is None else window.at(as_of_ms)
-    return {
-        "view": view,
-        "as_of_ms": span.as_of_ms,
-        "version": found.version,
-        "values": {ask.key: values[ask] for ask in asks},
-    }
