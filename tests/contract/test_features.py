@@ -352,6 +352,20 @@ def test_two_keepers_in_any_order_end_with_the_lists_that_the_tiles_say(place):
         assert cached == store.get(keys, as_of_ms=None, now_ms=now_ms), order
 
 
+def test_rounds_that_are_written_together_leave_what_the_last_of_them_says(place):
+    store, keys = place.store(), [ViewKey(view="category_top_items_10m", key=str(key)) for key in range(3)]
+    lists, end_ms = TopLists(store), 0
+    for offset, minutes in enumerate(((0, 5), (6, 12), (13, 14), (15, 40)), start=1):
+        rows = [(str(minute % 3), BASE + minute * MINUTE, f"[1,[{minute},1]]") for minute in minutes]
+        place.append(store, next_offset=offset, tiles={"category_top_items_10m@1": tiles(*rows)})
+        moments, end_ms = range(end_ms or BASE, BASE + minutes[-1] * MINUTE, MINUTE), BASE + minutes[-1] * MINUTE
+        lists.rebuild_at(moments)
+        cached = store.get(keys, as_of_ms=None, now_ms=moments[-1], cached=True)
+        assert cached == store.get(keys, as_of_ms=moments[-1], now_ms=0)
+    assert store.list_rounds()["category_top_items_10m@1"] == 40
+    assert not any(cached.values()), "the last window has nothing"
+
+
 def test_a_round_that_comes_too_late_changes_no_list(place):
     store = place.store()
     place.append(store, next_offset=1, tiles=searches((BASE, "a", 1)))

@@ -64,10 +64,10 @@ SELECT view_id, round FROM features.top_list_rounds;
 -- name: put_round (before the lists: whoever else writes waits here, and then finds that its lists are of an older round)
 INSERT INTO features.top_list_rounds AS r (view_id, as_of_ms, offsets, rebuilt_at, round)
 SELECT %(view_id)s, %(as_of_ms)s, %(offsets)s, clock_timestamp(), %(round)s
-WHERE %(round)s = 1 OR EXISTS (SELECT FROM features.top_list_rounds WHERE view_id = %(view_id)s)
+WHERE %(before)s = 0 OR EXISTS (SELECT FROM features.top_list_rounds WHERE view_id = %(view_id)s)
 ON CONFLICT (view_id) DO UPDATE
 SET as_of_ms = EXCLUDED.as_of_ms, offsets = EXCLUDED.offsets, rebuilt_at = EXCLUDED.rebuilt_at, round = EXCLUDED.round
-WHERE r.round = EXCLUDED.round - 1;
+WHERE r.round = %(before)s;
 
 -- name: put_lists (an unchanged list is not written again)
 INSERT INTO features.top_lists (view_id, key, value, round)

@@ -203,8 +203,8 @@ class PostgresFeatureStore:
 
     def put_lists(self, rounds: Sequence[ListRound]) -> None:
         with self._pool.transaction() as cursor:
-            for each in rounds:
-                self._put_round(cursor, each)
+            for view_id in dict.fromkeys(each.view.id for each in rounds):
+                self._put_rounds(cursor, [each for each in rounds if each.view.id == view_id])
 
     def drop_expired(self) -> int:
         with self._pool.transaction() as cursor:
@@ -331,18 +331,22 @@ class PostgresFeatureStore:
             cursor.execute(self._sql["get_profile_versions"], {"user_ids": user_ids})
             return pl.DataFrame(cursor.fetchall(), schema=PROFILE_SCHEMA, orient="row")
 
-    def _put_round(self, cursor: Cursor, each: ListRound) -> None:
-        view = {"view_id": self._view_id(cursor, each.view), "round": each.number}
-        at = {"as_of_ms": each.changes.as_of_ms, "offsets": json.dumps(each.offsets)}
+    def _put_rounds(self, cursor: Cursor, rounds: Sequence[ListRound]) -> None:
+        """Those of one view are written as one: nobody can see a list that the same transaction replaces."""
+        first, last = rounds[0], rounds[-1]
+        view = {"view_id": self._view_id(cursor, last.view), "before": first.number - 1, "round": last.number}
+        at = {"as_of_ms": last.changes.as_of_ms, "offsets": json.dumps(last.offsets)}
         cursor.execute(self._sql["put_round"], {**view, **at})
         if not cursor.rowcount:
-            raise overtaken(each)
-        values = {key: json_bytes(value).decode() for key, value in each.changes.values.items() if value is not None}
+            raise overtaken(first)
+        whole = max((index for index, each in enumerate(rounds) if each.whole), default=None)
+        changes = {key: value for each in rounds[whole:] for key, value in each.changes.values.items()}
+        values = {key: json_bytes(value).decode() for key, value in changes.items() if value is not None}
         if values:
             cursor.execute(self._sql["put_lists"], {**view, "keys": list(values), "values": list(values.values())})
-        if each.whole:
+        if whole is not None:
             cursor.execute(self._sql["drop_other_lists"], {**view, "keys": list(values)})
-        elif gone := [key for key, value in each.changes.values.items() if value is None]:
+        elif gone := [key for key, value in changes.items() if value is None]:
             cursor.execute(self._sql["drop_lists"], {**view, "keys": gone})
 
     def _drop(self, name: str) -> int:
