@@ -7,7 +7,8 @@ views: `user_browse_5m` (a row a user and 10 s; merged on read, so nothing is em
 `top_queries_30m` (lists that changed, every 10 s of event time, as soon as all partitions have come that far, by a
 process of their own). `--sink none`: what the actors compute is dropped, but for the lists' tiles, which go to the
 process that makes the lists; positions are committed all the same, each second. `--sink postgres`: tiles and lists are
-written, to `--dsn` or to a durable server of its own.
+written, to `--dsn` or to a durable server of its own; of a list that changes several times in one transaction the last
+state, as any sink that buffers upserts does.
 
 Time runs from the first record taken to the last list: starting actors is left out. Prints one JSON line: `cpu_s` and
 `peak_rss_mb` are those of the actors and the lists' process together; `values` are the rows and sums over all windows,

@@ -195,6 +195,7 @@ class Counted:
         """Count, then write."""
         for each in rounds:
             self._count(each)
+        self.values["lists_written"] += len({(each.view.id, key) for each in rounds for key in each.changes.values})
         self._store.put_lists(rounds)
 
     def _count(self, each: ListRound) -> None:
@@ -208,7 +209,7 @@ class Counted:
             known[key] = new
         self._sums[name] = (rows, total)
         changed = len(each.changes.values)
-        self.values.update({f"{name} rows": rows, f"{name} total": total, "lists_written": changed})
+        self.values.update({f"{name} rows": rows, f"{name} total": total, "lists_emitted": changed})
 
 
 @ray.remote(num_cpus=0, max_concurrency=3)
@@ -309,7 +310,7 @@ def run(bench: Bench, *, actors: int, sink: str, server: PostgresServer | None) 
     parts = [*drained, emitted]
     values = emitted["values"]
     growth = ray.get([actor.marks.remote() for actor in [*shares, lists]])
-    lists_written = values.pop("lists_written")
+    lists_written, lists_emitted = values.pop("lists_written"), values.pop("lists_emitted")
     for actor in [*shares, lists]:
         ray.kill(actor)
     return {
@@ -319,7 +320,7 @@ def run(bench: Bench, *, actors: int, sink: str, server: PostgresServer | None) 
         "postgres_cpu_s": None if cpu_before is None else round((server_cpu(server) or 0.0) - cpu_before, 1),
         "peak_rss_mb": round(sum(each["peak_rss_mb"] for each in parts)),
         "rows_written": sum(each["rows_written"] for each in drained) + (lists_written if sink == "postgres" else 0),
-        "lists_emitted": lists_written,
+        "lists_emitted": lists_emitted,
         "commits": round(sum(each["parts_written"] for each in drained) / len(partitions)),
         "values": values,
         "growth": growth,
