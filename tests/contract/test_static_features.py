@@ -76,9 +76,11 @@ class Place:
         self.manifest.add(None, write(self.folder, events, first=len(self.events), partitions=partitions))
         self.events += events
 
-    def run(self, *, complete: int | None = LAST, counting: Any = None, keep: int = 35, **order: Any) -> RunReport:
+    def run(
+        self, *, complete: int | None = LAST, counting: Any = None, rows: int = 40, keep: int = 35, **order: Any
+    ) -> RunReport:
         here = counting or HereCounting(self.history, self.store)
-        run = Run(history=self.history, store=self.store, counting=here, rows_per_task=40, keep_days=keep)
+        run = Run(history=self.history, store=self.store, counting=here, rows_per_task=rows, keep_days=keep)
         wanted = RunOrder(owner="test", complete=None if complete is None else day(complete), **order)
         return run.correct(wanted)
 
