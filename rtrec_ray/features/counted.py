@@ -19,6 +19,9 @@ EVENT_SCHEMA: Final = pl.Schema(
 )
 """An event, and where and when Kafka took it (ms of wall time UTC)."""
 
+PLACE: Final = ("partition", "offset", "kafka_ts")
+"""Of these, what does not come out of the record itself."""
+
 NAME_SCHEMA: Final = pl.Schema({"user_id": pl.Int64, "minute": pl.Int64, "event_id": pl.String})
 """What names an event. `minute`: of its event time, minutes since 1970."""
 

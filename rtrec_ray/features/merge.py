@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from types import GenericAlias
 from typing import Any, Final
 
@@ -51,20 +52,18 @@ class Merged:
 class Once:
     """Values of a view that are read and not kept, each out of all rows of its key."""
 
-    __slots__ = ("_decode_long", "_parts")
+    __slots__ = ("_listed", "_parts")
 
     def __init__(self, view: FeatureView) -> None:
         # Most parts are totals, and calling them one by one takes longer than adding up.
         made = [(each.name, aggregate(each)) for each in view.aggregations]
         self._parts = [(name, None if isinstance(each, Total) else each) for name, each in made]
-        kinds = [msgspec.Raw if isinstance(each, Newest) else Any for _, each in made]
-        row = GenericAlias(tuple, (int, *kinds))
-        self._decode_long = msgspec.json.Decoder(GenericAlias(list, (row,))).decode
+        self._listed = tuple(isinstance(each, Newest) for _, each in made)
 
     def value(self, starts_ms: Sequence[int], states: str) -> Value | None:
         """What `Merged` comes to after these rows alone; None when no event is behind them."""
         # Of a busy key's lists most entries are never looked at, and while they are decoded nothing else runs.
-        decode = _decode if len(states) < _LONG else self._decode_long
+        decode = _decode if len(states) < _LONG else _lists_undecoded(self._listed).decode
         events, *columns = zip(*decode(f"[{states}]"), strict=True)
         if sum(events) <= 0:
             return None
@@ -72,6 +71,15 @@ class Once:
         return {
             name: sum(partials) if each is None else each.alone(partials, starts_ms) for (name, each), partials in parts
         }
+
+
+@cache
+def _lists_undecoded(listed: tuple[bool, ...]) -> msgspec.json.Decoder[list[tuple[Any, ...]]]:
+    """Of rows whose partials are lists of entries where `listed` says so, which stay JSON. Takes longer to make than an
+    ordinary key to add up.
+    """
+    row = GenericAlias(tuple, (int, *(msgspec.Raw if each else Any for each in listed)))
+    return msgspec.json.Decoder(GenericAlias(list, (row,)))
 
 
 def merge(view: FeatureView, rows: Iterable[tuple[int, str]]) -> Value | None:

@@ -19,7 +19,7 @@ from rtrec_ray.eventtime.identity import hash_ids
 from rtrec_ray.eventtime.retract import originals
 from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.compute import Sign, compute, concerns, key_of
-from rtrec_ray.features.counted import EVENT_SCHEMA, NAME_SCHEMA, counted, earliest, named
+from rtrec_ray.features.counted import EVENT_SCHEMA, NAME_SCHEMA, PLACE, counted, earliest, named
 from rtrec_ray.features.definition import FeatureView
 from rtrec_ray.features.merge import Merged, Value
 from rtrec_ray.features.past import profiled
@@ -27,8 +27,7 @@ from rtrec_ray.features.past import profiled
 VERSION_SCHEMA: Final = pl.Schema([*PROFILE_SCHEMA.items(), ("kafka_ts", pl.Int64())])
 
 _NAME: Final = NAME_SCHEMA.names()
-_PLACE: Final = ("partition", "offset", "kafka_ts")
-_GONE: Final = [pl.col(name).alias(f"gone_{name}") for name in _PLACE]
+_GONE: Final = [pl.col(name).alias(f"gone_{name}") for name in PLACE]
 _APART: Final = ("partition", "last")
 # Two topics are not read in the order in which they were written: a version this much older than an event may have
 # come after it all the same.
@@ -81,12 +80,12 @@ def signed(events: pl.DataFrame) -> Signed:
     """
     plain = named(events.filter(pl.col("event_type") != RETRACT))
     retractions = events.filter(pl.col("event_type") == RETRACT)
-    carried = originals(retractions).with_columns(retractions.select(_PLACE))
+    carried = originals(retractions).with_columns(retractions.select(PLACE))
     gone = earliest(named(carried))
     matched = plain.join(gone.select(*_NAME, *_GONE), on=_NAME, how="left")
     came = _before_its_retraction()
     plus = matched.filter(pl.col("gone_offset").is_null() | came)
-    minus = matched.filter(came).with_columns(pl.col(f"gone_{name}").alias(name) for name in _PLACE)
+    minus = matched.filter(came).with_columns(pl.col(f"gone_{name}").alias(name) for name in PLACE)
     columns = EVENT_SCHEMA.names()
     return [(1, plus.select(columns)), (-1, minus.select(columns))]
 

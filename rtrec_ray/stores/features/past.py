@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 import polars as pl
 import pyarrow.compute as pc
 
 from rtrec_ray.errors import BeyondRetention
 from rtrec_ray.events import BEHAVIOR, RETRACT
-from rtrec_ray.features.counted import EVENT_SCHEMA, NAME_SCHEMA
+from rtrec_ray.features.counted import EVENT_SCHEMA, NAME_SCHEMA, PLACE
 from rtrec_ray.features.seen import MINUTE_MS
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
 from rtrec_ray.stores.history.store import History, HistoryFile
 from rtrec_ray.stores.static.postgres import PostgresStaticFeatures
-
-_ORIGIN: Final = ("partition", "offset", "kafka_ts")
 
 
 class NotedRetractions(Protocol):
@@ -92,7 +90,7 @@ class HistoryPast:
         """Events and retractions with ts in [from_ms, to_ms), and nothing later. `columns`: of BEHAVIOR_SCHEMA;
         `partition`, `offset` and `kafka_ts` beside them.
         """
-        wanted = [*columns, *_ORIGIN]
+        wanted = [*columns, *PLACE]
         found = self._history.scan(BEHAVIOR, from_ms=from_ms, to_ms=to_ms, columns=wanted)
         return pl.concat([EVENT_SCHEMA.to_frame().select(wanted), *found])
 

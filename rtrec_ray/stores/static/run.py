@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.events import BEHAVIOR, RETRACT
-from rtrec_ray.features.counted import NAME_SCHEMA, counted, taken_back
+from rtrec_ray.features.counted import NAME_SCHEMA, PLACE, counted, taken_back
 from rtrec_ray.features.daily import COUNT_SCHEMA, COUNTED, DAY_MS, ENTITIES, day_counts, day_of, first_minute, start_ms
 from rtrec_ray.features.seen import MINUTE_MS
 from rtrec_ray.stores.history.store import HOUR_MS, History, HistoryFile
@@ -37,7 +37,7 @@ PART_SCHEMA: Final = pl.Schema([("unit", pl.Int64()), *COUNT_SCHEMA.items()])
 NOTED_SCHEMA: Final = pl.Schema([*NAME_SCHEMA.items(), ("partition", pl.Int32()), ("offset", pl.Int64())])
 """An event taken back, and where its retraction is."""
 
-_COUNT_COLUMNS: Final = ("event_id", "event_type", "ts", *ENTITIES.values(), "partition", "offset", "kafka_ts")
+_COUNT_COLUMNS: Final = ("event_id", "event_type", "ts", *ENTITIES.values(), *PLACE)
 _DAYS_AT_ONCE: Final = 8  # for each such group the files are looked up anew: old ones are removed after an hour
 _MINUTES: Final = HOUR_MS // MINUTE_MS
 _EPOCH: Final = dt.date(1970, 1, 1)
