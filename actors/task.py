@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 class TaskOptions:
     """One actor's share of a task. Times in wall time.
 
+    `commit_every_s`: from one commit's beginning to the next one's; a commit that takes longer than half of that is
+    followed by as long a time without.
     `max_pending_rows` bounds what waits for a commit, in the whole share; `max_open_rows` what waits for event time,
     also in the whole share: a topic that is ahead of a stalled one is then not read until that one has come as far.
     `max_ahead_ms` (event time) bounds how far a topic may be ahead of the slowest that is not idle; None: any distance.
@@ -144,7 +146,8 @@ class Session:
         self._consumer = consumer
         self._clock = clock
         self._parts: dict[int, Part] = {}
-        self._last_commit = self._last_renewal = monotonic_s()
+        self._last_renewal = monotonic_s()
+        self._commit_from = self._last_renewal + options.commit_every_s
         self._last_look = 0.0
         self._paused: set[TopicPartition] = set()
 
@@ -168,6 +171,7 @@ class Session:
 
     def commit(self) -> None:
         """One transaction: fence, outputs, positions. Raises LeaseLost, StoreUnavailable: then nothing here counts."""
+        began, every = monotonic_s(), self._options.commit_every_s
         changed = {p: part for p, part in self._parts.items() if part.dirty or part.operator.pending_rows()}
         with transaction(self._connection) as cursor:
             lease.fence(cursor, [part.lease for part in self._parts.values()])
@@ -178,7 +182,9 @@ class Session:
             part.operator.committed()
             part.counts.clear()
             part.dirty = False
-        self._last_commit = self._last_renewal = monotonic_s()
+        self._last_renewal = ended = monotonic_s()
+        # From beginning to beginning, but a stage whose commits take long has as much time for its other work.
+        self._commit_from = max(began + every, ended + min(every, ended - began))
 
     def _commit_or_renew(self) -> None:
         if self._commit_is_due():
@@ -271,7 +277,7 @@ class Session:
         if pending >= self._options.max_pending_rows:
             return True
         changed = pending > 0 or any(part.dirty for part in self._parts.values())
-        return changed and self._since(self._last_commit) >= self._options.commit_every_s
+        return changed and monotonic_s() >= self._commit_from
 
     @staticmethod
     def _since(started_s: float) -> float:

@@ -158,13 +158,13 @@ class Inbox:
         self.definitions = definitions
         self.sent: list[dict[str, list[tuple[str, int, str]]]] = []
 
-    def list_rows(self, *, after: Mapping[int, int], from_ms: int) -> ListRows:
+    def list_rows(self, *, after: Mapping[int, int] | None, from_ms: int) -> ListRows:
         """All that was sent since the last look."""
         rows: dict[str, list[tuple[str, int, str]]] = {}
         while self.sent:
             for name, new in self.sent.pop().items():
                 rows.setdefault(name, []).extend(new)
-        return ListRows(offsets={}, rows=rows)
+        return ListRows(offsets={}, rows=rows, whole=after is None)
 
     def list_rounds(self) -> Mapping[str, int]:
         """Nothing was emitted before."""

@@ -381,7 +381,7 @@ def test_the_keeper_begins_anew_and_says_why_when_a_round_failed(pool, store, ev
             return False
 
         def list_rows(self, *, after, from_ms):
-            self.rounds.append(dict(after))
+            self.rounds.append(after)
             if len(self.rounds) % 3 == 0:
                 raise error
             return store.list_rows(after=after, from_ms=from_ms)
@@ -408,7 +408,7 @@ def test_the_keeper_begins_anew_and_says_why_when_a_round_failed(pool, store, ev
     eventually(lambda: len(away.rounds) >= 6, what="six rounds")
     stop.set()
     thread.join()
-    assert away.rounds[:6] == [{}, {0: 5}, {0: 5}] * 2
+    assert away.rounds[:6] == [None, {0: 5}, {0: 5}] * 2
     assert {record.cause for record in caplog.records if record.msg == "keeper_waits"} == {error.line()}
 
 

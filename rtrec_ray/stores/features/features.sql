@@ -27,23 +27,22 @@ CROSS JOIN LATERAL (
 ) t
 WHERE t.states IS NOT NULL;
 
--- name: tile_rows (offsets and rows of one moment; a row without a key is the offset of its partition. OFFSET 0 keeps the planner
--- from joining with all tiles of the window: it cannot know how few are behind an offset)
+-- name: logged_tiles (offsets, and what commits added behind others; of one moment. lost: the log does not reach back that far;
+-- a list is null if all of them together have more rows than most)
+SELECT p.partition, p.next_offset, p.log_from_offset > coalesce(c.after, 0) AS lost, l.height,
+       CASE WHEN sum(l.height) OVER () <= coalesce(%(most)s, sum(l.height) OVER ()) THEN l.tiles END
+FROM features.partitions p
+LEFT JOIN unnest(%(partitions)s::int[], %(after)s::bigint[]) AS c (partition, after) USING (partition)
+LEFT JOIN LATERAL (
+    SELECT height, tiles FROM features.tile_log l
+    WHERE l.partition = p.partition AND l.cached = %(cached)s AND l.next_offset > coalesce(c.after, 0) OFFSET 0
+) l ON true;
+
+-- name: window_tiles (offsets and rows of one moment; a row without a key is the offset of its partition)
 SELECT p.partition, p.next_offset, 0 AS view_id, NULL AS key, 0 AS tile_start_ms, NULL AS state FROM features.partitions p
 UNION ALL (
-    SELECT f.partition, t.next_offset, f.view_id, t.key, t.tile_start_ms, t.state
-    FROM (
-        SELECT p.partition, v.view_id, coalesce(c.after, -1) AS after
-        FROM features.partitions p
-        LEFT JOIN unnest(%(partitions)s::int[], %(after)s::bigint[]) AS c (partition, after) USING (partition)
-        CROSS JOIN unnest(%(views)s::int[]) AS v (view_id) OFFSET 0
-    ) f
-    CROSS JOIN LATERAL (
-        SELECT t.next_offset, t.key, t.tile_start_ms, t.state FROM features.tiles t
-        WHERE t.view_id = f.view_id AND t.partition = f.partition AND t.next_offset > f.after
-              AND t.tile_start_ms >= %(from_ms)s OFFSET 0
-    ) t
-    LIMIT %(most)s
+    SELECT NULL, NULL, t.view_id, t.key, t.tile_start_ms, t.state FROM features.tiles t
+    WHERE t.view_id = ANY (%(views)s::int[]) AND t.tile_start_ms >= %(from_ms)s LIMIT %(most)s
 );
 
 -- name: news
@@ -120,19 +119,24 @@ SELECT user_id, ts_ms, country, gender, city, age_band FROM features.profiles WH
 -- name: ensure_tiles
 SELECT features.ensure_tiles(%(hours)s);
 
--- name: add_seen
-INSERT INTO features.seen (partition, minute_ms, hashes)
-SELECT %(partition)s, * FROM unnest(%(minutes)s::bigint[], %(hashes)s::bytea[]);
-
 -- name: forget_seen
 DELETE FROM features.seen WHERE partition = %(partition)s AND minute_ms <= %(to_minute_ms)s;
 
--- name: put_partition
-INSERT INTO features.partitions (partition, watermark_ms, next_offset, seen_from_ms, profile_offset, item_offset)
-VALUES (%(partition)s, %(watermark_ms)s, %(next_offset)s, %(seen_from_ms)s, %(profile_offset)s, %(item_offset)s)
+-- name: put_partition (and forget what all who follow have taken up)
+WITH forgotten AS (
+    DELETE FROM features.tile_log
+    WHERE partition = %(partition)s AND logged_at < clock_timestamp() - %(logged_s)s * interval '1 s'
+    RETURNING next_offset
+)
+INSERT INTO features.partitions AS p
+    (partition, watermark_ms, next_offset, seen_from_ms, profile_offset, item_offset, log_from_offset)
+SELECT %(partition)s, %(watermark_ms)s, %(next_offset)s, %(seen_from_ms)s, %(profile_offset)s, %(item_offset)s,
+       coalesce(max(next_offset), 0)
+FROM forgotten
 ON CONFLICT (partition) DO UPDATE
 SET watermark_ms = EXCLUDED.watermark_ms, next_offset = EXCLUDED.next_offset, seen_from_ms = EXCLUDED.seen_from_ms,
-    profile_offset = EXCLUDED.profile_offset, item_offset = EXCLUDED.item_offset
+    profile_offset = EXCLUDED.profile_offset, item_offset = EXCLUDED.item_offset,
+    log_from_offset = greatest(p.log_from_offset, EXCLUDED.log_from_offset)
 RETURNING (SELECT change FROM features.settings);
 
 -- name: put_profiles

@@ -13,11 +13,11 @@ from rtrec_ray.stores.features.store import FeatureReader, ReadPoint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What a follower has. `offsets`: partition → behaviour offset, of its tiles; `rounds`: view id → number of the
-    round that its lists are of.
+    """What a follower has. `offsets`: partition → behaviour offset, of its tiles, None as long as it has none;
+    `rounds`: view id → number of the round that its lists are of.
     """
 
-    offsets: Mapping[int, int] = field(default_factory=dict)
+    offsets: Mapping[int, int] | None = None
     rounds: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -38,12 +38,13 @@ class RoundNews:
 class News:
     """What a follower has not, all of one moment. `rows`: view id → tiles of the views that are not cached.
 
-    `change`: the number of what is live (`Live`).
+    `change`: the number of what is live (`Live`). `whole`: there are no other tiles than these, whatever it has.
     """
 
     change: int
     offsets: Mapping[int, int]
     rows: Mapping[str, Sequence[Row]]
+    whole: bool
     rounds: Mapping[str, RoundNews]
 
     @property
@@ -64,5 +65,7 @@ class Followed(FeatureReader, Protocol):
         ...
 
     def news(self, known: Known, *, from_ms: int, most_rows: int) -> News:
-        """What came since, of tiles with start ≥ `from_ms`, and at most so many of them. Raises StoreUnavailable."""
+        """What came since, of tiles with start ≥ `from_ms`; or all there are, where nothing is known, and where too
+        much came since. At most so many tiles. Raises StoreUnavailable.
+        """
         ...

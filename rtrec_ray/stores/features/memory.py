@@ -175,9 +175,9 @@ class MemoryFeatureStore:
         items = [item for _, item in sorted(self.tables.items.items())]
         return CatalogueRead(items=items, point=_point(self.tables.item_offsets))
 
-    def list_rows(self, *, after: Mapping[int, int], from_ms: int) -> ListRows:
+    def list_rows(self, *, after: Mapping[int, int] | None, from_ms: int) -> ListRows:
         rows = {view.id: self._behind(view, after, from_ms) for view in self.definitions.views if view.cached}
-        return ListRows(offsets=dict(self.tables.offsets), rows=rows)
+        return ListRows(offsets=dict(self.tables.offsets), rows=rows, whole=after is None)
 
     def change(self) -> int:
         return self.tables.change
@@ -201,7 +201,13 @@ class MemoryFeatureStore:
             for view in views
             if _id(view) in self.tables.rounds
         }
-        return News(change=self.tables.change, offsets=dict(self.tables.offsets), rows=rows, rounds=rounds)
+        return News(
+            change=self.tables.change,
+            offsets=dict(self.tables.offsets),
+            rows=rows,
+            whole=known.offsets is None,
+            rounds=rounds,
+        )
 
     def list_rounds(self) -> Mapping[str, int]:
         return {view.id: self.tables.round_numbers[_id(view)] for view in self.definitions.views}
@@ -258,11 +264,11 @@ class MemoryFeatureStore:
                 tiles[key].append((start, state))
                 written.append((output.partition, output.next_offset, (key, start, state)))
 
-    def _behind(self, view: FeatureView, after: Mapping[int, int], from_ms: int) -> list[Row]:
+    def _behind(self, view: FeatureView, after: Mapping[int, int] | None, from_ms: int) -> list[Row]:
         return [
             row
             for partition, next_offset, row in self.tables.written[_id(view)]
-            if next_offset > after.get(partition, -1) and row[1] >= from_ms
+            if (after is None or next_offset > after.get(partition, 0)) and row[1] >= from_ms
         ]
 
     def _put_item(self, item: CatalogItem) -> None:

@@ -80,7 +80,7 @@ class NearFeatures:
             looked_s, now_ms = monotonic_s(), self._clock.now_ms()
             copy = self._copy
             news = None if copy is None else self._news(copy.known(), copy.definitions, now_ms=now_ms)
-            if copy is None or news is None or news.change != copy.change:
+            if copy is None or news is None or news.whole or news.change != copy.change:
                 copy, news = self._begin(now_ms=now_ms)
             if copy is None or news is None:
                 return

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from rtrec_ray.features.definition import FeatureView
-from rtrec_ray.features.sliding import Row
 from rtrec_ray.postgres.connection import Cursor
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.features.followed import Known, News, RoundNews
 from rtrec_ray.stores.features.store import ListRows, ReadPoint
+from rtrec_ray.stores.features.tile_log import read_tile_rows
 from rtrec_ray.stores.features.values import FRESH_MS, offsets_of
-
-
-def read_tile_rows(
-    cursor: Cursor, views: Mapping[int, str], *, after: Mapping[int, int], from_ms: int, most_rows: int | None = None
-) -> ListRows:
-    """Offsets, and the tiles of these views (number in the tables → id) behind others (partition → offset) with
-    start ≥ `from_ms`; of one moment. `most_rows`: no more than so many.
-    """
-    sql = load("rtrec_ray.stores.features", "features.sql")
-    known = {"partitions": list(after), "after": list(after.values()), "views": list(views)}
-    cursor.execute(sql["tile_rows"], {**known, "from_ms": from_ms, "most": most_rows})
-    offsets: dict[int, int] = {}
-    rows: defaultdict[str, list[Row]] = defaultdict(list)
-    for partition, next_offset, number, key, start, state in cursor.fetchall():
-        if key is None:
-            offsets[partition] = next_offset
-        else:
-            rows[views[number]].append((key, start, state))
-    return ListRows(offsets=offsets, rows=rows)
 
 
 def read_news(cursor: Cursor, known: Known, *, views: Mapping[int, FeatureView], from_ms: int, most_rows: int) -> News:
@@ -45,9 +25,9 @@ def read_news(cursor: Cursor, known: Known, *, views: Mapping[int, FeatureView],
     merged = {number: view.id for number, view in views.items() if not view.cached}
     # Looks are more frequent than commits, and most of one's time goes into looking for tiles.
     tiles = (
-        ListRows(offsets=offsets, rows={})
+        ListRows(offsets=offsets, rows={}, whole=False)
         if offsets == known.offsets
-        else read_tile_rows(cursor, merged, after=known.offsets, from_ms=from_ms, most_rows=most_rows)
+        else read_tile_rows(cursor, merged, cached=False, after=known.offsets, from_ms=from_ms, most_rows=most_rows)
     )
     last = {row["view_id"]: row for row in msgspec.json.decode(rounds or "[]") if row["view_id"] in views}
     risen = {
@@ -64,6 +44,7 @@ def read_news(cursor: Cursor, known: Known, *, views: Mapping[int, FeatureView],
         change=change or 0,
         offsets=tiles.offsets,
         rows=tiles.rows,
+        whole=tiles.whole,
         rounds={views[number].id: _round(views[number], row, lists.get(number)) for number, row in last.items()},
     )
 

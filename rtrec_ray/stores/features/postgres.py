@@ -21,12 +21,12 @@ from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Value
 from rtrec_ray.features.past import minutes_around, recompute
 from rtrec_ray.postgres.connection import Cursor, Pool, streamed
-from rtrec_ray.postgres.copy import copied_bytes, copy_frame
+from rtrec_ray.postgres.copy import Kind, copied_bytes, copy_bytes, copy_frame
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.features.followed import Known, News
 from rtrec_ray.stores.features.lists import overtaken
 from rtrec_ray.stores.features.live import LiveViews, apply_live, begin_views, drop_live, read_live
-from rtrec_ray.stores.features.news import read_news, read_tile_rows
+from rtrec_ray.stores.features.news import read_news
 from rtrec_ray.stores.features.plan import beyond_retention, kept_rows, plan, refuse
 from rtrec_ray.stores.features.sizes import ViewSize, add_sizes, forget_hour, read_sizes
 from rtrec_ray.stores.features.store import (
@@ -44,11 +44,13 @@ from rtrec_ray.stores.features.store import (
     TaskState,
     VersionPoint,
 )
+from rtrec_ray.stores.features.tile_log import LOGGED_S, log_tiles, read_tile_rows
 from rtrec_ray.stores.features.values import Found, KeptLists, ViewAsks, offsets_of, read_values, stored_text
 
 _NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
 _PROFILES_AT_ONCE: Final = 20_000
 _ONE_MOMENT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_SEEN: Final[Mapping[str, Kind]] = {"partition": "int4", "minute_ms": "int8", "hashes": "bytea"}
 _HOUR_TABLE: Final = re.compile(r"tiles_(m?)(\d+)")
 
 
@@ -110,20 +112,21 @@ class PostgresFeatureStore:
         )
 
     def append(self, cursor: Cursor, output: TaskOutput) -> Appended:
-        written = self.append_tiles(cursor, self._kept(cursor, output))
+        kept = self._kept(cursor, output)
+        written = self.append_tiles(cursor, kept)
+        log_tiles(cursor, kept, views={view.id: view for view in self.definitions.views})
         key = {"partition": output.partition}
         if output.seen_to_ms is not None:
             cursor.execute(self._sql["forget_seen"], {**key, "to_minute_ms": output.seen_to_ms})
         if output.seen:
-            minutes, hashes = zip(*output.seen, strict=True)
-            cursor.execute(self._sql["add_seen"], {**key, "minutes": list(minutes), "hashes": list(hashes)})
+            copy_bytes(cursor, "features.seen", _SEEN, [(output.partition, *row) for row in output.seen])
         if output.profiles is not None:
             cursor.execute(self._sql["put_profiles"], {**key, **output.profiles.to_dict(as_series=False)})
         if output.items is not None:
             cursor.execute(self._sql["put_items"], output.items.to_dict(as_series=False))
         mark = {"watermark_ms": output.watermark_ms, "seen_from_ms": output.seen_from_ms}
         upto = {name: getattr(output, name) for name in ("next_offset", "profile_offset", "item_offset")}
-        cursor.execute(self._sql["put_partition"], {**key, **mark, **upto})
+        cursor.execute(self._sql["put_partition"], {**key, **mark, **upto, "logged_s": LOGGED_S})
         row = cursor.fetchone()
         return Appended(rows=written, change=row[0] if row and row[0] is not None else 0)
 
@@ -175,10 +178,10 @@ class PostgresFeatureStore:
             items = [_item(row) for row in cursor.fetchall()]
         return CatalogueRead(items=items, point=_point(offsets))
 
-    def list_rows(self, *, after: Mapping[int, int], from_ms: int) -> ListRows:
+    def list_rows(self, *, after: Mapping[int, int] | None, from_ms: int) -> ListRows:
         with self._pool.statement() as cursor:
             views = {self._view_id(cursor, view): view.id for view in self.definitions.views if view.cached}
-            return read_tile_rows(cursor, views, after=after, from_ms=from_ms)
+            return read_tile_rows(cursor, views, cached=True, after=after, from_ms=from_ms)
 
     def change(self) -> int:
         with self._pool.statement() as cursor:

@@ -78,10 +78,14 @@ class Live:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListRows:
-    """Tile rows of the cached views, by view id. `offsets`: partition → behaviour offset behind which the next are."""
+    """Tile rows by view id. `offsets`: partition → behaviour offset behind which the next are.
+
+    `whole`: there are no other rows than these, whatever was read before.
+    """
 
     offsets: Mapping[int, int]
     rows: Mapping[str, Sequence[Row]]
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,9 +251,10 @@ class FeatureKeeping(Protocol):
         """Take up what is live; whether that is another definition than before. Raises StoreUnavailable."""
         ...
 
-    def list_rows(self, *, after: Mapping[int, int], from_ms: int) -> ListRows:
+    def list_rows(self, *, after: Mapping[int, int] | None, from_ms: int) -> ListRows:
         """Tile rows of the `cached` views with start ≥ `from_ms`, that were written behind these offsets (partition →
-        offset; all rows of a partition that is missing). Raises StoreUnavailable.
+        offset; all commits of a partition that is missing); or all there are, as when it is None, where too much was
+        written since. Raises StoreUnavailable.
         """
         ...
 
