@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -18,7 +18,7 @@ from rtrec_ray.events import BEHAVIOR, ITEM, ITEM_SCHEMA, PROFILE, PROFILE_SCHEM
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.profiles import newest_per_version
 from rtrec_ray.features.seen import Seen
-from rtrec_ray.features.stream import FeatureStream
+from rtrec_ray.features.stream import FeatureStream, tiles_of
 from rtrec_ray.kafka.base import RecordBatch
 from rtrec_ray.kafka.codec import LatestMs, decode
 from rtrec_ray.postgres.connection import Cursor
@@ -66,6 +66,8 @@ class FeatureOperator:
         self._read_upto: Mapping[str, int] = {}
         self._live = Live(definitions=store.definitions, change=0)
         self._begun: Live | None = None
+        self.tiles: Mapping[str, pl.DataFrame] | None = None  # of the commit that is being made
+        self._differed: Counter[str] = Counter()
         self._stream = FeatureStream(
             self._live.definitions, disorder_ms=self._disorder_ms, seen=Seen(), profiles=PROFILE_SCHEMA.to_frame()
         )
@@ -120,10 +122,22 @@ class FeatureOperator:
         """Nothing waits for event time: a tile is written with the commit that touched it."""
         return 0
 
+    @staticmethod
+    def prepare(operators: Sequence[FeatureOperator]) -> None:
+        """Compute the tiles of what came since the last commit, those of all that are to `write` at once."""
+        for each, tiles in zip(operators, tiles_of([each.matched() for each in operators]), strict=True):
+            each.tiles = tiles
+
+    def matched(self) -> FeatureStream:
+        """The stream, with what was taken back of what waits for the same commit matched."""
+        self._differed = self._stream.match()
+        return self._stream
+
     def write(self, cursor: Cursor) -> Mapping[str, int]:
         """Append the tiles of what came since the last commit."""
+        if self.tiles is None:
+            self.prepare([self])
         self._stream.forget()
-        counts = self._stream.match()
         to_ms = self._stream.forgettable_to_ms()
         output = TaskOutput(
             partition=self._partition,
@@ -131,7 +145,7 @@ class FeatureOperator:
             next_offset=self._read_upto.get(BEHAVIOR, 0),
             profile_offset=self._read_upto.get(PROFILE, 0),
             item_offset=self._read_upto.get(ITEM, 0),
-            tiles=self._stream.tiles(),
+            tiles=self.tiles or {},
             seen=self._stream.seen.new(),
             seen_to_ms=None if to_ms == self._forgotten_to_ms else to_ms,
             seen_from_ms=self._stream.seen_from_ms(),
@@ -143,7 +157,7 @@ class FeatureOperator:
         # What is written here was computed by what was live so far; with the next event the new views begin.
         changed = appended.change != self._live.change
         self._begun = self._begin(cursor, watermark_ms=self._stream.watermark_ms) if changed else None
-        return {"rows_written": appended.rows, **counts}
+        return {"rows_written": appended.rows, **self._differed}
 
     def look(self, cursor: Cursor) -> bool:
         """Whether other views are live."""
@@ -152,6 +166,7 @@ class FeatureOperator:
     def committed(self) -> None:
         """What `write` wrote is durable."""
         self._stream.settle()
+        self.tiles = None
         self._profiles, self._items = [], []
         if self._begun is not None:
             self._live, self._begun = self._begun, None

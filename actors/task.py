@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from actors.operator import Operator
 from actors.part import Part
@@ -53,12 +54,21 @@ class TaskOptions:
     watermark: WatermarkOptions = field(default_factory=WatermarkOptions)
 
 
-class TaskLoop:
-    """Sessions of one actor, one after another, until it is told to stop.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskHooks:
+    """What one task does and others do not.
 
     `first`: partition → offset of behaviour; as long as it names any, the lowest is read up to there, by whoever has
-    it, and all others wait. Asked before each session.
+    it, and all others wait. Asked before each session. `prepare`: called before each commit with the operators that are
+    to write, for what they do better together.
     """
+
+    first: Callable[[Cursor], Mapping[int, int]] | None = None
+    prepare: Callable[[Sequence[Any]], None] | None = None
+
+
+class TaskLoop:
+    """Sessions of one actor, one after another, until it is told to stop."""
 
     def __init__(
         self,
@@ -68,10 +78,10 @@ class TaskLoop:
         connect_consumer: Callable[[], Consumer],
         connect_store: Callable[[], Connection],
         clock: Clock,
-        first: Callable[[Cursor], Mapping[int, int]] | None = None,
+        hooks: TaskHooks | None = None,
     ) -> None:
         self._options = options
-        self._first = first
+        self._hooks = hooks or TaskHooks()
         self._make_operator = make_operator
         self._connect_consumer = connect_consumer
         self._connect_store = connect_store
@@ -102,7 +112,9 @@ class TaskLoop:
             consumer = self._connect_consumer()
             try:
                 options = replace(self._options, partitions=turn.partitions)
-                session = Session(options, connection=connection, consumer=consumer, clock=self._clock)
+                session = Session(
+                    options, connection=connection, consumer=consumer, clock=self._clock, hooks=self._hooks
+                )
                 session.begin(self._make_operator, stop=stop)
                 self.trouble = ""
                 session.serve(stop, upto=turn.upto)
@@ -115,9 +127,9 @@ class TaskLoop:
     def _turn(self, connection: Connection) -> _Turn | None:
         """What the next session reads; None: nothing for now."""
         first: Mapping[int, int] = {}
-        if self._first is not None:
+        if self._hooks.first is not None:
             with transaction(connection) as cursor:
-                first = self._first(cursor)
+                first = self._hooks.first(cursor)
         if not first:
             return _Turn(partitions=self._options.partitions)
         partition = min(first)
@@ -140,8 +152,17 @@ class _Turn:
 class Session:
     """From the taking of the leases to the first fault."""
 
-    def __init__(self, options: TaskOptions, *, connection: Connection, consumer: Consumer, clock: Clock) -> None:
+    def __init__(
+        self,
+        options: TaskOptions,
+        *,
+        connection: Connection,
+        consumer: Consumer,
+        clock: Clock,
+        hooks: TaskHooks,
+    ) -> None:
         self._options = options
+        self._hooks = hooks
         self._connection = connection
         self._consumer = consumer
         self._clock = clock
@@ -173,6 +194,8 @@ class Session:
         """One transaction: fence, outputs, positions. Raises LeaseLost, StoreUnavailable: then nothing here counts."""
         began, every = monotonic_s(), self._options.commit_every_s
         changed = {p: part for p, part in self._parts.items() if part.dirty or part.operator.pending_rows()}
+        if self._hooks.prepare is not None:
+            self._hooks.prepare([part.operator for part in changed.values()])
         with transaction(self._connection) as cursor:
             lease.fence(cursor, [part.lease for part in self._parts.values()])
             for partition, part in changed.items():

@@ -64,9 +64,16 @@ def compute(
     these events added. `apart`: columns of the events that rows of one key and tile are told apart by; the rows have
     them too.
     """
-    chosen = events.lazy().filter(concerns(view)).with_columns(tile_start_ms=pl.col("ts") // tile_ms * tile_ms)
-    tiles = [_tiles_of_form(view, chosen, form=form, sign=sign, tile=(*_TILE, *apart)) for form in view.keys]
-    return pl.concat(tiles).collect()
+    return _planned(view, events.lazy(), tile_ms=tile_ms, sign=sign, apart=apart).collect()
+
+
+def compute_all(
+    views: Sequence[FeatureView], events: pl.DataFrame, *, tile_ms: int, sign: Sign, apart: Sequence[str]
+) -> dict[str, pl.DataFrame]:
+    """View id → its tile rows of these events; see `compute`. Takes less time than one view after another."""
+    lazy = events.lazy()
+    plans = [_planned(view, lazy, tile_ms=tile_ms, sign=sign, apart=apart) for view in views]
+    return dict(zip((view.id for view in views), pl.collect_all(plans), strict=True))
 
 
 def key_of(form: tuple[str, ...]) -> pl.Expr:
@@ -78,6 +85,14 @@ def key_of(form: tuple[str, ...]) -> pl.Expr:
         return pl.col(form[0])
     # concat_str is null as soon as one part is. PostgreSQL keeps no NUL in a text.
     return pl.concat_str([pl.col(name) for name in form], separator="|").str.replace_all("\0", "\ufffd", literal=True)
+
+
+def _planned(
+    view: FeatureView, events: pl.LazyFrame, *, tile_ms: int, sign: Sign, apart: Sequence[str]
+) -> pl.LazyFrame:
+    chosen = events.filter(concerns(view)).with_columns(tile_start_ms=pl.col("ts") // tile_ms * tile_ms)
+    tiles = [_tiles_of_form(view, chosen, form=form, sign=sign, tile=(*_TILE, *apart)) for form in view.keys]
+    return pl.concat(tiles)
 
 
 def _tiles_of_form(

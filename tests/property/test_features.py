@@ -199,22 +199,26 @@ def restored(partition, store, log):
     return new
 
 
-def run(partition, store, log, plan, size, totals):
-    """Apply the log in batches of `size`, doing what `plan` says in turn, to the end and committed."""
-    owner, turn, counted = restored(partition, store, log), 0, Counter()
-    while log.committed < len(log.events):
+def run(owners, logs, plan, size, totals):
+    """Apply the logs in batches of `size`, doing what `plan` says in turn, to the end and committed."""
+    turn, counted, operators = 0, Counter(), owners()
+    while any(log.committed < len(log.events) for log in logs):
         step = plan[turn % len(plan)] if turn < 3 * len(plan) else ("apply", "commit")[turn % 2]
         turn += 1
         if step == "restart":
-            owner, counted = restored(partition, store, log), Counter()
-        elif step == "apply" or log.position == log.committed:
-            values = [msgspec.json.encode(each) for each in log.events[log.position : log.position + size]]
-            counted += owner.apply(record_batch("behavior", partition, values, first_offset=log.position)).counts
-            log.position += len(values)
+            operators, counted = owners(), Counter()
+        elif step == "apply" or all(log.position == log.committed for log in logs):
+            for partition, log in enumerate(logs):
+                values = [msgspec.json.encode(each) for each in log.events[log.position : log.position + size]]
+                batch = record_batch("behavior", partition, values, first_offset=log.position)
+                counted += operators[partition].apply(batch).counts
+                log.position += len(values)
         else:
-            owner.write(None)
-            owner.committed()
-            log.committed = log.position
+            FeatureOperator.prepare(operators)
+            for owner, log in zip(operators, logs, strict=True):
+                owner.write(None)
+                owner.committed()
+                log.committed = log.position
             totals += counted
             counted = Counter()
 
@@ -222,12 +226,19 @@ def run(partition, store, log, plan, size, totals):
 def pipeline(events, profiles, *, plan=("apply", "commit"), size=1000):
     """The store after the events went through, and the counts that were committed."""
     tables, totals = MemoryFeatureTables(), Counter()
-    for partition in range(PARTITIONS):
-        log = Log(
+    stores = [MemoryFeatureStore(DEFINITIONS, tables=tables) for _ in range(PARTITIONS)]
+    logs = [
+        Log(
             profiles=[each for each in profiles if each["user_id"] % PARTITIONS == partition],
             events=[each for each in events if each["user_id"] % PARTITIONS == partition],
         )
-        run(partition, MemoryFeatureStore(DEFINITIONS, tables=tables), log, plan, size, totals)
+        for partition in range(PARTITIONS)
+    ]
+
+    def owners():
+        return [restored(partition, stores[partition], log) for partition, log in enumerate(logs)]
+
+    run(owners, logs, plan, size, totals)
     return MemoryFeatureStore(DEFINITIONS, tables=tables), totals
 
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from actors.feature import FeatureOperator
 from actors.history import HistoryOperator, HistoryOptions
-from actors.task import TaskLoop, TaskOptions
+from actors.task import TaskHooks, TaskLoop, TaskOptions
 from rtrec_ray.app.verify import VerifyOptions, verify_history
 from rtrec_ray.backoff import Backoff
 from rtrec_ray.cli.features import features as features_command
@@ -146,6 +146,7 @@ class Shop:
             connect_consumer=self.broker.consumer,
             connect_store=partial(connect, self.postgres, application=task, pipeline=True),
             clock=self.clock,
+            hooks=TaskHooks(prepare=FeatureOperator.prepare) if task == "features" else None,
         )
         stop = threading.Event()
         worker = threading.Thread(target=loop.run, args=(stop,))

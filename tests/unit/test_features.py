@@ -23,7 +23,7 @@ from rtrec_ray.features.file import load_definitions, parse_definitions
 from rtrec_ray.features.merge import merge
 from rtrec_ray.features.profiles import ProfileVersions, attribute
 from rtrec_ray.features.seen import MINUTE_MS, Seen
-from rtrec_ray.features.stream import FeatureStream
+from rtrec_ray.features.stream import FeatureStream, tiles_of
 from rtrec_ray.features.text import to_texts
 from rtrec_ray.stores.features.values import KeptLists
 
@@ -125,6 +125,44 @@ def frame(*events):
 def stream(**state):
     fresh = {"seen": Seen(), "profiles": PROFILE_SCHEMA.to_frame(), **state}
     return FeatureStream(DEFINITIONS, disorder_ms=5_000, **fresh)
+
+
+def test_tiles_of_many_streams_are_those_of_each_whatever_views_it_has():
+    def rows(of_stream):
+        # Entries of one state come in any order; the name of a view without its version.
+        return {
+            view: sorted(
+                f"{key} {start} {merge(DEFINITIONS.view(view[:-2]), [(start, state)]) or state}"
+                for key, start, state in tiles.rows()
+            )
+            for view, tiles in of_stream.items()
+        }
+
+    def of(*views, **more):
+        known = replace(DEFINITIONS, views=tuple(DEFINITIONS.view(name) for name in views), **more)
+        return FeatureStream(known, disorder_ms=5_000, seen=Seen(), profiles=PROFILE_SCHEMA.to_frame())
+
+    all_views = [view.name for view in DEFINITIONS.views]
+    streams = [of(*all_views), of(*all_views), of("top_queries_30m"), of(*all_views), of(), of("user_browse_1m")]
+    for number, each in enumerate(streams):
+        if number != 3:  # which has had nothing to do
+            taken = [
+                {"event_id": f"e{n}", "ts": BASE + 3_000 * n, "user_id": n % 3, "item_id": n} for n in range(number + 9)
+            ]
+            searches = [{"event_id": "s", "event_type": "search", "query": f"q{number}"}]
+            each.take(frame(*taken, *searches))
+            each.settle()
+            retracted = {"event_id": "e1", "event_type": "view", "ts": BASE + 3_000, "user_id": 1, "item_id": 1}
+            retraction = {"event_type": "retract", "ts": BASE + 9_000, "retracts": json.dumps(retracted)}
+            each.take(
+                frame({"event_id": "new", "user_id": number}, retraction, *searches, {"event_id": "s2", **searches[0]})
+            )
+    together = tiles_of(streams)
+    assert [rows(tiles) for tiles in together] == [rows(each.tiles()) for each in streams]
+    assert together[3] == together[4] == {}
+    assert [len(tiles) for tiles in together] == [6, 6, 1, 0, 0, 1]
+    gone = [state for state in together[0]["user_browse_1m@1"]["state"] if state.startswith("[-1,")]
+    assert len(gone) == 1
 
 
 def test_a_watermark_that_went_on_while_idle_makes_old_events_late():
