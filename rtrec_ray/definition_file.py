@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import yaml
 
 from rtrec_ray.errors import DefinitionInvalid
+
+Part = TypeVar("Part")
+Found = TypeVar("Found")
 
 UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION: Final = re.compile(r"(\d{1,15})(ms|s|m|h|d)")
@@ -78,6 +81,20 @@ class NodeReader:
         if not isinstance(node, yaml.SequenceNode):
             self.fail(node, "expected a list")
         return list(node.value)
+
+    def each(self, read: Callable[[Part], Found], parts: Iterable[Part]) -> list[Found]:
+        """What `read` makes of each part. The error has the faults of all of them, a line each."""
+        found, faults = [], []
+        for part in parts:
+            try:
+                found.append(read(part))
+            except DefinitionInvalid as fault:
+                faults.append(fault)
+        if len(faults) == 1:
+            raise faults[0]
+        if faults:
+            raise DefinitionInvalid("\n".join(fault.line() for fault in faults))
+        return found
 
     def text(self, node: yaml.Node) -> str:
         """A single value, as it is written."""

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from rtrec_ray.clock import Clock, monotonic_s
+from rtrec_ray.clock import LAST_MS, Clock, monotonic_s
 from rtrec_ray.errors import (
     BeyondRetention,
     HistoryBehind,
@@ -52,7 +52,7 @@ from serving.stages import PipelineState
 JSON: Final = "application/json"
 # How much of a body that is too large is still read, so that its sender gets the answer and not a broken connection.
 _DRAINED: Final = 4
-_DIGITS: Final = 15  # of a time in ms: until the year 33658
+_DIGITS: Final = len(str(LAST_MS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,9 +314,14 @@ def _faults_of_read(keys: list[str], as_of_ms: str | None, *, most: int) -> list
         faults.append(FieldFault(field="key", reason=f"is given {len(keys)} times, not 1 to {most}"))
     if any("\0" in key or len(key) > 1_000 for key in keys):
         faults.append(FieldFault(field="key", reason="contains U+0000 or is longer than 1000 characters"))
-    if as_of_ms is not None and not (as_of_ms.isascii() and as_of_ms.isdigit() and len(as_of_ms) <= _DIGITS):
-        faults.append(FieldFault(field="as_of_ms", reason="is not a time in ms since 1970"))
+    if as_of_ms is not None and not _is_time(as_of_ms):
+        faults.append(FieldFault(field="as_of_ms", reason="is not a time in ms since 1970, up to the year 9999"))
     return faults
+
+
+def _is_time(text: str) -> bool:
+    # Python reads any digits that Unicode has, and takes its time over thousands of them.
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS and int(text) <= LAST_MS
 
 
 def _json(status: int, body: BaseModel, **headers: str) -> Response:

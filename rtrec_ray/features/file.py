@@ -1,4 +1,4 @@
-"""features.yaml: read into definitions; whatever is wrong in it is named with its line.
+"""features.yaml: read into definitions; whatever is wrong in it is named with its line, of each view and aggregation.
 
 tile: 10s            # partial aggregates are this long; every window is a multiple
 horizon: 40m         # an event that late still corrects what was written
@@ -17,6 +17,7 @@ views:
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Final, get_args
 
@@ -67,7 +68,7 @@ class _Reader(NodeReader):
     def definitions(self, node: yaml.Node) -> Definitions:
         top = self.mapping(node, need=("tile", "horizon", "retention", "views"))
         tile_ms = self.duration(top["tile"])
-        views = [self._view(each, tile_ms=tile_ms) for each in self.sequence(top["views"])]
+        views = self.each(partial(self._view, tile_ms=tile_ms), self.sequence(top["views"]))
         for index, view in enumerate(views):
             if view.name in [earlier.name for earlier in views[:index]]:
                 self.fail(self.sequence(top["views"])[index], f'a second view "{view.name}"')
@@ -97,7 +98,7 @@ class _Reader(NodeReader):
             keys=self._keys(part["keys"]),
             window_ms=window_ms,
             source=self._conditions(part["source"]),
-            aggregations=tuple(self._aggregation(name, each) for name, each in aggregations.items()),
+            aggregations=tuple(self.each(self._aggregation, aggregations.items())),
             cached=self.flag(part.get("cached")),
         )
 
@@ -114,7 +115,8 @@ class _Reader(NodeReader):
             self.fail(node, "keys must be different forms, at least one")
         return tuple(forms)
 
-    def _aggregation(self, name: str, node: yaml.Node) -> Aggregation:
+    def _aggregation(self, named: tuple[str, yaml.Node]) -> Aggregation:
+        name, node = named
         part = self.mapping(node, may=(*_KINDS, "where", "limit", "repeats"))
         kinds = [kind for kind in _KINDS if kind in part]
         if len(kinds) != 1:

@@ -88,6 +88,16 @@ def test_what_is_wrong_in_the_file_is_named_with_its_line(old, new, line, what):
     assert what in caught.value.message
 
 
+def test_the_faults_of_all_views_and_aggregations_are_named_at_once():
+    second = SMALL[SMALL.index("  - name") :].replace("version: 1", "version: one")
+    broken = SMALL.replace("n: {count: events}", "n: {count: event}\n      m: {sum: query}\n      k: {count: events}")
+    with pytest.raises(DefinitionInvalid) as caught:
+        parse_definitions(broken + second, source="f.yaml")
+    lines = caught.value.line().splitlines()
+    assert [line[: line.index(": ")] for line in lines] == [f"f.yaml, line {number}" for number in (11, 12, 15)]
+    assert all(line.endswith("(correct the file)") for line in lines)
+
+
 def test_a_second_view_of_one_name_and_an_empty_file_are_refused():
     with pytest.raises(DefinitionInvalid, match='second view "seen"'):
         parse_definitions(SMALL + SMALL[SMALL.index("  - name") :])

@@ -178,6 +178,7 @@ def test_features_answer_as_the_command_does(servers, replica):
         ("user_browse_5m?key=1&as_of_ms=soon", 422),
         ("user_browse_5m?key=1&as_of_ms=-1", 422),
         ("user_browse_5m?key=1&as_of_ms=99999999999999999999", 422),
+        ("user_browse_5m?key=1&as_of_ms=253402300800000", 422),
         ("user_browse_5m?key=%00", 422),
         ("user_browse_5m?" + "&".join(f"key={i}" for i in range(201)), 422),
         ("no_such_view?key=1", 404),
