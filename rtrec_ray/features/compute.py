@@ -8,7 +8,7 @@ by rows of the opposite sign.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import and_, or_
 from typing import Final, Literal
 
@@ -25,6 +25,7 @@ MAX_TEXT_BYTES: Final = 1_000
 _COUNTED: Final = ("count_by", "top_k")
 _TILE: Final = ("key", "tile_start_ms")
 _EVENTS: Final = "events"
+_EXPRESSIONS: Final = 1_000  # kept, for each commit asks for the same, and a tenth of a small one's time went into them
 Sign = Literal[1, -1]
 
 
@@ -33,6 +34,7 @@ def meets(conditions: Iterable[Condition]) -> pl.Expr:
     return reduce(and_, (_meets(condition) for condition in conditions), pl.lit(True))
 
 
+@lru_cache(_EXPRESSIONS)
 def concerns(view: FeatureView) -> pl.Expr:
     """Whether an event counts in the view for some key, whatever the user's profile says."""
     forms = [meets(Condition(field=name) for name in form if name not in PROFILE_FIELDS) for form in view.keys]
@@ -132,7 +134,8 @@ def _field(each: Aggregation) -> str:
     return each.field
 
 
-def _sums(each: Aggregation, name: str, sign: Sign) -> list[pl.Expr]:
+@lru_cache(_EXPRESSIONS)
+def _sums(each: Aggregation, name: str, sign: Sign) -> Sequence[pl.Expr]:
     """What to add up over the events of one key and tile; for lists the entries, null where there is none."""
     met = meets(each.where)
     if each.kind == "count":
