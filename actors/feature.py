@@ -22,6 +22,7 @@ from rtrec_ray.features.stream import FeatureStream, tiles_of
 from rtrec_ray.kafka.base import RecordBatch
 from rtrec_ray.kafka.codec import LatestMs, decode
 from rtrec_ray.postgres.connection import Cursor
+from rtrec_ray.stores.features.followed import LONGEST_PAUSE_S
 from rtrec_ray.stores.features.lists import TopLists
 from rtrec_ray.stores.features.store import FeatureKeeping, FeatureWriter, Live, TaskOutput
 
@@ -34,7 +35,7 @@ TASK = "features"
 class KeeperOptions:
     """`lists_every_s`, `expiry_every_s`: wall time between two rebuilds of the top lists, two looks for old tiles.
 
-    `busy_share`: rebuilds come more rarely where they would take more of a core than that.
+    `busy_share`: rebuilds come more rarely where they would take more of a core than that, but for LONGEST_PAUSE_S.
     """
 
     lists_every_s: float = 1.0
@@ -124,7 +125,7 @@ class FeatureOperator:
 
     @staticmethod
     def prepare(operators: Sequence[FeatureOperator]) -> None:
-        """Compute the tiles of what came since the last commit, those of all that are to `write` at once."""
+        """Compute the tiles of what came since the last commit, those of all at once."""
         for each, tiles in zip(operators, tiles_of([each.matched() for each in operators]), strict=True):
             each.tiles = tiles
 
@@ -146,6 +147,7 @@ class FeatureOperator:
             profile_offset=self._read_upto.get(PROFILE, 0),
             item_offset=self._read_upto.get(ITEM, 0),
             tiles=self.tiles or {},
+            numbers=self._live.numbers,
             seen=self._stream.seen.new(),
             seen_to_ms=None if to_ms == self._forgotten_to_ms else to_ms,
             seen_from_ms=self._stream.seen_from_ms(),
@@ -206,7 +208,8 @@ class FeatureKeeper:
             except (ServerUnavailable, ListsOvertaken) as error:
                 log.warning("keeper_waits", extra={"cause": error.line()})
                 lists = TopLists(self._store)
-            wait_s = max(self._options.lists_every_s, (monotonic_s() - started_s) / self._options.busy_share)
+            busy_s = (monotonic_s() - started_s) / self._options.busy_share
+            wait_s = max(self._options.lists_every_s, min(busy_s, LONGEST_PAUSE_S))
 
 
 def _newest_items(items: pl.DataFrame) -> pl.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from actors.operator import BatchOutcome
-from rtrec_ray.clock import monotonic_s, wall_ms
+from rtrec_ray.clock import wall_ms
 from rtrec_ray.errors import StoreUnavailable
 from rtrec_ray.events import BEHAVIOR, INFERENCE, ITEM, PROFILE
 from rtrec_ray.kafka.base import Producer, RecordBatch
@@ -28,9 +28,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryOptions:
-    """When records become files. `flush_every_s` of wall time; `max_bytes`: raw bytes kept in memory per partition."""
+    """When records become files before a commit does it. `max_bytes`: raw bytes kept in memory per partition."""
 
-    flush_every_s: float = 10.0
     max_bytes: int = 16 << 20
 
 
@@ -48,8 +47,7 @@ class _Waiting:
 class HistoryOperator:
     """One partition of the history. Its commit makes files visible that are already durable.
 
-    Files are written outside the transaction where that can be: when `max_bytes` wait, and when `flush_every_s` has
-    passed at an `advance`; `write` itself only writes what is left.
+    Files are written outside the transaction: when `max_bytes` wait, and before a commit.
     """
 
     topics: tuple[str, ...] = (BEHAVIOR, INFERENCE, PROFILE, ITEM)
@@ -71,7 +69,6 @@ class HistoryOperator:
         self._options = options
         self._partition: int = -1
         self._waiting = _Waiting()
-        self._flushed_s = monotonic_s()
 
     def restore(self, cursor: Cursor, *, committed: Mapping[str, int]) -> Mapping[str, int]:
         """Nothing is kept between commits: go on where the last one ended."""
@@ -89,14 +86,12 @@ class HistoryOperator:
         if not decoded.frame.is_empty():
             waiting.frames[batch.topic].append(_with_origin(decoded.frame, batch))
         if waiting.bytes >= self._options.max_bytes:
-            self._flush()
+            self.flush()
         latest = None if decoded.frame.is_empty() else int(decoded.frame["ts"].to_numpy().max())
         return BatchOutcome(max_ts_ms=latest, counts={"in": len(batch), "dead": len(decoded.dead)})
 
     def advance(self, *, watermark_ms: int) -> Mapping[str, int]:
-        """Event time does not matter here; wall time does."""
-        if monotonic_s() - self._flushed_s >= self._options.flush_every_s:
-            self._flush()
+        """Event time does not matter here."""
         return {}
 
     def rest(self) -> bool:
@@ -111,9 +106,14 @@ class HistoryOperator:
         """Nothing waits for event time."""
         return 0
 
+    @staticmethod
+    def prepare(operators: Sequence[HistoryOperator]) -> None:
+        """Write the files of what waits, and the dead letters."""
+        for each in operators:
+            each.flush()
+
     def write(self, cursor: Cursor) -> Mapping[str, int]:
-        """Make the files visible in the open transaction, once every dead letter is acknowledged."""
-        self._flush()
+        """Make the files visible in the open transaction; every dead letter is acknowledged."""
         files = self._waiting.files
         if files:
             self._manifest.add(cursor, files)
@@ -126,11 +126,10 @@ class HistoryOperator:
     def committed(self) -> None:
         """The files are in the manifest and the letters acknowledged."""
         self._waiting = _Waiting()
-        # Counted from the commit, as the task counts, or an advance just before the next one would split its files.
-        self._flushed_s = monotonic_s()
 
-    def _flush(self) -> None:
-        waiting, self._flushed_s = self._waiting, monotonic_s()
+    def flush(self) -> None:
+        """Write what waits, and return when it is durable."""
+        waiting = self._waiting
         if waiting.letters:
             send_dead(self._producer, waiting.letters, at_ms=wall_ms())
             self._producer.flush()

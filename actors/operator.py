@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from rtrec_ray.kafka.base import RecordBatch
 from rtrec_ray.postgres.connection import Cursor
@@ -57,6 +57,13 @@ class Operator(Protocol):
 
     def open_rows(self) -> int:
         """Rows in memory that wait for event time: beyond a bound the task stops reading the topics that are ahead."""
+        ...
+
+    @staticmethod
+    def prepare(operators: Sequence[Any]) -> None:
+        """Before a commit, and outside its transaction: what takes long, of all operators that are to `write`, which
+        are of one task.
+        """
         ...
 
     def write(self, cursor: Cursor) -> Mapping[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import polars as pl
@@ -81,6 +81,10 @@ class SampleOperator:
     def open_rows(self) -> int:
         """See Operator: impressions whose wait is not over, which grow while the inference log is stalled."""
         return self._stitcher.open_rows
+
+    @staticmethod
+    def prepare(operators: Sequence[SampleOperator]) -> None:
+        """See Operator: nothing."""
 
     def write(self, cursor: Cursor) -> Mapping[str, int]:
         """See Operator."""

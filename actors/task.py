@@ -11,7 +11,6 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from actors.operator import Operator
 from actors.part import Part
@@ -32,8 +31,8 @@ log = logging.getLogger(__name__)
 class TaskOptions:
     """One actor's share of a task. Times in wall time.
 
-    `commit_every_s`: from one commit's beginning to the next one's; a commit that takes longer than half of that is
-    followed by as long a time without.
+    `commit_every_s`: from one commit's beginning to the next one's; after one that takes longer than half of that there
+    is none for as long, but not longer than that.
     `max_pending_rows` bounds what waits for a commit, in the whole share; `max_open_rows` what waits for event time,
     also in the whole share: a topic that is ahead of a stalled one is then not read until that one has come as far.
     `max_ahead_ms` (event time) bounds how far a topic may be ahead of the slowest that is not idle; None: any distance.
@@ -54,21 +53,12 @@ class TaskOptions:
     watermark: WatermarkOptions = field(default_factory=WatermarkOptions)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskHooks:
-    """What one task does and others do not.
+class TaskLoop:
+    """Sessions of one actor, one after another, until it is told to stop.
 
     `first`: partition → offset of behaviour; as long as it names any, the lowest is read up to there, by whoever has
-    it, and all others wait. Asked before each session. `prepare`: called before each commit with the operators that are
-    to write, for what they do better together.
+    it, and all others wait. Asked before each session.
     """
-
-    first: Callable[[Cursor], Mapping[int, int]] | None = None
-    prepare: Callable[[Sequence[Any]], None] | None = None
-
-
-class TaskLoop:
-    """Sessions of one actor, one after another, until it is told to stop."""
 
     def __init__(
         self,
@@ -78,10 +68,10 @@ class TaskLoop:
         connect_consumer: Callable[[], Consumer],
         connect_store: Callable[[], Connection],
         clock: Clock,
-        hooks: TaskHooks | None = None,
+        first: Callable[[Cursor], Mapping[int, int]] | None = None,
     ) -> None:
         self._options = options
-        self._hooks = hooks or TaskHooks()
+        self._first = first
         self._make_operator = make_operator
         self._connect_consumer = connect_consumer
         self._connect_store = connect_store
@@ -112,9 +102,7 @@ class TaskLoop:
             consumer = self._connect_consumer()
             try:
                 options = replace(self._options, partitions=turn.partitions)
-                session = Session(
-                    options, connection=connection, consumer=consumer, clock=self._clock, hooks=self._hooks
-                )
+                session = Session(options, connection=connection, consumer=consumer, clock=self._clock)
                 session.begin(self._make_operator, stop=stop)
                 self.trouble = ""
                 session.serve(stop, upto=turn.upto)
@@ -127,9 +115,9 @@ class TaskLoop:
     def _turn(self, connection: Connection) -> _Turn | None:
         """What the next session reads; None: nothing for now."""
         first: Mapping[int, int] = {}
-        if self._hooks.first is not None:
+        if self._first is not None:
             with transaction(connection) as cursor:
-                first = self._hooks.first(cursor)
+                first = self._first(cursor)
         if not first:
             return _Turn(partitions=self._options.partitions)
         partition = min(first)
@@ -152,17 +140,8 @@ class _Turn:
 class Session:
     """From the taking of the leases to the first fault."""
 
-    def __init__(
-        self,
-        options: TaskOptions,
-        *,
-        connection: Connection,
-        consumer: Consumer,
-        clock: Clock,
-        hooks: TaskHooks,
-    ) -> None:
+    def __init__(self, options: TaskOptions, *, connection: Connection, consumer: Consumer, clock: Clock) -> None:
         self._options = options
-        self._hooks = hooks
         self._connection = connection
         self._consumer = consumer
         self._clock = clock
@@ -194,8 +173,9 @@ class Session:
         """One transaction: fence, outputs, positions. Raises LeaseLost, StoreUnavailable: then nothing here counts."""
         began, every = monotonic_s(), self._options.commit_every_s
         changed = {p: part for p, part in self._parts.items() if part.dirty or part.operator.pending_rows()}
-        if self._hooks.prepare is not None:
-            self._hooks.prepare([part.operator for part in changed.values()])
+        operators = [part.operator for part in changed.values()]
+        for each in operators[:1]:
+            each.prepare(operators)
         with transaction(self._connection) as cursor:
             lease.fence(cursor, [part.lease for part in self._parts.values()])
             for partition, part in changed.items():

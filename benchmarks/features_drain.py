@@ -19,7 +19,7 @@ from growth import Mark, mark
 from stages import database, ends_of, server_cpu, used
 
 from actors.feature import FeatureOperator
-from actors.task import TaskHooks, TaskLoop, TaskOptions
+from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.clock import ManualClock, wall_ms
 from rtrec_ray.embedded.postgres import PostgresServer
 from rtrec_ray.events import BEHAVIOR
@@ -141,7 +141,6 @@ class Share:
                 watermark=watermark,
             ),
             make_operator=make,
-            hooks=TaskHooks(prepare=FeatureOperator.prepare),
             connect_consumer=partial(connect_consumer, bench.kafka),
             connect_store=partial(connect, bench.postgres, application="bench", pipeline=True),
             clock=ManualClock(now_ms=0),

@@ -14,7 +14,7 @@ from actors.operator import Operator
 from actors.sample import SampleOperator
 from actors.sample_keeper import SampleKeeper
 from actors.stage import Work
-from actors.task import TaskHooks, TaskLoop, TaskOptions
+from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.app.cluster import start_actor
 from rtrec_ray.app.system import System
 from rtrec_ray.kafka.connect import connect_consumer, connect_producer
@@ -129,7 +129,7 @@ def _loop(system: System, share: Share) -> TaskLoop:
         connect_consumer=partial(connect_consumer, system.kafka),
         connect_store=partial(connect, system.postgres, application=owner, pipeline=True),
         clock=system.clock,
-        hooks=TaskHooks(first=unread, prepare=FeatureOperator.prepare) if share.stage == FEATURES else None,
+        first=unread if share.stage == FEATURES else None,
     )
 
 
@@ -144,7 +144,7 @@ def _history(system: System) -> _Made:
         manifest=PostgresHistoryManifest(system.postgres),
         producer=connect_producer(system.kafka),
         latest_ms=system.latest_ms,
-        options=HistoryOptions(flush_every_s=every_s),
+        options=HistoryOptions(),
     )
     return every_s, lambda partition: make()
 

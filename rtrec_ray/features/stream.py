@@ -223,13 +223,12 @@ def tiles_of(streams: Sequence[FeatureStream]) -> list[dict[str, pl.DataFrame]]:
     Computed for all of them at once: however few events there are, Polars takes some 3 ms a view.
     """
     found: list[dict[str, pl.DataFrame]] = [{} for _ in streams]
-    alike: defaultdict[tuple[FeatureView, ...], list[int]] = defaultdict(list)
+    alike: defaultdict[tuple[tuple[FeatureView, ...], int], list[int]] = defaultdict(list)
     for index, stream in enumerate(streams):
         if stream.pending():
             found[index] = {view.id: TILE_SCHEMA.to_frame() for view in stream.definitions.views}
-            alike[stream.definitions.views].append(index)
-    for views, indices in alike.items():
-        tile_ms = streams[indices[0]].definitions.tile_ms
+            alike[stream.definitions.views, stream.definitions.tile_ms].append(index)
+    for (views, tile_ms), indices in alike.items():
         for sign in _SIGNS:
             frames = [
                 frame.with_columns(stream=pl.lit(index, dtype=pl.Int32))

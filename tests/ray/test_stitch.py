@@ -99,6 +99,7 @@ def run_samples(system: System, partition: int, *, but_last: int = 0, records_re
 
 def commit(system: System, task: str, partition: int, operator, offsets: dict[str, int]) -> None:
     with closing(connect(system.postgres)) as connection, transaction(connection) as cursor:
+        operator.prepare([operator])
         operator.write(cursor)
         at = Committed(next_offset=offsets, watermark_ms=START_MS + 3_600_000)
         write_committed(cursor, task=task, partition=partition, at=at, lag=0, counts={})

@@ -87,7 +87,7 @@ def main(dsn: str, bootstrap: str, suffix: str, folder: str, point: str, count: 
             manifest=manifest,
             producer=producer,
             latest_ms=lambda wall_ms: wall_ms + 60_000,
-            options=HistoryOptions(flush_every_s=0.1, max_bytes=20_000),
+            options=HistoryOptions(max_bytes=20_000),
         ),
         connect_consumer=lambda: connect_consumer(kafka),
         connect_store=lambda: connect(postgres, application="history", pipeline=True),

@@ -14,7 +14,7 @@ import psycopg2
 import pytest
 
 from actors.feature import FeatureKeeper, FeatureOperator, KeeperOptions
-from actors.task import TaskHooks, TaskLoop, TaskOptions
+from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.backoff import Backoff
 from rtrec_ray.clock import ManualClock
 from rtrec_ray.errors import BeyondRetention, ListsOvertaken, StoreUnavailable
@@ -125,7 +125,6 @@ def run_pipeline(dsn, broker, store, make, eventually):
             latest_ms=lambda wall: wall,
             watermark=WatermarkOptions(),
         ),
-        hooks=TaskHooks(prepare=FeatureOperator.prepare),
         connect_consumer=broker.consumer,
         connect_store=partial(connect, PostgresOptions(dsn=dsn), application="one", pipeline=True),
         clock=ManualClock(now_ms=BASE + HOUR),
@@ -499,7 +498,7 @@ class Moving:
             connect_consumer=self.broker.consumer,
             connect_store=partial(connect, self.postgres, application=owner, pipeline=True),
             clock=ManualClock(now_ms=BASE + HOUR),
-            hooks=TaskHooks(first=unread, prepare=FeatureOperator.prepare),
+            first=unread,
         )
         stop = threading.Event()
         worker = threading.Thread(target=loop.run, args=(stop,))

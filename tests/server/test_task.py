@@ -47,6 +47,10 @@ class Keeper:
     def open_rows(self):
         return 0
 
+    @staticmethod
+    def prepare(operators):
+        pass
+
     def write(self, cursor):
         for value in self._rows:
             cursor.execute("INSERT INTO public.taken VALUES (%s, %s)", (self._partition, value))

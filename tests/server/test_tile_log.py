@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
+import actors.feature as feature_module
+import rtrec_ray.stores.features.near as near_module
+from actors.feature import FeatureKeeper, KeeperOptions
 from rtrec_ray.clock import ManualClock
 from rtrec_ray.features.definition import Aggregation, Condition, Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
 from rtrec_ray.postgres.copy import copied_bytes, copy_bytes
-from rtrec_ray.stores.features.followed import Known
+from rtrec_ray.stores.features import tile_log
+from rtrec_ray.stores.features.followed import LOGGED_S, Known
 from rtrec_ray.stores.features.lists import TopLists
 from rtrec_ray.stores.features.near import NearFeatures
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
-from rtrec_ray.stores.features.store import ListRows
-from rtrec_ray.stores.features.tile_log import LOGGED_S
+from rtrec_ray.stores.features.store import ListRows, Live, TaskOutput
 from tests.feature_place import BASE, HOUR, MINUTE, SECOND, Place, tiles
 
 pytestmark = pytest.mark.server
@@ -50,13 +55,13 @@ class Written:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._place = Place(pool)
-        self._offset = 0
+        self.offset = 0
         self.store: PostgresFeatureStore = self._place.store(DEFINITIONS)
 
     def commit(self, *, partition: int = 0, **views: list[tuple[str, int, str]]) -> None:
-        self._offset += 1
+        self.offset += 1
         found = {f"{name}@1": tiles(*rows) for name, rows in views.items()}
-        self._place.append(self.store, partition=partition, next_offset=self._offset, tiles=found)
+        self._place.append(self.store, partition=partition, next_offset=self.offset, tiles=found)
 
     def pass_time(self, seconds: int) -> None:
         with self._pool.transaction() as cursor:
@@ -125,8 +130,8 @@ def test_more_than_there_is_room_for_is_not_taken_out_of_the_log(written):
     written.commit(user=[("1", BASE, "[1,1]")])
     for key in ("2", "3"):
         written.commit(user=[(key, BASE, "[1,1]")], other=[(key, BASE, "[1,1]")])
-    assert (news(4).height, news(4).whole) == (4, False)
-    assert (news(3).height, news(3).whole) == (3, True)
+    assert (news(4).height, news(4).lost) == (4, False)
+    assert (news(3).height, news(3).lost) == (0, True)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -151,6 +156,109 @@ def test_followers_that_were_away_come_to_what_the_store_says(written, seed):
             assert found == reader.read(KEYS, now_ms=clock.now_ms(), cached=False).values
             kept = near.read(KEYS, now_ms=clock.now_ms(), cached=True).values
             assert kept == found, "the lists are what the tiles say"
+
+
+def test_a_commit_that_is_too_long_or_of_somebody_who_logs_nothing_is_a_gap(written, pool, monkeypatch):
+    def news(after: int):
+        found = written.store.news(Known(offsets={0: after}), from_ms=BASE, most_rows=100)
+        return found.offsets[0], found.lost, found.height
+
+    one = [("1", BASE, "[1,1]")]
+    written.commit(user=one)
+    monkeypatch.setattr(tile_log, "_MOST_BYTES", 10)
+    written.commit(user=one)
+    monkeypatch.undo()
+    assert news(1) == (2, True, 0)
+    assert news(2) == (2, False, 0)
+    written.commit(user=one)
+    assert [news(1), news(2)] == [(3, True, 0), (3, False, 1)]
+    with pool.transaction() as cursor:  # as a version without the log does
+        cursor.execute("UPDATE features.partitions SET next_offset = 4")
+    assert news(3) == (4, True, 0)
+    written.offset = 4
+    written.commit(user=one)
+    assert [news(3), news(4)] == [(5, True, 0), (5, False, 1)]
+
+
+class Owners:
+    """Two partitions in one or two actors, each of which learns of other views when it commits."""
+
+    def __init__(self, pool: Pool, each: FeatureView, *, actors: int) -> None:
+        self._pool = pool
+        self._stores = [of_one(pool, each) for _ in range(actors)]
+        with pool.transaction() as cursor:
+            self._stores[0].apply(cursor)
+            self._lives = [self._begin(cursor, partition, 0, None) for partition in (0, 1)]
+
+    def commit(self, partition: int, next_offset: int, state: str) -> None:
+        live = self._lives[partition]
+        parts = {"partition": partition, "watermark_ms": BASE, "next_offset": next_offset, "numbers": live.numbers}
+        output = TaskOutput(tiles={"user@1": tiles(("1", BASE, state))}, **parts)
+        with self._pool.transaction() as cursor:
+            if self._store(partition).append(cursor, output).change != live.change:
+                self._lives[partition] = self._begin(cursor, partition, next_offset, BASE)
+
+    def _store(self, partition: int) -> PostgresFeatureStore:
+        return self._stores[partition % len(self._stores)]
+
+    def _begin(self, cursor, partition: int, next_offset: int, complete_from_ms: int | None) -> Live:
+        at = {"next_offset": next_offset, "complete_from_ms": complete_from_ms}
+        return self._store(partition).begin(cursor, partition=partition, **at)
+
+
+def of_one(pool: Pool, each: FeatureView) -> PostgresFeatureStore:
+    return PostgresFeatureStore(replace(DEFINITIONS, views=(each,)), pool=pool)
+
+
+@pytest.mark.parametrize("again", [COUNT, TOP], ids=["the same", "another"])
+@pytest.mark.parametrize("actors", [1, 2])
+def test_a_view_that_is_dropped_and_applied_again_has_nothing_of_before(pool, actors, again):
+    def read() -> list:
+        near.refresh()
+        return [each.read(KEYS[1:2], now_ms=BASE, cached=False).values[KEYS[1]] for each in (near, reader)]
+
+    owners, reader = Owners(pool, view("user", COUNT), actors=actors), of_one(pool, view("user", COUNT))
+    near = NearFeatures(reader, clock=ManualClock(now_ms=BASE), most_rows=100, longest_s=600.0)
+    for partition in (0, 1):
+        owners.commit(partition, 10, "[1,1]")
+    assert read() == [{"clicks": 2}] * 2
+    reader.drop_view("user@1")
+    with pool.transaction() as cursor:
+        of_one(pool, view("user", again)).apply(cursor)
+    for partition in (0, 1):
+        owners.commit(partition, 20, "[1,1]")  # computed by what was live before
+        assert read() == [None, None]
+    owners.commit(1, 30, "[1,1]" if again is COUNT else "[1,[7,1]]")
+    assert read() == [{"clicks": 1} if again is COUNT else {"top": [[7, 1]]}] * 2
+
+
+def test_who_follows_pauses_for_less_long_than_is_logged(written, monkeypatch, eventually):
+    class Slow:
+        def __init__(self) -> None:
+            self.looks = 0
+
+        def __getattr__(self, name: str):
+            self.looks += name in ("news", "list_rows")
+            return getattr(written.store, name)
+
+    monkeypatch.setattr(near_module, "_BUSY", 1e-9)
+    monkeypatch.setattr(near_module, "LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(feature_module, "LONGEST_PAUSE_S", 0.05)
+    clock, stop = ManualClock(now_ms=BASE), threading.Event()
+    near, store = NearFeatures(Slow(), clock=clock, most_rows=10), Slow()
+    keeper = FeatureKeeper(store, clock=clock, options=KeeperOptions(lists_every_s=0.01, busy_share=1e-9))
+    threads = [
+        threading.Thread(target=near.run, args=(stop,), kwargs={"every_s": 0.01}),
+        threading.Thread(target=keeper.run, args=(stop,)),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        eventually(lambda: near._store.looks > 3 and store.looks > 3, what="both look again and again")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_bytes_go_in_and_come_out_as_they_are(pool):

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from actors.feature import FeatureOperator
 from actors.history import HistoryOperator, HistoryOptions
-from actors.task import TaskHooks, TaskLoop, TaskOptions
+from actors.task import TaskLoop, TaskOptions
 from rtrec_ray.app.verify import VerifyOptions, verify_history
 from rtrec_ray.backoff import Backoff
 from rtrec_ray.cli.features import features as features_command
@@ -146,7 +146,6 @@ class Shop:
             connect_consumer=self.broker.consumer,
             connect_store=partial(connect, self.postgres, application=task, pipeline=True),
             clock=self.clock,
-            hooks=TaskHooks(prepare=FeatureOperator.prepare) if task == "features" else None,
         )
         stop = threading.Event()
         worker = threading.Thread(target=loop.run, args=(stop,))
@@ -199,7 +198,7 @@ class Shop:
             manifest=self.manifest,
             producer=self.producer,
             latest_ms=lambda wall: wall + 60_000,
-            options=HistoryOptions(flush_every_s=0.01),
+            options=HistoryOptions(),
         )
 
 

@@ -98,6 +98,7 @@ def history(tmp_path: Path, behavior: list[bytes], log: list[bytes]) -> History:
         mine = (behavior, log) if partition == 0 else traffic(99)  # the same requests and items, other clicks
         for topic, values in zip((BEHAVIOR, INFERENCE), mine, strict=True):
             operator.apply(record_batch(topic, partition, values, first_offset=0, timestamp_ms=1))
+        operator.prepare([operator])
         operator.write(None)
     return History(files, manifest)
 

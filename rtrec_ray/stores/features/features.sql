@@ -27,15 +27,17 @@ CROSS JOIN LATERAL (
 ) t
 WHERE t.states IS NOT NULL;
 
--- name: logged_tiles (offsets, and what commits added behind others; of one moment. lost: the log does not reach back that far;
--- a list is null if all of them together have more rows than most)
-SELECT p.partition, p.next_offset, p.log_from_offset > coalesce(c.after, 0) AS lost, l.height,
+-- name: logged_tiles (offsets, and what commits added behind others; of one moment. lost: the log has not all of that; tiles are
+-- null if all of them together have more rows than most)
+SELECT p.partition, p.next_offset,
+       p.log_from_offset > coalesce(c.after, 0) OR p.logged_upto_offset < p.next_offset AS lost, l.height,
        CASE WHEN sum(l.height) OVER () <= coalesce(%(most)s, sum(l.height) OVER ()) THEN l.tiles END
 FROM features.partitions p
 LEFT JOIN unnest(%(partitions)s::int[], %(after)s::bigint[]) AS c (partition, after) USING (partition)
 LEFT JOIN LATERAL (
     SELECT height, tiles FROM features.tile_log l
-    WHERE l.partition = p.partition AND l.cached = %(cached)s AND l.next_offset > coalesce(c.after, 0) OFFSET 0
+    WHERE l.partition = p.partition AND l.next_offset > coalesce(c.after, 0) AND l.cached = %(cached)s
+          AND l.newest_tile_ms >= %(from_ms)s OFFSET 0
 ) l ON true;
 
 -- name: window_tiles (offsets and rows of one moment; a row without a key is the offset of its partition)
@@ -122,21 +124,32 @@ SELECT features.ensure_tiles(%(hours)s);
 -- name: forget_seen
 DELETE FROM features.seen WHERE partition = %(partition)s AND minute_ms <= %(to_minute_ms)s;
 
--- name: put_partition (and forget what all who follow have taken up)
+-- name: put_partition (and forget what was logged long ago: no entry below log_from_offset is looked at, for as long as somebody
+-- holds an old snapshot all of them are still there. What somebody wrote who did not log it is a gap of the log)
 WITH forgotten AS (
     DELETE FROM features.tile_log
-    WHERE partition = %(partition)s AND logged_at < clock_timestamp() - %(logged_s)s * interval '1 s'
+    WHERE partition = %(partition)s
+          AND next_offset > coalesce((SELECT log_from_offset FROM features.partitions WHERE partition = %(partition)s), 0)
+          AND next_offset < coalesce((
+              SELECT next_offset FROM features.tile_log
+              WHERE partition = %(partition)s
+                    AND next_offset > coalesce((SELECT log_from_offset FROM features.partitions WHERE partition = %(partition)s), 0)
+                    AND logged_at >= clock_timestamp() - %(logged_s)s * interval '1 s'
+              ORDER BY partition, next_offset LIMIT 1
+          ), 9223372036854775807)
     RETURNING next_offset
 )
 INSERT INTO features.partitions AS p
-    (partition, watermark_ms, next_offset, seen_from_ms, profile_offset, item_offset, log_from_offset)
+    (partition, watermark_ms, next_offset, seen_from_ms, profile_offset, item_offset, log_from_offset, logged_upto_offset)
 SELECT %(partition)s, %(watermark_ms)s, %(next_offset)s, %(seen_from_ms)s, %(profile_offset)s, %(item_offset)s,
-       coalesce(max(next_offset), 0)
+       coalesce(max(next_offset), 0), CASE WHEN %(logged)s THEN %(next_offset)s ELSE 0 END
 FROM forgotten
 ON CONFLICT (partition) DO UPDATE
 SET watermark_ms = EXCLUDED.watermark_ms, next_offset = EXCLUDED.next_offset, seen_from_ms = EXCLUDED.seen_from_ms,
     profile_offset = EXCLUDED.profile_offset, item_offset = EXCLUDED.item_offset,
-    log_from_offset = greatest(p.log_from_offset, EXCLUDED.log_from_offset)
+    log_from_offset = greatest(p.log_from_offset, EXCLUDED.log_from_offset,
+                               CASE WHEN p.logged_upto_offset < p.next_offset THEN p.next_offset END),
+    logged_upto_offset = CASE WHEN %(logged)s THEN EXCLUDED.next_offset ELSE p.logged_upto_offset END
 RETURNING (SELECT change FROM features.settings);
 
 -- name: put_profiles

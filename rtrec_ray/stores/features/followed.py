@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from rtrec_ray.features.merge import Value
 from rtrec_ray.features.sliding import Row
 from rtrec_ray.stores.features.store import FeatureReader, ReadPoint
+
+LOGGED_S: Final = 60
+"""How long a follower may be away, in wall time, before it has to read its windows anew."""
+LONGEST_PAUSE_S: Final = LOGGED_S / 4
+"""A follower looks at least that often, however long its last look took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +43,14 @@ class RoundNews:
 class News:
     """What a follower has not, all of one moment. `rows`: view id → tiles of the views that are not cached.
 
-    `change`: the number of what is live (`Live`). `whole`: there are no other tiles than these, whatever it has.
+    `change`: the number of what is live (`Live`). `lost`: so much came since, or so long ago, that there is none of it
+    here, and the follower has to begin anew.
     """
 
     change: int
     offsets: Mapping[int, int]
     rows: Mapping[str, Sequence[Row]]
-    whole: bool
+    lost: bool
     rounds: Mapping[str, RoundNews]
 
     @property
@@ -65,7 +71,7 @@ class Followed(FeatureReader, Protocol):
         ...
 
     def news(self, known: Known, *, from_ms: int, most_rows: int) -> News:
-        """What came since, of tiles with start ≥ `from_ms`; or all there are, where nothing is known, and where too
-        much came since. At most so many tiles. Raises StoreUnavailable.
+        """What came since, of tiles with start ≥ `from_ms`; all there are, where nothing is known. At most so many
+        tiles. Raises StoreUnavailable.
         """
         ...

@@ -205,7 +205,7 @@ class MemoryFeatureStore:
             change=self.tables.change,
             offsets=dict(self.tables.offsets),
             rows=rows,
-            whole=known.offsets is None,
+            lost=False,
             rounds=rounds,
         )
 

@@ -23,7 +23,7 @@ from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Once, Value
 from rtrec_ray.features.sliding import Row
-from rtrec_ray.stores.features.followed import Followed, Known, News, RoundNews
+from rtrec_ray.stores.features.followed import LONGEST_PAUSE_S, Followed, Known, News, RoundNews
 from rtrec_ray.stores.features.plan import plan
 from rtrec_ray.stores.features.store import Ask, CatalogueRead, ProfilesRead, Reading, ReadPoint
 
@@ -80,7 +80,7 @@ class NearFeatures:
             looked_s, now_ms = monotonic_s(), self._clock.now_ms()
             copy = self._copy
             news = None if copy is None else self._news(copy.known(), copy.definitions, now_ms=now_ms)
-            if copy is None or news is None or news.whole or news.change != copy.change:
+            if copy is None or news is None or news.lost or news.change != copy.change:
                 copy, news = self._begin(now_ms=now_ms)
             if copy is None or news is None:
                 return
@@ -104,7 +104,7 @@ class NearFeatures:
                 log.warning("near_features_wait", extra={"cause": error.line()})
                 wait_s = max(every_s, _AFTER_TROUBLE_S)
                 continue
-            wait_s = max(every_s, (monotonic_s() - began_s) / _BUSY)
+            wait_s = max(every_s, min((monotonic_s() - began_s) / _BUSY, LONGEST_PAUSE_S))
             if self._full:
                 log.warning("near_features_off", extra={"cause": self.trouble})
                 wait_s = _AFTER_TOO_MUCH_S

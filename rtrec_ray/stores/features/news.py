@@ -12,7 +12,7 @@ from rtrec_ray.postgres.connection import Cursor
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.features.followed import Known, News, RoundNews
 from rtrec_ray.stores.features.store import ListRows, ReadPoint
-from rtrec_ray.stores.features.tile_log import read_tile_rows
+from rtrec_ray.stores.features.tile_log import logged_rows, window_rows
 from rtrec_ray.stores.features.values import FRESH_MS, offsets_of
 
 
@@ -23,12 +23,13 @@ def read_news(cursor: Cursor, known: Known, *, views: Mapping[int, FeatureView],
     change, upto, rounds = cursor.fetchone() or (None, None, None)
     offsets = {} if upto is None else offsets_of(upto)
     merged = {number: view.id for number, view in views.items() if not view.cached}
-    # Looks are more frequent than commits, and most of one's time goes into looking for tiles.
-    tiles = (
-        ListRows(offsets=offsets, rows={}, whole=False)
-        if offsets == known.offsets
-        else read_tile_rows(cursor, merged, cached=False, after=known.offsets, from_ms=from_ms, most_rows=most_rows)
-    )
+    tiles: ListRows | None
+    if known.offsets is None:
+        tiles = window_rows(cursor, merged, from_ms=from_ms, most_rows=most_rows)
+    elif offsets == known.offsets:  # looks are more frequent than commits
+        tiles = ListRows(offsets=offsets, rows={}, whole=False)
+    else:
+        tiles = logged_rows(cursor, merged, cached=False, after=known.offsets, from_ms=from_ms, most_rows=most_rows)
     last = {row["view_id"]: row for row in msgspec.json.decode(rounds or "[]") if row["view_id"] in views}
     risen = {
         number: known.rounds.get(views[number].id, -1)
@@ -42,9 +43,9 @@ def read_news(cursor: Cursor, known: Known, *, views: Mapping[int, FeatureView],
             lists[number][key] = None if value is None else msgspec.json.decode(value)
     return News(
         change=change or 0,
-        offsets=tiles.offsets,
-        rows=tiles.rows,
-        whole=tiles.whole,
+        offsets=offsets,
+        rows={} if tiles is None else tiles.rows,
+        lost=tiles is None,
         rounds={views[number].id: _round(views[number], row, lists.get(number)) for number, row in last.items()},
     )
 

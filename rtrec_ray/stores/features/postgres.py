@@ -23,7 +23,7 @@ from rtrec_ray.features.past import minutes_around, recompute
 from rtrec_ray.postgres.connection import Cursor, Pool, streamed
 from rtrec_ray.postgres.copy import Kind, copied_bytes, copy_bytes, copy_frame
 from rtrec_ray.postgres.statements import load
-from rtrec_ray.stores.features.followed import Known, News
+from rtrec_ray.stores.features.followed import LOGGED_S, Known, News
 from rtrec_ray.stores.features.lists import overtaken
 from rtrec_ray.stores.features.live import LiveViews, apply_live, begin_views, drop_live, read_live
 from rtrec_ray.stores.features.news import read_news
@@ -44,7 +44,7 @@ from rtrec_ray.stores.features.store import (
     TaskState,
     VersionPoint,
 )
-from rtrec_ray.stores.features.tile_log import LOGGED_S, log_tiles, read_tile_rows
+from rtrec_ray.stores.features.tile_log import log_tiles, logged_rows, window_rows
 from rtrec_ray.stores.features.values import Found, KeptLists, ViewAsks, offsets_of, read_values, stored_text
 
 _NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
@@ -87,7 +87,7 @@ class PostgresFeatureStore:
         self._live = begin_views(
             cursor, partition=partition, next_offset=next_offset, complete_from_ms=complete_from_ms
         )
-        return Live(definitions=self._live.definitions, change=self._live.change)
+        return Live(definitions=self._live.definitions, change=self._live.change, numbers=self._live.view_ids)
 
     def changed(self, cursor: Cursor, *, since: int) -> bool:
         cursor.execute(self._sql["read_change"])
@@ -112,9 +112,9 @@ class PostgresFeatureStore:
         )
 
     def append(self, cursor: Cursor, output: TaskOutput) -> Appended:
-        kept = self._kept(cursor, output)
+        kept = self._kept(cursor, replace(output, numbers=self._numbers(cursor, output)))
         written = self.append_tiles(cursor, kept)
-        log_tiles(cursor, kept, views={view.id: view for view in self.definitions.views})
+        logged = log_tiles(cursor, kept, cached={view.id for view in self.definitions.views if view.cached})
         key = {"partition": output.partition}
         if output.seen_to_ms is not None:
             cursor.execute(self._sql["forget_seen"], {**key, "to_minute_ms": output.seen_to_ms})
@@ -126,7 +126,7 @@ class PostgresFeatureStore:
             cursor.execute(self._sql["put_items"], output.items.to_dict(as_series=False))
         mark = {"watermark_ms": output.watermark_ms, "seen_from_ms": output.seen_from_ms}
         upto = {name: getattr(output, name) for name in ("next_offset", "profile_offset", "item_offset")}
-        cursor.execute(self._sql["put_partition"], {**key, **mark, **upto, "logged_s": LOGGED_S})
+        cursor.execute(self._sql["put_partition"], {**key, **mark, **upto, "logged": logged, "logged_s": LOGGED_S})
         row = cursor.fetchone()
         return Appended(rows=written, change=row[0] if row and row[0] is not None else 0)
 
@@ -181,7 +181,8 @@ class PostgresFeatureStore:
     def list_rows(self, *, after: Mapping[int, int] | None, from_ms: int) -> ListRows:
         with self._pool.statement() as cursor:
             views = {self._view_id(cursor, view): view.id for view in self.definitions.views if view.cached}
-            return read_tile_rows(cursor, views, cached=True, after=after, from_ms=from_ms)
+            logged = None if after is None else logged_rows(cursor, views, cached=True, after=after, from_ms=from_ms)
+            return logged or window_rows(cursor, views, from_ms=from_ms)
 
     def change(self) -> int:
         with self._pool.statement() as cursor:
@@ -223,16 +224,15 @@ class PostgresFeatureStore:
         """Add the tiles of an output and nothing else of it; answers the number of rows."""
         if not any(frame.height for frame in output.tiles.values()):
             return 0
-        # A view that was dropped while its tiles were computed has nobody to read them.
-        views = {view.id: view for view in self.definitions.views}
+        numbers = self._numbers(cursor, output)
         frames = [
             frame.with_columns(
-                view_id=pl.lit(self._view_id(cursor, views[view_id])),
+                view_id=pl.lit(numbers[view_id], dtype=pl.Int32),
                 partition=pl.lit(output.partition),
                 next_offset=pl.lit(output.next_offset, dtype=pl.Int64),
             )
             for view_id, frame in output.tiles.items()
-            if view_id in views
+            if view_id in numbers
         ]
         if not frames:
             return 0
@@ -249,6 +249,14 @@ class PostgresFeatureStore:
             of_minute = {"minute_ms": minute, "partitions": partitions}
             for hashes in copied_bytes(cursor, self._sql["load_seen"], of_minute):
                 yield minute, hashes
+
+    def _numbers(self, cursor: Cursor, output: TaskOutput) -> Mapping[str, int]:
+        """What stands for the views of an output. One that was dropped while its tiles were computed has nobody to
+        read them, also if it was applied again.
+        """
+        if output.numbers is not None:
+            return output.numbers
+        return {view.id: self._view_id(cursor, view) for view in self.definitions.views}
 
     def _kept(self, cursor: Cursor, output: TaskOutput) -> TaskOutput:
         mark = self._mark(cursor, "kept_upto")

@@ -43,8 +43,9 @@ class TaskOutput:
     """What one commit adds for one source partition.
 
     `next_offset`: that of behaviour, after the last record behind this; it never falls, and rises with each commit that
-    has tiles; `profile_offset`, `item_offset`: likewise of these topics. `tiles`: view id → rows (TILE_SCHEMA). `seen`
-    up to the minute `seen_to_ms` is forgotten.
+    has tiles; `profile_offset`, `item_offset`: likewise of these topics. `tiles`: view id → rows (TILE_SCHEMA);
+    `numbers`: those of the views that they were computed for (`Live`), None for what is live now. `seen` up to the
+    minute `seen_to_ms` is forgotten.
     """
 
     partition: int
@@ -53,6 +54,7 @@ class TaskOutput:
     profile_offset: int = 0
     item_offset: int = 0
     tiles: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    numbers: Mapping[str, int] | None = None
     seen: Sequence[tuple[int, bytes]] = ()
     seen_to_ms: int | None = None
     seen_from_ms: int | None = None
@@ -70,10 +72,15 @@ class Appended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """The views to compute. `change` rises whenever they, or the times from which they are complete, are others."""
+    """The views to compute. `change` rises whenever they, or the times from which they are complete, are others.
+
+    `numbers`: view id → what stands for it in the tables, where there are some. A version that was dropped and applied
+    again has another one.
+    """
 
     definitions: Definitions
     change: int
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
