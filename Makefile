@@ -53,8 +53,9 @@ $(BENCH)/.ready: requirements-bench.lock $(READY)
 	$(BIN)/uv pip install --quiet --python $(BENCH)/bin/python --no-deps --no-build-isolation -e .
 	touch $(BENCH)/.ready
 
-soak: $(READY) ## Run the long fault tests
+soak: $(READY) ## Run the long fault tests, and the property tests with a thousand examples each
 	$(BIN)/python -m pytest -m soak
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -n 2 tests/property
 
 lock: ## Pin the dependencies anew, with hashes, for Python 3.11 and 3.12
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

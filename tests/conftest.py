@@ -20,8 +20,10 @@ from rtrec_ray.embedded.kafka import KafkaServer, KafkaServerOptions
 from rtrec_ray.embedded.postgres import PostgresServer, PostgresServerOptions
 
 hypothesis.settings.register_profile("dev", max_examples=50, deadline=None)
-hypothesis.settings.register_profile("ci", max_examples=200, derandomize=True, deadline=None)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
+hypothesis.settings.register_profile("ci", max_examples=100, derandomize=True, deadline=None)
+hypothesis.settings.register_profile("soak", max_examples=1_000, deadline=None)
+_PROFILE = "ci" if os.environ.get("CI") == "true" else "dev"
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", _PROFILE))
 
 _TEMPLATE = "rtrec_template"
 # A bound on waiting, not a figure: what comes at all comes within it on a machine that has other work.
