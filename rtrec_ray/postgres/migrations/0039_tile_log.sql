@@ -11,7 +11,7 @@ CREATE TABLE features.tile_log (
 );
 ALTER TABLE features.tile_log ALTER COLUMN tiles SET STORAGE EXTERNAL; -- compressing takes longer than writing, and it is gone soon
 CREATE INDEX tile_log_by_offset ON features.tile_log (partition, next_offset, cached);
-COMMENT ON TABLE features.tile_log IS 'The rows of features.tiles that each commit of the last seconds added.';
+COMMENT ON TABLE features.tile_log IS 'The rows of features.tiles that each commit of the last minute added.';
 COMMENT ON COLUMN features.tile_log.partition IS 'Kafka partition the events came from.';
 COMMENT ON COLUMN features.tile_log.cached IS 'Whether it has the views whose lists are cached, or those that are added up by the reader.';
 COMMENT ON COLUMN features.tile_log.next_offset IS 'The behaviour offset after the last record behind the commit.';

@@ -1,4 +1,4 @@
-"""What each commit added, kept for some seconds for those who follow: the change log of the tiles.
+"""What each commit added, kept for a minute for those who follow: the change log of the tiles.
 
 A follower takes up the commits behind the offsets it has. The tiles of a commit become visible together with its
 offsets, and a partition's offsets only rise, so "behind offset n of partition p" misses nothing.
