@@ -34,6 +34,12 @@ class Installation:
         assert not check or done.returncode == 0, f"{words}: {done.stdout}\n{done.stderr}"
         return done
 
+    def end(self):
+        """Stop it; nothing of it may be left."""
+        done = self.run("down", check=False)
+        left, log = self.processes(), self.directory / "up.log"
+        assert left == [], f"{left}\n{done.stdout}\n{done.stderr}\n{log.read_text() if log.exists() else 'no log'}"
+
     def json(self, *words, **options):
         """Run `rtrec WORDS --json`; answers the object, which must be all there is on stdout."""
         return json.loads(self.run(*words, "--json", **options).stdout)

@@ -46,8 +46,7 @@ def system(tmp_path_factory):
         installation.run("up", "--detach")
         assert str(port) not in installation.json("status")["serve"]["url"], "another port is found for a taken one"
     yield installation
-    installation.run("down", check=False)
-    assert installation.processes() == []
+    installation.end()
 
 
 @pytest.fixture(scope="module")
