@@ -24,6 +24,7 @@ from rtrec_ray.errors import AlreadyRunning, EmbeddedFailure, NotRunning
 
 _WATCH_S = 1.0
 _CLAIMED_S = 20.0
+_RELEASED_S = 20.0
 _LONGEST_PAUSE_S = 30.0
 _FILES = 65_536
 
@@ -190,13 +191,26 @@ def stop_other(directory: Path, *, timeout_s: float = 90.0) -> State:
     owner = state.owner.find() if state is not None else None
     if owner is not None:
         process.end([owner], first=signal.SIGTERM, timeout_s=timeout_s)
-    # Only as the owner: somebody may have started anew in the meantime.
     if (directory / "run").is_dir():
-        with contextlib.suppress(AlreadyRunning), contextlib.closing(claim(directory, to_write=False)):
-            _sweep(directory, _recorded(state))
+        _sweep_as_owner(directory, state)
     if state is None:
         raise NotRunning(f"nothing runs on {directory}", mend="`rtrec up` starts it")
     return state
+
+
+def _sweep_as_owner(directory: Path, state: State | None) -> None:
+    """Only as the owner: somebody may have started anew in the meantime."""
+    deadline, pause = clock.monotonic_s() + _RELEASED_S, Event()
+    while True:
+        with contextlib.suppress(AlreadyRunning), contextlib.closing(claim(directory, to_write=False)):
+            _sweep(directory, _recorded(state))
+            return
+        # A process with many threads counts as ended before the last of them has let go of its lock.
+        now = read_state(directory)
+        anew = now is not None and (state is None or now.owner != state.owner)
+        if anew or clock.monotonic_s() > deadline:
+            return
+        pause.wait(0.1)
 
 
 def _state_of_owner(directory: Path) -> State | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +132,18 @@ def test_down_stops_everything_another_process_started(up: Up, tmp_path: Path) -
     assert read_state(tmp_path / "data") is None
     with pytest.raises(NotRunning):
         stop_other(tmp_path / "data")
+
+
+def test_down_waits_for_a_lock_that_outlives_its_owner(up: Up, tmp_path: Path) -> None:
+    up.child.kill()
+    up.child.wait()
+    with (tmp_path / "data" / "run" / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        later = threading.Timer(1.0, fcntl.flock, [lock, fcntl.LOCK_UN])
+        later.start()
+        assert stop_other(tmp_path / "data").parts == ("postgres",)
+        later.join()
+    assert _left(tmp_path / "data") == []
 
 
 def test_a_crash_of_up_does_not_block_the_next_one(up: Up, tmp_path: Path, begin: Callable[..., Running]) -> None:
