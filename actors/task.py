@@ -174,8 +174,8 @@ class Session:
         began, every = monotonic_s(), self._options.commit_every_s
         changed = {p: part for p, part in self._parts.items() if part.dirty or part.operator.pending_rows()}
         operators = [part.operator for part in changed.values()]
-        for each in operators[:1]:
-            each.prepare(operators)
+        if operators:
+            operators[0].prepare(operators)
         with transaction(self._connection) as cursor:
             lease.fence(cursor, [part.lease for part in self._parts.values()])
             for partition, part in changed.items():

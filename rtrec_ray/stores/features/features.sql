@@ -126,14 +126,14 @@ DELETE FROM features.seen WHERE partition = %(partition)s AND minute_ms <= %(to_
 
 -- name: put_partition (and forget what was logged long ago: no entry below log_from_offset is looked at, for as long as somebody
 -- holds an old snapshot all of them are still there. What somebody wrote who did not log it is a gap of the log)
-WITH forgotten AS (
+WITH before AS (
+    SELECT coalesce(max(log_from_offset), 0) AS log_from FROM features.partitions WHERE partition = %(partition)s
+), forgotten AS (
     DELETE FROM features.tile_log
-    WHERE partition = %(partition)s
-          AND next_offset > coalesce((SELECT log_from_offset FROM features.partitions WHERE partition = %(partition)s), 0)
+    WHERE partition = %(partition)s AND next_offset > (SELECT log_from FROM before)
           AND next_offset < coalesce((
               SELECT next_offset FROM features.tile_log
-              WHERE partition = %(partition)s
-                    AND next_offset > coalesce((SELECT log_from_offset FROM features.partitions WHERE partition = %(partition)s), 0)
+              WHERE partition = %(partition)s AND next_offset > (SELECT log_from FROM before)
                     AND logged_at >= clock_timestamp() - %(logged_s)s * interval '1 s'
               ORDER BY partition, next_offset LIMIT 1
           ), 9223372036854775807)

@@ -74,13 +74,13 @@ class Appended:
 class Live:
     """The views to compute. `change` rises whenever they, or the times from which they are complete, are others.
 
-    `numbers`: view id → what stands for it in the tables, where there are some. A version that was dropped and applied
-    again has another one.
+    `numbers`: view id → what stands for it in the tables; None where nothing does. A version that was dropped and
+    applied again has another one.
     """
 
     definitions: Definitions
     change: int
-    numbers: Mapping[str, int] = field(default_factory=dict)
+    numbers: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
