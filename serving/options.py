@@ -65,7 +65,7 @@ class ServingOptions:
     read_deadline_s: float = 3.0
     events_deadline_s: float = 5.0
     # Windows and lists are kept in a replica's memory, as of a look at the store so often; 0: every request asks the
-    # store. Windows with more rows of tiles than this, of 300 bytes each, are left to the store.
+    # store. Windows with more rows of tiles than this, of some 150 bytes each, are left to the store.
     near_refresh_s: float = 0.05
     near_rows: int = 500_000
     lists_refresh_s: float = 0.25

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, compress, islice
+from operator import add, lt
 from typing import Any, Final, Protocol
 
 import msgspec
 
-_AT_MOST_ONE: Final = frozenset((0, 3))  # parts of a partial with no entry, and with one
 _Listed = Sequence[Any] | msgspec.Raw
 _decode: Final = msgspec.json.Decoder(list[Any]).decode
 
@@ -195,13 +195,10 @@ class Newest:
 
     def alone(self, partials: Sequence[_Listed], starts_ms: Sequence[int]) -> list[Any]:
         """The values of these, newest first."""
-        # Rows of one entry each, none of which takes another back, as most of a user's: they are compared as they are.
-        # The JSON of one is longer than 3.
-        if _AT_MOST_ONE.issuperset(map(len, partials)):
-            found: list[tuple[int, Any]] = [row for row in zip(starts_ms, partials, strict=True) if row[1]]
-            if None not in [partial[2] for _, partial in found]:
-                found.sort(reverse=True)
-                values = [partial[2] for _, partial in found]
+        # What is undecoded has many entries, of which few are looked at.
+        if partials and not isinstance(partials[0], msgspec.Raw):
+            values = _newest_first(partials, starts_ms)
+            if values is not None:
                 return (values if self._repeats else list(dict.fromkeys(values)))[: self._limit]
         newest = Newest(limit=self._limit, repeats=self._repeats)
         newest.add(partials, starts_ms)
@@ -214,6 +211,22 @@ class Newest:
                 yield entries[0][2]
             else:
                 yield from (value for _, _, value in sorted(_standing(entries), reverse=True))
+
+
+def _newest_first(partials: Sequence[Sequence[Any]], starts_ms: Sequence[int]) -> list[Any] | None:
+    """The values of all entries; None if one takes another back. Few rows, as a user's, are not worth going by tile."""
+    parts = list(chain.from_iterable(partials))
+    values = parts[2::3]
+    if None in values:
+        return None
+    starts = list(compress(starts_ms, partials))
+    if len(starts) != len(values):  # most have an entry each, if any
+        of_rows = zip(starts_ms, partials, strict=True)
+        starts = [start for start, partial in of_rows for _ in range(len(partial) // 3)]
+    times = list(map(add, starts, parts[::3]))
+    if all(map(lt, times, times[1:])):  # as rows come
+        return values[::-1]
+    return [value for _, _, value in sorted(zip(times, parts[1::3], values, strict=True), reverse=True)]
 
 
 def _count(counts: dict[Any, int], partials: Sequence[Sequence[Any]]) -> dict[Any, int]:

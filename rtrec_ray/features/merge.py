@@ -10,11 +10,12 @@ from typing import Any, Final
 import msgspec
 
 from rtrec_ray.eventtime.aggregate import Aggregate, Counts, Mean, Newest, Top, Total
+from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.definition import Aggregation, FeatureView
 
 Value = dict[str, Any]
 _decode = msgspec.json.Decoder(list[list[Any]]).decode
-_LONG: Final = 1 << 16  # of all rows' states; hundreds of rows with an event each
+_LONG: Final = 1 << 13  # of all rows; a hundred rows with an event each
 
 
 class Merged:
@@ -52,33 +53,50 @@ class Merged:
 class Once:
     """Values of a view that are read and not kept, each out of all rows of its key."""
 
-    __slots__ = ("_listed", "_parts")
+    __slots__ = ("_alone", "_few", "_many", "_names")
 
     def __init__(self, view: FeatureView) -> None:
+        made = [aggregate(each) for each in view.aggregations]
+        self._names = [each.name for each in view.aggregations]
         # Most parts are totals, and calling them one by one takes longer than adding up.
-        made = [(each.name, aggregate(each)) for each in view.aggregations]
-        self._parts = [(name, None if isinstance(each, Total) else each) for name, each in made]
-        self._listed = tuple(isinstance(each, Newest) for _, each in made)
-
-    def value(self, starts_ms: Sequence[int], states: str) -> Value | None:
-        """What `Merged` comes to after these rows alone; None when no event is behind them."""
+        self._alone = [None if isinstance(each, Total) else each.alone for each in made]
         # Of a busy key's lists most entries are never looked at, and while they are decoded nothing else runs.
-        decode = _decode if len(states) < _LONG else _lists_undecoded(self._listed).decode
-        events, *columns = zip(*decode(f"[{states}]"), strict=True)
+        self._few = _rows_decoder((False,) * len(made)).decode
+        self._many = _rows_decoder(tuple(isinstance(each, Newest) for each in made)).decode
+
+    def value(self, rows: str, *, span: Span | None = None) -> Value | None:
+        """What `Merged` comes to after these rows alone; None when no event is behind them.
+
+        `rows`: a `timed_state` each, with commas between them; only those of tiles in `span` count, if there is one.
+        """
+        decoded = (self._few if len(rows) < _LONG else self._many)(f"[{rows}]")
+        if span is not None:
+            decoded = [row for row in decoded if span.from_ms <= row[0] < span.to_ms]
+            if not decoded:
+                return None
+        starts_ms, events, *columns = zip(*decoded, strict=True)
         if sum(events) <= 0:
             return None
-        parts = zip(self._parts, columns, strict=True)
-        return {
-            name: sum(partials) if each is None else each.alone(partials, starts_ms) for (name, each), partials in parts
-        }
+        parts = zip(self._names, self._alone, columns, strict=True)
+        return {name: sum(partials) if alone is None else alone(partials, starts_ms) for name, alone, partials in parts}
+
+
+def timed_state(tile_start_ms: int, state: str) -> str:
+    """A row with its time: a state is a JSON list, and the tile's start goes before its first part.
+
+    >>> timed_state(10, "[2,[8,2]]")
+    '[10,2,[8,2]]'
+    """
+    return f"[{tile_start_ms},{state[1:]}"
 
 
 @cache
-def _lists_undecoded(listed: tuple[bool, ...]) -> msgspec.json.Decoder[list[tuple[Any, ...]]]:
-    """Of rows whose partials are lists of entries where `listed` says so, which stay JSON. Takes longer to make than an
-    ordinary key to add up.
+def _rows_decoder(undecoded: tuple[bool, ...]) -> msgspec.json.Decoder[list[tuple[Any, ...]]]:
+    """Of rows with their times, whose partials stay JSON where `undecoded` says so.
+
+    Takes longer to make than an ordinary key to add up.
     """
-    row = GenericAlias(tuple, (int, *(msgspec.Raw if each else Any for each in listed)))
+    row = GenericAlias(tuple, (int, int, *(msgspec.Raw if each else Any for each in undecoded)))
     return msgspec.json.Decoder(GenericAlias(list, (row,)))
 
 
@@ -93,11 +111,8 @@ def merge(view: FeatureView, rows: Iterable[tuple[int, str]]) -> Value | None:
     >>> merge(view, [(0, "[1,[7,1]]"), (0, "[-1,[7,-1]]")]) is None
     True
     """
-    starts_ms, states = [], []
-    for tile_start_ms, state in rows:
-        starts_ms.append(tile_start_ms)
-        states.append(state)
-    return Once(view).value(starts_ms, ",".join(states)) if states else None
+    timed = [timed_state(*row) for row in rows]
+    return Once(view).value(",".join(timed)) if timed else None
 
 
 def aggregate(each: Aggregation) -> Aggregate:

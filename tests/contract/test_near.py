@@ -16,6 +16,7 @@ from rtrec_ray.features.definition import Aggregation, Condition, Definitions, F
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Once
 from rtrec_ray.postgres.connection import Pool, PostgresOptions
+from rtrec_ray.stores.features import near
 from rtrec_ray.stores.features.lists import TopLists
 from rtrec_ray.stores.features.near import NearFeatures
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
@@ -107,8 +108,10 @@ def rows_of(rng: random.Random, now_ms: int) -> dict[str, list[tuple[str, int, s
     return {name: rows for name, rows in found.items() if rows}
 
 
+@pytest.mark.parametrize("piece", [1 << 12, 30], ids=["", "busy keys"])
 @pytest.mark.parametrize("seed", range(5))
-def test_as_of_a_look_everything_is_as_in_the_store(place, seed):
+def test_as_of_a_look_everything_is_as_in_the_store(place, seed, piece, monkeypatch):
+    monkeypatch.setattr(near, "_PIECE", piece)  # of 30 characters most keys have several
     rng, followed = random.Random(seed), Follower(place)
     for _ in range(60):
         step = rng.choice(["commit", "commit", "time", "lists", "look"])
@@ -123,8 +126,8 @@ def test_as_of_a_look_everything_is_as_in_the_store(place, seed):
             followed.lists.rebuild(now_ms=now_ms)
             followed.near.refresh()
             passed = followed.passing.reads
-            near, store = followed.both()
-            assert near == store
+            found, expected = followed.both()
+            assert found == expected
             assert followed.passing.reads == passed, "it was read from memory"
 
 

@@ -8,9 +8,11 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rtrec_ray.eventtime import aggregate
 from rtrec_ray.eventtime.aggregate import Counts, Mean, Newest, Top, Total
+from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.definition import Aggregation, FeatureView
-from rtrec_ray.features.merge import Merged, Once
+from rtrec_ray.features.merge import Merged, Once, timed_state
 
 starts = st.sampled_from([0, 10, 20])
 numbers = st.integers(-3, 5)
@@ -64,21 +66,16 @@ def test_the_newest_of_rows_alone_are_those_of_rows_that_came_one_by_one(rows, l
     assert newest.value() == []  # nothing was taken
 
 
-class Looked(list):
-    """A partial that knows whether somebody looked into it."""
-
-    looked = False
-
-    def __iter__(self):
-        self.looked = True
-        return super().__iter__()
-
-
-def test_entries_older_than_a_limit_needs_are_not_looked_at():
-    rows = [Looked([ms, f"e{ms}", 10 * tile + ms, 9, "x", 7]) for tile in range(5) for ms in range(2)]
-    found = Newest(limit=3, repeats=False).alone(rows, [tile for tile in range(5) for _ in range(2)])
+def test_entries_older_than_a_limit_needs_are_not_decoded(monkeypatch):
+    rows = [[ms, f"e{ms}", 10 * tile + ms, 9, "x", 7] for tile in range(5) for ms in range(2)]
+    raw = [msgspec.Raw(msgspec.json.encode(row)) for row in rows]
+    decoded = []
+    monkeypatch.setattr(
+        aggregate, "_decode", lambda partial: decoded.append(bytes(partial)) or msgspec.json.decode(partial)
+    )
+    found = Newest(limit=3, repeats=False).alone(raw, [tile for tile in range(5) for _ in range(2)])
     assert found == [7, 41, 40]
-    assert [row.looked for row in rows] == [False] * 8 + [True] * 2
+    assert decoded == [bytes(partial) for partial in raw[-2:]]
 
 
 @given(rows_of(st.tuples(numbers, entries, counted)), limits, st.booleans())
@@ -86,13 +83,19 @@ def test_a_value_of_much_text_is_that_of_little(rows, limit, repeats):
     last = Aggregation(name="last", kind="last_n", field="item_id", limit=limit, repeats=repeats)
     top = Aggregation(name="top", kind="top_k", field="item_type", limit=2)
     view = FeatureView(name="v", version=1, keys=((),), window_ms=30, source=(), aggregations=(last, top))
-    states, merged = [msgspec.json.encode(row).decode() for _, row in rows], Merged(view)
-    for (start, _), state in zip(rows, states, strict=True):
-        merged.add([start], state)
-    if rows:
-        once, found = Once(view), merged.value()
-        for blank in (" ", " " * 100_000):
-            assert once.value([start for start, _ in rows], (blank + ",").join(states)) == found
+    states = [(start, msgspec.json.encode(row).decode()) for start, row in rows]
+    once, span = Once(view), Span(from_ms=10, to_ms=20, as_of_ms=20)
+    timed = [timed_state(*row) for row in states]
+    for blank in ("\n", " " * 10_000) if rows else ():
+        assert once.value(f",{blank}".join(timed)) == merged(view, states)
+        assert once.value(f",{blank}".join(timed), span=span) == merged(view, [row for row in states if row[0] == 10])
+
+
+def merged(view, rows):
+    total = Merged(view)
+    for start, state in rows:
+        total.add([start], state)
+    return total.value()
 
 
 @given(rows_of(counted), st.integers(0, 3))

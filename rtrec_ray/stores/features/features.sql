@@ -17,15 +17,15 @@ SELECT 'list', l.view_id, l.key, NULL, l.value
 FROM unnest($8, $9) AS a (view_id, key)
 JOIN features.top_lists l ON l.view_id = a.view_id AND l.key = a.key;
 
--- name: part_tiles (the widest span rules out partitions before anything is opened)
-SELECT 'tiles', a.view_id, a.key, t.starts, t.states
+-- name: part_tiles (the widest span rules out partitions before anything is opened; a row's text is a timed_state)
+SELECT 'tiles', a.view_id, a.key, NULL, t.rows
 FROM unnest($2, $3, $4, $5) AS a (view_id, key, from_ms, to_ms)
 CROSS JOIN LATERAL (
-    SELECT string_agg(t.tile_start_ms::text, ',') AS starts, string_agg(t.state, ',') AS states FROM features.tiles t
+    SELECT string_agg('[' || t.tile_start_ms || ',' || substr(t.state, 2), ',') AS rows FROM features.tiles t
     WHERE t.view_id = a.view_id AND t.key = a.key AND t.tile_start_ms >= a.from_ms AND t.tile_start_ms < a.to_ms
           AND t.tile_start_ms >= $6 AND t.tile_start_ms < $7
 ) t
-WHERE t.states IS NOT NULL;
+WHERE t.rows IS NOT NULL;
 
 -- name: logged_tiles (offsets, and what commits added behind others; of one moment. lost: the log has not all of that; tiles are
 -- null if all of them together have more rows than most)

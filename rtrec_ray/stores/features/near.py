@@ -12,8 +12,9 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import compress
-from typing import Any, Final
+from itertools import groupby
+from operator import attrgetter
+from typing import Final
 
 from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.errors import ServerUnavailable
@@ -21,7 +22,7 @@ from rtrec_ray.events import CatalogItem
 from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
-from rtrec_ray.features.merge import Once, Value
+from rtrec_ray.features.merge import Once, Value, timed_state
 from rtrec_ray.features.sliding import Row
 from rtrec_ray.stores.features.followed import LONGEST_PAUSE_S, Followed, Known, News, RoundNews
 from rtrec_ray.stores.features.plan import plan
@@ -35,7 +36,10 @@ _AFTER_TROUBLE_S: Final = 1.0
 _AFTER_TOO_MUCH_S: Final = 60.0
 _LEAST_DROPPED: Final = 1_000
 
-_Rows = tuple[ViewKey, Once, list[int], list[str]]
+_BETWEEN: Final = ",\n"  # rows; no state has a new line
+_PIECE: Final = 1 << 12
+
+_Rows = tuple[Once, Span | None, list[tuple[ViewKey, list[str]]]]
 _Cut = tuple[dict[ViewKey, Value | None], dict[str, ReadPoint], list[_Rows]]
 
 
@@ -118,8 +122,8 @@ class NearFeatures:
             # A busy key has so many entries that all other readers would wait while they are added up.
             if cut is not None:
                 values, points, rows = cut
-                for key, once, starts, states in rows:
-                    values[key] = once.value(starts, ",".join(states))
+                for once, span, of_view in rows:
+                    values.update((key, once.value(",".join(pieces), span=span)) for key, pieces in of_view if pieces)
                 return Reading(values=values, points=points)
         return self._store.read(asks, now_ms=now_ms, cached=cached)
 
@@ -187,30 +191,28 @@ class _Copy:
         self._offsets = news.offsets
 
     def cut(self, planned: Sequence[Ask], *, now_ms: int, cached: bool) -> _Cut | None:
-        """Values of lists, None for other keys; what is behind the values; the rows of those keys that have some, with
-        what adds them up. None if something is not held.
+        """Values of lists, None for other keys; what is behind the values; the rows of those keys that have some,
+        with what adds them up and what is to be cut out of them. None if something is not held.
         """
         values: dict[ViewKey, Value | None] = {}
         points: dict[str, ReadPoint] = {}
         rows: list[_Rows] = []
-        for ask in planned:
-            view = ask.view
+        for view, of_view in groupby(planned, key=attrgetter("view")):
+            asks = list(of_view)
             if cached and view.cached:
                 last = self._rounds.get(view.id)
                 if last is None or not last.fresh:
                     return None
-                values[ask.key] = self._lists[view.id].get(ask.key.key)
+                lists = self._lists[view.id]
+                values.update([(ask.key, lists.get(ask.key.key)) for ask in asks])
                 points[view.name] = last.point
                 continue
-            tiles = self._tiles.get(view.id)
-            if tiles is None or ask.span.from_ms < tiles.from_ms:
+            tiles, span = self._tiles.get(view.id), asks[0].span  # all asks of a view have the same
+            if tiles is None or span.from_ms < tiles.from_ms:
                 return None
-            starts, states = tiles.rows(ask.key.key, ask.span)
-            values[ask.key] = None
-            if starts:
-                rows.append((ask.key, tiles.once, starts, states))
-            if view.name not in points:
-                points[view.name] = ReadPoint(as_of_ms=now_ms, offsets=self._offsets, version=view.version)
+            values.update(dict.fromkeys(ask.key for ask in asks))
+            rows.append((tiles.once, tiles.cut(span), [(ask.key, tiles.pieces(ask.key.key)) for ask in asks]))
+            points[view.name] = ReadPoint(as_of_ms=now_ms, offsets=self._offsets, version=view.version)
         return values, points, rows
 
 
@@ -222,51 +224,71 @@ class _Tiles:
         self.height = 0
         self.from_ms = -(1 << 62)
         self.once = Once(view)
-        # A start and a state in turn: one list a key, for the collector of garbage goes through all of them.
-        self._rows: dict[str, list[Any]] = {}
+        # All rows of a key are one text, with their times: a reader finds them in one place of memory and not in as
+        # many as there are rows, and the collector of garbage has nothing to go through. Busy keys have more texts
+        # before that one, or adding a row would copy megabytes.
+        self._rows: dict[str, str] = {}
+        self._before: dict[str, list[str]] = {}
         self._newest_ms = self.from_ms
         self._keys_at: defaultdict[int, list[str]] = defaultdict(list)
-        self._due: deque[str] = deque()
+        self._due: deque[tuple[int, str]] = deque()
 
     def take(self, rows: Sequence[Row], *, from_ms: int) -> None:
         """Add rows in any order, and let the window begin here."""
         self.from_ms = max(self.from_ms, from_ms)
+        held = self._rows
         for key, start, state in rows:
             if start >= self.from_ms:
-                held = self._rows.get(key)
-                if held is None:
-                    self._rows[key] = [start, state]
-                else:
-                    held += (start, state)
+                text = held.get(key, "")
+                if len(text) > _PIECE:
+                    self._before.setdefault(key, []).append(text)
+                    text = ""
+                row = timed_state(start, state)
+                held[key] = f"{text}{_BETWEEN}{row}" if text else row
                 self._keys_at[start].append(key)
                 self.height += 1
         self._newest_ms = max(self._keys_at, default=self.from_ms)
         for start in [start for start in self._keys_at if start < self.from_ms]:
-            self._due += self._keys_at.pop(start)
+            self._due += [(start, key) for key in dict.fromkeys(self._keys_at.pop(start))]
         # Readers wait meanwhile, so no more is dropped at once than keeps step with what comes.
         for _ in range(min(len(self._due), max(_LEAST_DROPPED, 2 * len(rows)))):
-            self._drop(self._due.popleft())
+            self._drop(*self._due.popleft())
 
-    def rows(self, key: str, span: Span) -> tuple[list[int], list[str]]:
-        """Starts and states of a key's tiles in a window that begins no earlier than here."""
-        held = self._rows.get(key, [])
-        starts, states = held[::2], held[1::2]
-        if self._due or span.from_ms > self.from_ms or span.to_ms <= self._newest_ms:
-            inside = [span.from_ms <= start < span.to_ms for start in starts]
-            starts, states = list(compress(starts, inside)), list(compress(states, inside))
-        return starts, states
+    def pieces(self, key: str) -> list[str]:
+        """All rows of a key, some with a comma between them each."""
+        rows = self._rows.get(key)
+        if rows is None:
+            return []
+        return [*self._before[key], rows] if key in self._before else [rows]
 
-    def _drop(self, key: str) -> None:
-        """Drop what a key has before the window, unless that was done with an earlier row of it."""
-        held = self._rows.get(key)
-        if held is None or min(held[::2]) >= self.from_ms:
-            return
-        kept = [part for row in zip(held[::2], held[1::2], strict=True) if row[0] >= self.from_ms for part in row]
-        self.height -= (len(held) - len(kept)) // 2
-        if kept:
-            self._rows[key] = kept
-        else:
-            del self._rows[key]
+    def cut(self, span: Span) -> Span | None:
+        """What is to be cut out of rows for a window that begins no earlier than here; None if that is all of them."""
+        whole = not self._due and span.from_ms == self.from_ms and span.to_ms > self._newest_ms
+        return None if whole else span
+
+    def _drop(self, start: int, key: str) -> None:
+        """Drop the rows of a key in a tile."""
+        pieces = []
+        for piece in self.pieces(key):
+            kept, dropped = _without(piece, start)
+            self.height -= dropped
+            pieces += [kept] if kept else []
+        self._rows.pop(key, None)
+        self._before.pop(key, None)
+        if pieces:
+            self._rows[key] = pieces.pop()
+        if pieces:
+            self._before[key] = pieces
+
+
+def _without(rows: str, start: int) -> tuple[str, int]:
+    """The rows that are not of this tile, and how many are."""
+    begin = f"[{start},"
+    if begin not in rows:
+        return rows, 0
+    all_rows = rows.split(_BETWEEN)
+    kept = [row for row in all_rows if not row.startswith(begin)]
+    return _BETWEEN.join(kept), len(all_rows) - len(kept)
 
 
 def _merged(definitions: Definitions) -> list[FeatureView]:

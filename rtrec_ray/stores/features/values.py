@@ -35,7 +35,6 @@ _READS: Final = Prepared(
     types=_TYPES,
 )
 
-_starts_of: Final = msgspec.json.Decoder(list[int]).decode
 offsets_of: Final = msgspec.json.Decoder(dict[int, int]).decode
 
 
@@ -115,13 +114,13 @@ def read_values(
     name = "read_both" if tiled and listed else "read_lists" if listed else "read_tiles"
     _READS.execute(cursor, name, _parameters(tiled, listed, retention=retention))
     parts: defaultdict[str, list[tuple[int, str, str, str]]] = defaultdict(list)
-    for part, view_id, key, starts, states in cursor.fetchall():
-        parts[part].append((view_id, key, starts, states))
+    for part, view_id, key, as_of_ms, text in cursor.fetchall():
+        parts[part].append((view_id, key, as_of_ms, text))
     ((_, change, kept_upto, offsets),) = parts["behind"]
     rounds = {view_id: (int(as_of_ms), offsets_of(text)) for view_id, _, as_of_ms, text in parts["round"]}
     behind = ReadPoints(now_ms=now_ms, offsets=offsets_of(offsets or "{}"), rounds=rounds)
     fresh = [each for each in listed if each.view_id in rounds]
-    tiles = {(view_id, key): (starts, states) for view_id, key, starts, states in parts["tiles"]}
+    tiles = {(view_id, key): rows for view_id, key, _, rows in parts["tiles"]}
     lists = [((view_id, key), value) for view_id, key, _, value in parts["list"]]
     return Found(
         values=dict([*_of_tiles(tiled, tiles), *_of_lists(fresh, lists, kept_lists)]),
@@ -170,13 +169,13 @@ def _ids_and_keys(asked: Sequence[ViewAsks]) -> tuple[str, str]:
 
 
 def _of_tiles(
-    tiled: Iterable[ViewAsks], rows: Mapping[tuple[int, str], tuple[str, str]]
+    tiled: Iterable[ViewAsks], tiles: Mapping[tuple[int, str], str]
 ) -> Iterator[tuple[ViewKey, Value | None]]:
     for each in tiled:
         once = Once(each.view)
         for ask, text in zip(each.asks, each.texts, strict=True):
-            row = rows.get((each.view_id, text))
-            yield ask.key, None if row is None else once.value(_starts_of(f"[{row[0]}]"), row[1])
+            rows = tiles.get((each.view_id, text))
+            yield ask.key, None if rows is None else once.value(rows)
 
 
 def _of_lists(
