@@ -19,6 +19,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from rtrec_ray import yaml_text
 from rtrec_ray.errors import ConfigInvalid
 from rtrec_ray.features.daily import WINDOWS
 from serving.options import ServingOptions
@@ -229,7 +230,7 @@ def load_settings(path: Path | None = None) -> Settings:
     name = str(path) if path else "configs/local.yaml"
     text = _read(path)
     try:
-        tree = yaml.safe_load(text) or {}
+        tree = yaml_text.load(text) or {}
     except yaml.YAMLError as error:
         raise ConfigInvalid(f"{name} is not YAML: {error}", mend="mend the line it names") from error
     if not isinstance(tree, dict):

@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import yaml
 
+from rtrec_ray import yaml_text
 from rtrec_ray.errors import DefinitionInvalid
 
 Part = TypeVar("Part")
@@ -31,10 +32,11 @@ def read_text(path: Path) -> str:
 def compose(text: str, *, source: str) -> yaml.Node | None:
     """The root of the file's nodes, which know their lines; None of an empty file. Raises DefinitionInvalid."""
     try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
+        return yaml_text.compose(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
+        last = text.count("\n")  # what is missing at the end libyaml misses behind it
+        line = "" if mark is None else f", line {min(mark.line, last) + 1}"
         what = f"{source}{line}: not YAML: {getattr(error, 'problem', error)}"
         raise DefinitionInvalid(what, mend="correct the file") from error
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 from configs.settings import Settings
+from rtrec_ray import yaml_text
 from rtrec_ray.app.find import definition_file
 from rtrec_ray.workflow.file import load_workflow
 from rtrec_ray.workflow.text import to_text
@@ -33,5 +32,5 @@ def write_settings(settings: Settings, directory: Path) -> Path:
     """A file that reads as these settings. They may hold secrets: nobody else may read it."""
     file = directory / "settings.yaml"
     file.touch(mode=0o600)
-    file.write_text(yaml.safe_dump(settings.model_dump(mode="json")), encoding="utf-8")
+    file.write_text(yaml_text.dump(settings.model_dump(mode="json")), encoding="utf-8")
     return file

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
+from rtrec_ray import yaml_text
 from rtrec_ray.definition_file import duration_text
 from rtrec_ray.features.definition import ALL, Aggregation, Condition, Definitions, FeatureView
 
@@ -26,7 +25,7 @@ def to_texts(definitions: Definitions) -> list[str]:
         {**top, "views": [_view(versions[age]) for versions in definitions.by_name.values() if age < len(versions)]}
         for age in reversed(range(ages))
     ]
-    return [yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=200) for tree in trees]
+    return [yaml_text.dump(tree, default_flow_style=None, width=200) for tree in trees]
 
 
 def _view(view: FeatureView) -> dict[str, Any]:

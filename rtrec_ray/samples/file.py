@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import yaml
 
+from rtrec_ray import yaml_text
 from rtrec_ray.definition_file import NodeReader, compose, read_text
 from rtrec_ray.errors import DefinitionInvalid
 from rtrec_ray.samples.definition import ACTIONS, Label, PageRules, SampleDefinition
@@ -49,7 +50,7 @@ def file_text(definition: SampleDefinition) -> str:
     content["negatives"] = {"keep": definition.negative_rate}
     content["labels"] = {name: _label_text(label) for name, label in definition.labels.items()}
     content["pages"] = {page: _page_text(rules) for page, rules in definition.pages.items()}
-    return yaml.safe_dump(content, sort_keys=False)
+    return yaml_text.dump(content)
 
 
 def _label_text(label: Label) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import yaml
-
+from rtrec_ray import yaml_text
 from rtrec_ray.definition_file import duration_text
 from rtrec_ray.workflow.conditions import (
     EVENT_FIELDS,
@@ -44,7 +43,7 @@ def to_text(workflow: Workflow) -> str:
         "nodes": [*map(_node, workflow.nodes)],
         "rules": [*map(_rule, workflow.rules)],
     }
-    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=200, allow_unicode=True)
+    return yaml_text.dump(tree, default_flow_style=None, width=200, allow_unicode=True)
 
 
 def _node(node: Node) -> dict[str, Any]:

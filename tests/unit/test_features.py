@@ -78,6 +78,7 @@ views:
         ("n: {count: events}", "n: {where: {event_type: view}}", 11, "exactly one"),
         ("n: {count: events}", "n: {count: events}\n      n: {sum: dwell_ms}", 12, "twice"),
         ("n: {count: events}", "n: [", 12, "not YAML"),
+        pytest.param("n: {count: events}", "n: " + "[" * 100_000, 11, "more than 100 levels", id="deep"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_named_with_its_line(old, new, line, what):

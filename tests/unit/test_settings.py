@@ -46,6 +46,7 @@ def test_a_secret_is_named_in_the_file_and_read_from_the_environment(monkeypatch
         ("daily: {keep_days: 6}", "keep_days is 6; the longest window is of 7 days"),
         ("- 1", "no sections"),
         ("a: [", "not YAML"),
+        pytest.param("a: " + "[" * 100_000, "more than 100 levels", id="deep"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(tmp_path, text, said):
