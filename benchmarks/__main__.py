@@ -1,4 +1,7 @@
-"""`make bench`: every benchmark, one after another; each prints one JSON line with its name before it."""
+"""`make bench`: the benchmarks that need no topic filled before, one after another.
+
+Each prints one JSON line with its name before it.
+"""
 
 import subprocess
 import sys

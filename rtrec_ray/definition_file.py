@@ -98,6 +98,10 @@ class NodeReader:
             raise DefinitionInvalid("\n".join(fault.line() for fault in faults))
         return found
 
+    def all(self, reads: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+        """What each gives, under its name. The error has the faults of all of them, a line each."""
+        return dict(zip(reads, self.each(lambda read: read(), reads.values()), strict=True))
+
     def text(self, node: yaml.Node) -> str:
         """A single value, as it is written."""
         if not isinstance(node, yaml.ScalarNode):
@@ -124,12 +128,14 @@ class NodeReader:
         """True or false; false without a node."""
         return bool(self.choice(node, ("true", "false"), "false") == "true")
 
-    def whole(self, node: yaml.Node, *, least: int | None = None) -> int:
-        """A whole number of 18 digits at most, not below `least`; `_` may part the digits."""
+    def whole(self, node: yaml.Node, *, least: int | None = None, most: int | None = None) -> int:
+        """A whole number of 18 digits at most, not below `least` nor above `most`; `_` may part the digits."""
         text = self.text(node).replace("_", "")
         if not _WHOLE.fullmatch(text) or (least is not None and int(text) < least):
             bound = "" if least is None else f" of {least} or more"
             self.fail(node, f'expected a whole number{bound}, not "{text}"')
+        if most is not None and int(text) > most:
+            self.fail(node, f'expected a whole number of {most} or less, not "{text}"')
         return int(text)
 
     def number(self, node: yaml.Node) -> float:

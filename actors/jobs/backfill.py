@@ -5,8 +5,8 @@ Killed and started again it goes on with the slices that are not committed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
@@ -15,6 +15,7 @@ from typing import Any, Final
 import ray.data
 
 from actors.jobs.quiet import keep_quiet
+from actors.jobs.translated import translated
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import BackfillImpossible
 from rtrec_ray.features.definition import Definitions
@@ -53,12 +54,11 @@ class BackfillSummary:
 def backfill(options: BackfillOptions, *, on_slice: Callable[[int, int], None]) -> BackfillSummary:
     """Fill a view; `on_slice` gets (done, total). Needs a Ray connection.
 
-    Raises UnknownView, BackfillImpossible, StoreUnavailable.
+    Raises UnknownView, BackfillImpossible, StoreUnavailable, RayUnavailable.
     """
     begun_s = monotonic_s()
     keep_quiet()
-    with closing(Pool(options.postgres, size=1)) as pool:
-        job = _job(options, pool)
+    with _job(options) as job:
         plan = job.plan(options.view, from_ms=options.from_ms, to_ms=options.to_ms)
         _wait_for_history(job, plan)
         total, rows = plan.done + len(plan.todo), 0
@@ -68,9 +68,10 @@ def backfill(options: BackfillOptions, *, on_slice: Callable[[int, int], None]) 
                 [{"from_ms": start} for start in plan.todo], override_num_blocks=len(plan.todo)
             )
             filled = slices.map(partial(_fill, options, plan), num_cpus=1)
-            for done, row in enumerate(filled.iter_rows(), start=plan.done + 1):
-                rows += row["rows"]
-                on_slice(done, total)
+            with translated("fills a slice"):
+                for done, row in enumerate(filled.iter_rows(), start=plan.done + 1):
+                    rows += row["rows"]
+                    on_slice(done, total)
         job.complete(plan)
     return BackfillSummary(
         view=plan.view.id,
@@ -83,14 +84,19 @@ def backfill(options: BackfillOptions, *, on_slice: Callable[[int, int], None]) 
 
 
 def _fill(options: BackfillOptions, plan: BackfillPlan, row: dict[str, Any]) -> dict[str, Any]:
-    with closing(Pool(options.postgres, size=1)) as pool:
-        return {**row, "rows": _job(options, pool).fill(plan, from_ms=row["from_ms"])}
+    with _job(options) as job:
+        return {**row, "rows": job.fill(plan, from_ms=row["from_ms"])}
 
 
-def _job(options: BackfillOptions, pool: Pool) -> FeatureBackfill:
-    store = PostgresFeatureStore(options.definitions, pool=pool)
-    store.refresh()
-    return FeatureBackfill(store, pool=pool, past=past_of(options.history_uri, options.postgres))
+@contextmanager
+def _job(options: BackfillOptions) -> Iterator[FeatureBackfill]:
+    with (
+        closing(Pool(options.postgres, size=1)) as pool,
+        closing(past_of(options.history_uri, options.postgres)) as past,
+    ):
+        store = PostgresFeatureStore(options.definitions, pool=pool)
+        store.refresh()
+        yield FeatureBackfill(store, pool=pool, past=past)
 
 
 def _wait_for_history(job: FeatureBackfill, plan: BackfillPlan) -> None:

@@ -11,10 +11,9 @@ import polars as pl
 import pyarrow as pa
 import ray.data
 from ray.data import TaskPoolStrategy
-from ray.exceptions import RayError
 
 from actors.jobs.quiet import keep_quiet
-from rtrec_ray.errors import RayUnavailable, RtrecError
+from actors.jobs.translated import translated
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
@@ -86,7 +85,7 @@ class RayCounting:
         numbers = ray.data.from_items([{"number": number} for number in range(count)], override_num_blocks=count)
         tasks = TaskPoolStrategy(size=min(self._options.tasks, count))
         found = numbers.map_batches(task, batch_size=1, batch_format="numpy", num_cpus=1, compute=tasks)
-        with _Translated():
+        with translated("reads the history"):
             for block in found.iter_batches(batch_size=None, batch_format="pyarrow"):
                 yield pl.DataFrame(pl.from_arrow(block))
 
@@ -127,34 +126,6 @@ class CountTask:
             for number in _each(numbers):
                 history = History(_files(self.options), manifest)
                 yield count_unit(history, store, number, self.units[number]).to_arrow()
-
-
-class _Translated:
-    """Turns Ray's words for what happened in a task into ours."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RayError):
-            cause = _cause(error)
-            if cause is not None:
-                raise type(cause)(cause.message, mend=cause.mend) from error
-            raise RayUnavailable(
-                f"a task that reads the history ended: {str(error).strip().splitlines()[-1]}",
-                mend="run it again; what was done stays done",
-            ) from error
-
-
-def _cause(error: BaseException) -> RtrecError | None:
-    """The error that our code raised in the task."""
-    step: BaseException | None = error
-    while step is not None:
-        inner = getattr(step, "cause", None)
-        if isinstance(inner, RtrecError):
-            return inner
-        step = step.__cause__
-    return None
 
 
 def _each(numbers: Mapping[str, Any]) -> Iterable[int]:

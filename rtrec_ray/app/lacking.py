@@ -24,10 +24,13 @@ def lacking_views(system: System, *, begin_s: float = BEGIN_S) -> tuple[str, ...
 
     Raises BackfillImpossible for views that have not begun then, NotRunning, StoreUnavailable.
     """
-    with closing(Pool(system.postgres, size=1)) as pool:
+    with (
+        closing(Pool(system.postgres, size=1)) as pool,
+        closing(past_of(system.history_uri, system.postgres)) as past,
+    ):
         store = PostgresFeatureStore(system.features, pool=pool)
         _wait_for_begin(store, begin_s)
-        job = FeatureBackfill(store, pool=pool, past=past_of(system.history_uri, system.postgres))
+        job = FeatureBackfill(store, pool=pool, past=past)
         # One that is not named here has had all events from the first one on.
         return tuple(view for view in store.definitions.complete_from_ms if job.lacks(view))
 

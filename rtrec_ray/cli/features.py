@@ -22,7 +22,7 @@ from rtrec_ray.cli.options import Duration, Moment, Where, command
 from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.definition_file import duration_text
-from rtrec_ray.errors import FeaturesDiffer, VerifyImpossible
+from rtrec_ray.errors import DefinitionInvalid, FeaturesDiffer, VerifyImpossible
 from rtrec_ray.features.definition import NOT_BEGUN_MS
 from rtrec_ray.features.evolve import evolve
 from rtrec_ray.features.file import load_definitions
@@ -77,7 +77,10 @@ def apply(where: Where, file: Path, *, dry_run: bool) -> None:
         store = PostgresFeatureStore(new, pool=pool)
         store.refresh()
         old = store.definitions
-        both = evolve(old, new)
+        try:
+            both = evolve(old, new)
+        except DefinitionInvalid as error:
+            raise DefinitionInvalid(f"{file}: {error.message}", mend=error.mend) from error
         known = {view.id for view in old.views}
         added = [view.id for view in both.views if view.id not in known]
         begun = None
@@ -212,8 +215,10 @@ def _print_applied(added: list[str], *, begun: bool | None, dry_run: bool) -> No
 @contextmanager
 def _store(system: System) -> Iterator[PostgresFeatureStore]:
     """The store with what is live, and the history behind it."""
-    with closing(Pool(system.postgres, size=1)) as pool:
-        past = past_of(system.history_uri, system.postgres)
+    with (
+        closing(Pool(system.postgres, size=1)) as pool,
+        closing(past_of(system.history_uri, system.postgres)) as past,
+    ):
         store = PostgresFeatureStore(system.features, pool=pool, past=past)
         store.refresh()
         yield store

@@ -18,7 +18,7 @@ COMMANDS = {
     "doctor": ("system", "Say what this machine lacks."),
     "demo": ("demo", "Run the whole loop in a world whose tastes drift, or on a real click log, and write a report."),
     "replay": ("data", "Write a log of events into Kafka."),
-    "features": ("features", "List feature views, read their values."),
+    "features": ("features", "Feature views: list, read, change, fill from the history, verify what was served."),
     "samples": ("data", "Show what became of the impressions, write samples into files."),
     "train": ("models", "Train a base model; run the increments, the gate."),
     "models": ("models", "List and show model versions, promote, roll back."),

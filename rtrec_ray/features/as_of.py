@@ -17,7 +17,7 @@ from typing import Any, Final
 import polars as pl
 
 from rtrec_ray.events import BEHAVIOR_SCHEMA, RETRACT
-from rtrec_ray.features.compute import MAX_KEY_BYTES, concerns, has_entry, key_of, meets
+from rtrec_ray.features.compute import MAX_KEY_BYTES, concerns, has_entry, keys_of, meets
 from rtrec_ray.features.counted import NAME_SCHEMA, counted, taken_back
 from rtrec_ray.features.definition import Aggregation, FeatureView
 from rtrec_ray.features.merge import Value
@@ -153,7 +153,7 @@ def _entries(view: FeatureView, events: pl.DataFrame, profiles: pl.DataFrame, wi
         )
         .filter(pl.col("last_end_ms") > pl.col("tile_start_ms"))
     )
-    keyed = pl.concat([dated.with_columns(key=key_of(form).cast(pl.String)) for form in view.keys])
+    keyed = pl.concat([dated.with_columns(key=key.cast(pl.String)) for key in keys_of(view)])
     asked = windows.asks.select("key").unique()
     return keyed.join(asked, on="key", how="semi").filter(pl.col("key").str.len_bytes() <= MAX_KEY_BYTES)
 

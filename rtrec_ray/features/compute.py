@@ -89,18 +89,28 @@ def key_of(form: tuple[str, ...]) -> pl.Expr:
     return pl.concat_str([pl.col(name) for name in form], separator="|").str.replace_all("\0", "\ufffd", literal=True)
 
 
+def keys_of(view: FeatureView) -> list[pl.Expr]:
+    """The key of an event under each form of the view's, null where an earlier form gives the same, as text: an event
+    counts once under a key.
+    """
+    keys = [key_of(form) for form in view.keys]
+    texts = [key.cast(pl.String) for key in keys]
+    others = [pl.any_horizontal(texts[index].eq(text) for text in texts[:index]) for index in range(1, len(keys))]
+    return keys[:1] + [pl.when(other).then(None).otherwise(key) for key, other in zip(keys[1:], others, strict=True)]
+
+
 def _planned(
     view: FeatureView, events: pl.LazyFrame, *, tile_ms: int, sign: Sign, apart: Sequence[str]
 ) -> pl.LazyFrame:
     chosen = events.filter(concerns(view)).with_columns(tile_start_ms=pl.col("ts") // tile_ms * tile_ms)
-    tiles = [_tiles_of_form(view, chosen, form=form, sign=sign, tile=(*_TILE, *apart)) for form in view.keys]
+    tiles = [_tiles_of_key(view, chosen, key=key, sign=sign, tile=(*_TILE, *apart)) for key in keys_of(view)]
     return pl.concat(tiles)
 
 
-def _tiles_of_form(
-    view: FeatureView, chosen: pl.LazyFrame, *, form: tuple[str, ...], sign: Sign, tile: Sequence[str]
+def _tiles_of_key(
+    view: FeatureView, chosen: pl.LazyFrame, *, key: pl.Expr, sign: Sign, tile: Sequence[str]
 ) -> pl.LazyFrame:
-    keyed = chosen.with_columns(key=key_of(form)).filter(pl.col("key").is_not_null())
+    keyed = chosen.with_columns(key=key).filter(pl.col("key").is_not_null())
     named = [(f"partial_{index}", each) for index, each in enumerate(view.aggregations)]
     sums = [expression for name, each in named if each.kind not in _COUNTED for expression in _sums(each, name, sign)]
     tiles = keyed.group_by(tile).agg(pl.len().alias(_EVENTS), *sums)

@@ -25,7 +25,7 @@ import yaml
 
 from rtrec_ray.definition_file import NodeReader, compose, read_text
 from rtrec_ray.errors import DefinitionInvalid
-from rtrec_ray.events import BEHAVIOR_SCHEMA, EventType, ItemType
+from rtrec_ray.events import BEHAVIOR_SCHEMA, RETRACT, EventType, ItemType
 from rtrec_ray.features.definition import (
     ALL,
     PROFILE_FIELDS,
@@ -39,7 +39,10 @@ from rtrec_ray.features.evolve import MARGIN_MS
 
 _FIELDS: Final = tuple(name for name in BEHAVIOR_SCHEMA if name not in ("event_id", "ts", "retracts"))
 _NUMBERS: Final = tuple(name for name in _FIELDS if BEHAVIOR_SCHEMA[name].is_integer())
-_ENUMS: Final = {"event_type": get_args(EventType), "item_type": get_args(ItemType)}
+# A retraction takes an event back, and counts nowhere itself.
+_EVENTS: Final = tuple(name for name in get_args(EventType) if name != RETRACT)
+_ENUMS: Final = {"event_type": _EVENTS, "item_type": get_args(ItemType)}
+_LAST_VERSION: Final = 2**31 - 1
 _KINDS: Final = get_args(Kind)
 _PRESENT: Final = "present"
 
@@ -86,21 +89,30 @@ class _Reader(NodeReader):
 
     def _view(self, node: yaml.Node, *, tile_ms: int) -> FeatureView:
         part = self.mapping(node, need=("name", "version", "keys", "window", "source", "aggregations"), may=("cached",))
-        window_ms = self.duration(part["window"])
-        if window_ms % tile_ms:
-            self.fail(part["window"], "window must be a multiple of the tile")
-        aggregations = self.mapping(part["aggregations"])
-        if not aggregations:
-            self.fail(part["aggregations"], "aggregations must not be empty")
-        return FeatureView(
-            name=self.name(part["name"]),
-            version=self.whole(part["version"], least=1),
-            keys=self._keys(part["keys"]),
-            window_ms=window_ms,
-            source=self._conditions(part["source"]),
-            aggregations=tuple(self.each(self._aggregation, aggregations.items())),
-            cached=self.flag(part.get("cached")),
+        found = self.all(
+            {
+                "name": lambda: self.name(part["name"]),
+                "version": lambda: self.whole(part["version"], least=1, most=_LAST_VERSION),
+                "keys": lambda: self._keys(part["keys"]),
+                "window_ms": lambda: self._window(part["window"], tile_ms=tile_ms),
+                "source": lambda: self._conditions(part["source"]),
+                "aggregations": lambda: self._aggregations(part["aggregations"]),
+                "cached": lambda: self.flag(part.get("cached")),
+            }
         )
+        return FeatureView(**found)
+
+    def _window(self, node: yaml.Node, *, tile_ms: int) -> int:
+        window_ms = self.duration(node)
+        if window_ms % tile_ms:
+            self.fail(node, "window must be a multiple of the tile")
+        return window_ms
+
+    def _aggregations(self, node: yaml.Node) -> tuple[Aggregation, ...]:
+        aggregations = self.mapping(node)
+        if not aggregations:
+            self.fail(node, "aggregations must not be empty")
+        return tuple(self.each(self._aggregation, aggregations.items()))
 
     def _keys(self, node: yaml.Node) -> tuple[tuple[str, ...], ...]:
         forms = []
@@ -110,6 +122,8 @@ class _Reader(NodeReader):
             for name in form:
                 if name not in (*_FIELDS, *PROFILE_FIELDS):
                     self.fail(each, f'unknown field "{name}" in keys')
+            if len(set(form)) < len(form):
+                self.fail(each, f'"{text}" names a field twice')
             forms.append(form)
         if len(set(forms)) < len(forms) or not forms:
             self.fail(node, "keys must be different forms, at least one")
@@ -117,6 +131,8 @@ class _Reader(NodeReader):
 
     def _aggregation(self, named: tuple[str, yaml.Node]) -> Aggregation:
         name, node = named
+        if not name.strip():
+            self.fail(node, "an aggregation needs a name")
         part = self.mapping(node, may=(*_KINDS, "where", "limit", "repeats"))
         kinds = [kind for kind in _KINDS if kind in part]
         if len(kinds) != 1:
@@ -162,6 +178,6 @@ class _Reader(NodeReader):
         if name in _NUMBERS:
             return self.whole(node)
         text = self.text(node)
-        if text not in _ENUMS.get(name, (text,)) or text == "retract":
+        if text not in _ENUMS.get(name, (text,)):
             self.fail(node, f'{name} "{text}" is none of {", ".join(_ENUMS[name])}')
         return text

@@ -102,16 +102,21 @@ def rows_of(rng: random.Random, now_ms: int) -> dict[str, list[tuple[str, int, s
     for _ in range(rng.randint(0, 6)):
         key, item, n = str(rng.randint(1, 3)), rng.randint(1, 4), rng.choice([1, 1, 2, -1])
         start = (now_ms - rng.choice([0, 0, 5, 15, 40, 90]) * SECOND) // 10_000 * 10_000
-        found["user"].append((key, start, f'[{n},{n},[{rng.randint(0, 9_999)},"e{n}",{item if n > 0 else "null"}]]'))
+        # Few times and names, so that some take back what came.
+        entry = f'{rng.randint(0, 2)},"e{abs(n)}",{item if n > 0 else "null"}'
+        found["user"].append((key, start, f"[{n},{n},[{entry}]]"))
         found["short"].append((key, start, f"[{n},{n}]"))
         found["listed"].append((key, start, f"[{n},[{item},{n}]]"))
     return {name: rows for name, rows in found.items() if rows}
 
 
-@pytest.mark.parametrize("piece", [1 << 12, 30], ids=["", "busy keys"])
+@pytest.mark.parametrize(
+    ("piece", "dropped"), [(1 << 12, 1_000), (30, 1_000), (30, 1)], ids=["", "busy keys", "slow to drop"]
+)
 @pytest.mark.parametrize("seed", range(5))
-def test_as_of_a_look_everything_is_as_in_the_store(place, seed, piece, monkeypatch):
+def test_as_of_a_look_everything_is_as_in_the_store(place, seed, piece, dropped, monkeypatch):
     monkeypatch.setattr(near, "_PIECE", piece)  # of 30 characters most keys have several
+    monkeypatch.setattr(near, "_LEAST_DROPPED", dropped)
     rng, followed = random.Random(seed), Follower(place)
     for _ in range(60):
         step = rng.choice(["commit", "commit", "time", "lists", "look"])
@@ -129,6 +134,9 @@ def test_as_of_a_look_everything_is_as_in_the_store(place, seed, piece, monkeypa
             found, expected = followed.both()
             assert found == expected
             assert followed.passing.reads == passed, "it was read from memory"
+    followed.clock.advance(2 * HOUR)
+    followed.near.refresh()
+    assert followed.near.rows == 0 or dropped == 1
 
 
 def test_between_looks_time_moves_on_and_nothing_else(place):

@@ -17,7 +17,7 @@ from configs.settings import History as HistorySettings
 from configs.settings import Settings
 from rtrec_ray.app.lacking import lacking_views
 from rtrec_ray.app.system import Addresses, System
-from rtrec_ray.errors import BackfillImpossible, UnknownView
+from rtrec_ray.errors import BackfillImpossible, StoreUnavailable, UnknownView
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
@@ -206,6 +206,32 @@ def test_what_lacks_its_past_is_named_until_it_is_filled_and_readers_are_told(pl
         waiting = threads.submit(lacking_views, system, begin_s=60.0)
         place.run(len(place.values), len(place.values))
         assert waiting.result() == (*others, f"{AGAIN[0].name}@3"), "it waits for the stream"
+
+
+def test_a_view_dropped_and_applied_again_gets_nothing_of_a_backfill_of_before(place):
+    place.run(CUT, len(place.values))
+    place.keep(len(place.values))
+    job = FeatureBackfill(place.reader(), pool=place.pool, past=past_of(place.history, place.postgres))
+    plan = job.plan("top_viewed_30m@2", from_ms=None, to_ms=None)
+    assert job.fill(plan, from_ms=BASE) > 0
+    place.reader().drop_view("top_viewed_30m@2")
+    place.apply(replace(DEFINITIONS, views=AGAIN))
+    place.run(len(place.values), len(place.values))
+    assert job.fill(plan, from_ms=BASE + 10 * MINUTE) == 0
+    job.complete(plan)
+    again = job.plan("top_viewed_30m@2", from_ms=None, to_ms=None)
+    assert (again.done, again.starts) == (0, {0: len(place.values)})
+    assert job.lacks("top_viewed_30m@2")
+    assert place.reader().sizes()["top_viewed_30m@2"].rows == 0
+
+
+def test_a_file_of_the_history_that_is_gone_is_named_by_the_error_of_the_job(place, ray_local):
+    place.run(CUT, len(place.values))
+    place.keep(len(place.values))
+    for file in Path(place.history).rglob("*.parquet"):
+        file.unlink()
+    with pytest.raises(StoreUnavailable, match=r"topic=behavior.*\.parquet"):
+        backfill(place.options("top_viewed_30m@2"), on_slice=lambda done, total: None)
 
 
 def test_what_cannot_be_filled_is_said(place, monkeypatch, ray_local):

@@ -18,7 +18,7 @@ from rtrec_ray.events import BEHAVIOR_SCHEMA, PROFILE_SCHEMA
 from rtrec_ray.eventtime.aggregate import Newest
 from rtrec_ray.eventtime.identity import hash_events, hash_ids
 from rtrec_ray.features.compute import compute
-from rtrec_ray.features.definition import Aggregation, FeatureView
+from rtrec_ray.features.definition import Aggregation, Condition, FeatureView
 from rtrec_ray.features.file import load_definitions, parse_definitions
 from rtrec_ray.features.merge import merge
 from rtrec_ray.features.profiles import ProfileVersions, attribute
@@ -69,6 +69,11 @@ views:
         ("event_type: view", "event_typ: view", 9, "event_typ"),
         ("event_type: view", "item_id: x", 9, "whole number"),
         ("event_type: view", "event_type: []", 9, "at least one value"),
+        ("version: 1", "version: 2147483648", 6, "2147483647 or less"),
+        ("keys: [user_id]", "keys: [user_id|user_id]", 7, "a field twice"),
+        ("event_type: view", "event_type: retract", 9, '"retract" is none of'),
+        ("n: {count: events}", '"": {count: events}', 11, "needs a name"),
+        ("event_type: view", r'query: "\ud800"', 9, "invalid Unicode"),
         ("n: {count: events}", "n: {count: event}", 11, '"events"'),
         ("n: {count: events}", "n: {sum: query}", 11, "dwell_ms"),
         ("n: {count: events}", "n: {sum: dwell_ms, limit: 3}", 11, "limit"),
@@ -97,6 +102,32 @@ def test_the_faults_of_all_views_and_aggregations_are_named_at_once():
     lines = caught.value.line().splitlines()
     assert [line[: line.index(": ")] for line in lines] == [f"f.yaml, line {number}" for number in (11, 12, 15)]
     assert all(line.endswith("(correct the file)") for line in lines)
+
+
+def test_a_fault_of_a_view_hides_none_of_its_aggregations():
+    broken = SMALL.replace("window: 5m", "window: 7s").replace("n: {count: events}", "n: {count: event}")
+    with pytest.raises(DefinitionInvalid) as caught:
+        parse_definitions(broken, source="f.yaml")
+    assert [line[: line.index(": ")] for line in caught.value.line().splitlines()] == [
+        "f.yaml, line 8",
+        "f.yaml, line 11",
+    ]
+
+
+def test_a_search_for_the_word_retract_is_a_search():
+    found = parse_definitions(SMALL.replace("{event_type: view}", "{query: retract}"))
+    assert found.views[0].source == (Condition(field="query", values=("retract",)),)
+
+
+def test_an_event_counts_once_under_a_key_that_two_forms_give():
+    view = parse_definitions(SMALL.replace("[user_id]", "[user_id, item_id, user_id|item_id, country|gender]")).views[0]
+    plain = [{"user_id": 5, "item_id": 5}, {"user_id": 5, "item_id": 6}, {"user_id": 6, "item_id": None}]
+    events = pl.DataFrame([{"event_id": "e", "ts": BASE, "event_type": "view", **each} for each in plain])
+    found = compute(view, events.with_columns(country=pl.lit("5"), gender=pl.lit("6")), tile_ms=10_000)
+    counts: Counter[str] = Counter()
+    for key, state in found.select("key", "state").iter_rows():
+        counts[key] += json.loads(state)[0]
+    assert counts == {"5": 2, "6": 2, "5|5": 1, "5|6": 3}
 
 
 def test_a_second_view_of_one_name_and_an_empty_file_are_refused():

@@ -20,13 +20,15 @@ from rtrec_ray.stores.progress import read_positions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackfillPlan:
-    """What is to be done for a view. `starts`: partition → first behaviour offset that the stream counts.
+    """What is to be done for a view. `view_id`: what stands for it in the tables; if it is dropped and applied again
+    under the same name and version, another does. `starts`: partition → first behaviour offset that the stream counts.
 
     `todo`: starts of slices without their tiles, ms; `done`: how many have them already. `complete_from_ms`: since when
     the view has all events when all is done.
     """
 
     view: FeatureView
+    view_id: int
     starts: Mapping[int, int]
     todo: tuple[int, ...]
     done: int
@@ -50,10 +52,11 @@ class FeatureBackfill:
         with self._pool.transaction() as cursor:
             live = read_live(cursor)
             view = (self._store if live is None else live).definitions.view(name)
+            view_id = 0 if live is None else live.view_ids.get(view.id, 0)
             starts, began_ms = self._begun(cursor, live, view)
             cursor.execute(load("rtrec_ray.stores.features", "features.sql")["raise_kept_upto"])
             (mark_ms,) = cursor.fetchone() or (None,)
-            cursor.execute(self._sql["list_slices"], {"view_id": live.view_ids[view.id] if live else 0})
+            cursor.execute(self._sql["list_slices"], {"view_id": view_id})
             known = {start for (start,) in cursor.fetchall()}
         kept_from_ms = began_ms if mark_ms is None else mark_ms - self._store.definitions.retention_ms
         first_ms = kept_from_ms if from_ms is None else from_ms
@@ -66,7 +69,12 @@ class FeatureBackfill:
         upto_end = to_ms is None or to_ms >= began_ms
         complete_ms = wanted[0] if wanted and upto_end else began_ms
         return BackfillPlan(
-            view=view, starts=starts, todo=todo, done=len(wanted) - len(todo), complete_from_ms=complete_ms
+            view=view,
+            view_id=view_id,
+            starts=starts,
+            todo=todo,
+            done=len(wanted) - len(todo),
+            complete_from_ms=complete_ms,
         )
 
     def lacks(self, view_id: str) -> bool:
@@ -96,14 +104,18 @@ class FeatureBackfill:
             plan.view, events, profiles, definitions=self._store.definitions, starts=plan.starts, from_ms=from_ms
         )
         with self._pool.transaction() as cursor:
-            live = read_live(cursor)
-            if live is None or plan.view.id not in live.view_ids:
+            if not _still_live(cursor, plan):
                 return 0
-            cursor.execute(self._sql["add_slice"], {"view_id": live.view_ids[plan.view.id], "from_ms": from_ms})
+            cursor.execute(self._sql["add_slice"], {"view_id": plan.view_id, "from_ms": from_ms})
             if not cursor.rowcount:
                 return 0
             outputs = [
-                TaskOutput(partition=partition, watermark_ms=None, tiles={plan.view.id: rows})
+                TaskOutput(
+                    partition=partition,
+                    watermark_ms=None,
+                    tiles={plan.view.id: rows},
+                    numbers={plan.view.id: plan.view_id},
+                )
                 for partition, rows in found.items()
             ]
             return sum(self._store.append_tiles(cursor, output) for output in outputs)
@@ -111,10 +123,9 @@ class FeatureBackfill:
     def complete(self, plan: BackfillPlan) -> None:
         """All slices are written: say so to readers. Raises StoreUnavailable."""
         with self._pool.transaction() as cursor:
-            live = read_live(cursor)
-            if live is None or plan.view.id not in live.view_ids:
+            if not _still_live(cursor, plan):
                 return
-            done = {"view_id": live.view_ids[plan.view.id], "complete_from_ms": plan.complete_from_ms}
+            done = {"view_id": plan.view_id, "complete_from_ms": plan.complete_from_ms}
             cursor.execute(self._sql["complete_view"], done)
             cursor.execute(self._sql["note_change"])
 
@@ -132,3 +143,8 @@ class FeatureBackfill:
                 f"{view.id} has had all events from the first one on", mend="nothing is to be done"
             )
         return {partition: offset for partition, offset, _ in rows}, max(begins)
+
+
+def _still_live(cursor: Cursor, plan: BackfillPlan) -> bool:
+    live = read_live(cursor)
+    return live is not None and live.view_ids.get(plan.view.id) == plan.view_id
