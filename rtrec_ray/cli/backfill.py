@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 def backfill(where: Where, view: str | None, *, samples: bool, **stretch: int | None) -> None:
     """Compute what VIEW (or VIEW@VERSION) lacks from before it began, out of the history; without VIEW, what each live
     view lacks.
+
+    Past samples get of VIEW the features that serving makes of it; of a view that serving does not know every value, as
+    VIEW_NAME.
     """
     if view is None:
         if samples or any(ms is not None for ms in stretch.values()):

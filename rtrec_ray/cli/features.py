@@ -23,14 +23,17 @@ from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.definition_file import duration_text
 from rtrec_ray.errors import DefinitionInvalid, FeaturesDiffer, VerifyImpossible
-from rtrec_ray.features.definition import NOT_BEGUN_MS
+from rtrec_ray.features.definition import NOT_BEGUN_MS, Definitions
 from rtrec_ray.features.evolve import evolve
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.json_text import json_bytes
+from rtrec_ray.features.request import VALUES_OF
 from rtrec_ray.features.verify import Report
 from rtrec_ray.postgres.connection import Pool
+from rtrec_ray.stores.features.live import read_live
 from rtrec_ray.stores.features.past import past_of
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.sizes import ViewSize
 from rtrec_ray.stores.features.views import list_views, read_view
 from rtrec_ray.stores.progress import read_stages
 from rtrec_ray.stores.static.store import VIEWS as STATIC_VIEWS
@@ -54,8 +57,10 @@ def list_features(where: Where) -> None:
     else:
         with _store(system) as store:
             sizes = store.sizes()
+            nothing = ViewSize()  # of the views of the file, before any is live
             views = [
-                {**view, **asdict(sizes[f"{view['name']}@{view['version']}"])} for view in list_views(store.definitions)
+                {**view, **asdict(sizes.get(f"{view['name']}@{view['version']}", nothing))}
+                for view in list_views(store.definitions)
             ]
     views += list_static()
     where.answer({"views": views}, lambda: _print_views(views))
@@ -73,15 +78,16 @@ def apply(where: Where, file: Path, *, dry_run: bool) -> None:
     """
     system = open_system(where.config, where.data_dir)
     new = load_definitions(file)
+    _refuse_lacking(new, file)
     with closing(Pool(system.postgres, size=1)) as pool:
         store = PostgresFeatureStore(new, pool=pool)
-        store.refresh()
-        old = store.definitions
+        with pool.transaction() as cursor:
+            live = read_live(cursor)
         try:
-            both = evolve(old, new)
+            both = evolve(None if live is None else live.definitions, new)
         except DefinitionInvalid as error:
             raise DefinitionInvalid(f"{file}: {error.message}", mend=error.mend) from error
-        known = {view.id for view in old.views}
+        known = () if live is None else live.view_ids
         added = [view.id for view in both.views if view.id not in known]
         begun = None
         if not dry_run:
@@ -210,6 +216,17 @@ def _print_applied(added: list[str], *, begun: bool | None, dry_run: bool) -> No
                 False: "some partition has not begun yet; `rtrec status` shows whether the stage is up",
             }[begun]
         )
+
+
+def _refuse_lacking(definitions: Definitions, file: Path) -> None:
+    """A feature of requests whose value is gone would be 0 for ever, and nobody would be told."""
+    for view in definitions.views:
+        lacking = set(VALUES_OF.get(view.name, ())) - {each.name for each in view.aggregations}
+        if lacking:
+            raise DefinitionInvalid(
+                f"{file}: {view.id} lacks {', '.join(sorted(lacking))}: features of requests are made of that",
+                mend="add it, or give the view another name",
+            )
 
 
 @contextmanager

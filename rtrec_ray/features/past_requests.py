@@ -1,11 +1,15 @@
-"""Features of past requests out of a view that they did not have, under the names that serving gives them."""
+"""Features of past requests out of a view that they did not have: those that serving has of it, under the names that it
+gives them, or else every value of the view under a name of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from rtrec_ray.events import InferenceRecord
+from rtrec_ray.errors import BackfillImpossible
+from rtrec_ray.events import InferenceRecord, RankedItem
+from rtrec_ray.features.definition import ALL, PROFILE_FIELDS, Aggregation, FeatureView
 from rtrec_ray.features.keys import (
     CATEGORY_TOP_ITEMS_10M,
     SEGMENT_PAGE_TOP_ADS,
@@ -16,6 +20,7 @@ from rtrec_ray.features.keys import (
 )
 from rtrec_ray.features.merge import Value
 from rtrec_ray.features.request import (
+    VALUES_OF,
     VIEW_OF,
     Recent,
     item_asks,
@@ -27,6 +32,8 @@ from rtrec_ray.features.request import (
 from rtrec_ray.features.served import logged_item, logged_profile
 
 Features = dict[str, Any]
+Values = Mapping[str, Value | None]
+Form = tuple[str, ...]
 
 # country, gender and city are parts of a key, and not values.
 _OF_REQUEST: Final = {name: view for name, view in VIEW_OF.items() if view in (USER_BROWSE_5M, USER_BROWSE_1M)}
@@ -38,45 +45,143 @@ _OF_ITEM: Final = {
     "item_city_segment_clicks_10m": SEGMENT_PAGE_TOP_ADS,
     "item_recently_viewed": USER_BROWSE_5M,
 }
+_REQUEST_FIELDS: Final = ("user_id", "page_id", *PROFILE_FIELDS)
+_ITEM_FIELDS: Final = ("item_id", "item_type", "category_id")
+_WITHOUT_DATA: Final[Mapping[str, Any]] = {"count": 0, "sum": 0, "mean": None, "count_by": {}}
 
 
-def features_of(view: str) -> tuple[str, ...]:
-    """The features of requests and items whose values are out of the view of that name.
+class RequestFeatures(Protocol):
+    """What one view says about a request and its items."""
 
-    >>> features_of("category_top_items_10m"), features_of("top_queries_30m")
-    (('item_category_clicks_10m',), ())
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the features."""
+        ...
+
+    def keys(self, record: InferenceRecord) -> list[str]:
+        """The keys of the view that the features take."""
+        ...
+
+    def features(self, record: InferenceRecord, values: Values) -> tuple[Features, dict[str, Features]]:
+        """The request's features, and those of each of its items by item_id as text. `values`: of `keys`."""
+        ...
+
+
+def request_features_of(view: FeatureView) -> RequestFeatures:
+    """The features of a view. Raises BackfillImpossible when its keys are not of what a request and its items have."""
+    return Served(view.name) if view.name in VALUES_OF else Derived(view)
+
+
+class Served:
+    """The features that serving has out of the view of that name.
+
+    >>> Served("category_top_items_10m").names
+    ('item_category_clicks_10m',)
     """
-    return tuple(name for name, source in {**_OF_REQUEST, **_OF_ITEM}.items() if source == view)
+
+    def __init__(self, view: str) -> None:
+        self._view = view
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See RequestFeatures."""
+        return tuple(name for name, view in {**_OF_REQUEST, **_OF_ITEM}.items() if view == self._view)
+
+    def keys(self, record: InferenceRecord) -> list[str]:
+        """See RequestFeatures; what serving reads for the request: the profile and the items are those logged."""
+        asks = [
+            *request_asks(user_id=record.user_id, profile=logged_profile(record), page_id=record.page_id),
+            *item_asks(logged_item(item) for item in record.items or ()),
+        ]
+        return [ask.key for ask in asks if ask.view == self._view]
+
+    def features(self, record: InferenceRecord, values: Values) -> tuple[Features, dict[str, Features]]:
+        """See RequestFeatures."""
+        found = {ViewKey(view=self._view, key=key): value for key, value in values.items()}
+        profile = logged_profile(record)
+        whole = request_features(found, profile, user_id=record.user_id, realtime=True)
+        trend = trends(found, profile, page_id=record.page_id)
+        viewed = (found.get(ViewKey(view=USER_BROWSE_5M, key=str(record.user_id))) or {}).get("last_items", ())
+        recent = Recent(items=frozenset(viewed))
+        items = {
+            str(item.item_id): self._own(_OF_ITEM, item_features(logged_item(item), trend, recent=recent))
+            for item in record.items or ()
+        }
+        return self._own(_OF_REQUEST, whole), {item: features for item, features in items.items() if features}
+
+    def _own(self, sources: Mapping[str, str], features: Features) -> Features:
+        return {name: value for name, value in features.items() if sources.get(name) == self._view}
 
 
-def keys_of(view: str, record: InferenceRecord) -> list[str]:
-    """The keys of the view that serving reads for the request: the profile and the items are those that were logged."""
-    asks = [
-        *request_asks(user_id=record.user_id, profile=logged_profile(record), page_id=record.page_id),
-        *item_asks(logged_item(item) for item in record.items or ()),
-    ]
-    return [ask.key for ask in asks if ask.view == view]
+class Derived:
+    """Every value of a view as a feature "view_aggregation", of the request or, if a form of its key has a field of an
+    item, of each item. With several forms the fields stand between: "view_country_page_id_aggregation".
 
-
-def past_features(
-    view: str, record: InferenceRecord, values: Mapping[str, Value | None]
-) -> tuple[Features, dict[str, Features]]:
-    """The request's features out of the view, and those of each of its items by item_id as text.
-
-    `values`: of `keys_of`.
+    >>> view = FeatureView(
+    ...     name="user_hour", version=1, keys=(("user_id",),), window_ms=3_600_000, source=(),
+    ...     aggregations=(Aggregation(name="clicks", kind="count"),),
+    ... )
+    >>> record = InferenceRecord(request_id="r", user_id=7, ts=0, model_version="1", features={})
+    >>> Derived(view).keys(record), Derived(view).features(record, {"7": {"clicks": 3}})
+    (['7'], ({'user_hour_clicks': 3}, {}))
     """
-    found = {ViewKey(view=view, key=key): value for key, value in values.items()}
-    profile = logged_profile(record)
-    whole = request_features(found, profile, user_id=record.user_id, realtime=True)
-    trend = trends(found, profile, page_id=record.page_id)
-    viewed = (found.get(ViewKey(view=USER_BROWSE_5M, key=str(record.user_id))) or {}).get("last_items", ())
-    recent = Recent(items=frozenset(viewed))
-    items = {
-        str(item.item_id): _chosen(view, _OF_ITEM, item_features(logged_item(item), trend, recent=recent))
-        for item in record.items or ()
-    }
-    return _chosen(view, _OF_REQUEST, whole), {item: features for item, features in items.items() if features}
+
+    def __init__(self, view: FeatureView) -> None:
+        known = (*_REQUEST_FIELDS, *_ITEM_FIELDS)
+        foreign = [name for form in view.keys for name in form if name not in known]
+        if foreign:
+            raise BackfillImpossible(
+                f"a request has no {foreign[0]}, which keys of {view.name} are made of",
+                mend=f"keys may have {', '.join(known)}; `rtrec features as-of` reads any view for any rows",
+            )
+        self._view = view
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See RequestFeatures."""
+        return tuple(self._name(form, each) for form in self._view.keys for each in self._view.aggregations)
+
+    def keys(self, record: InferenceRecord) -> list[str]:
+        """See RequestFeatures."""
+        places = [None, *(record.items or ())]
+        keys = [_key(form, record, item) for form in self._view.keys for item in places if _fits(form, item)]
+        return list(dict.fromkeys(key for key in keys if key is not None))
+
+    def features(self, record: InferenceRecord, values: Values) -> tuple[Features, dict[str, Features]]:
+        """See RequestFeatures."""
+        items = {str(item.item_id): self._of(record, item, values) for item in record.items or ()}
+        return self._of(record, None, values), {item: features for item, features in items.items() if features}
+
+    def _of(self, record: InferenceRecord, item: RankedItem | None, values: Values) -> Features:
+        found: Features = {}
+        for form in self._view.keys:
+            if _fits(form, item):
+                key = _key(form, record, item)
+                value = None if key is None else values.get(key)
+                for each in self._view.aggregations:
+                    found[self._name(form, each)] = (
+                        _WITHOUT_DATA.get(each.kind, []) if value is None else value[each.name]
+                    )
+        return found
+
+    def _name(self, form: Form, each: Aggregation) -> str:
+        between = ["_".join(form) or ALL] if len(self._view.keys) > 1 else []
+        return "_".join([self._view.name, *between, each.name])
 
 
-def _chosen(view: str, sources: Mapping[str, str], features: Features) -> Features:
-    return {name: value for name, value in features.items() if sources.get(name) == view}
+def _fits(form: Form, item: RankedItem | None) -> bool:
+    """Whether keys of the form are of items, where there is one, or of the request, where there is none."""
+    return any(name in _ITEM_FIELDS for name in form) == (item is not None)
+
+
+def _key(form: Form, record: InferenceRecord, item: RankedItem | None) -> str | None:
+    """As `compute.key_of` makes it; the profile and the item are those that were logged."""
+    known: dict[str, Any] = {name: record.features.get(name) or None for name in PROFILE_FIELDS}
+    known |= {"user_id": record.user_id, "page_id": record.page_id}
+    if item is not None:
+        of_item = logged_item(item)
+        known |= {name: getattr(of_item, name) for name in _ITEM_FIELDS}
+    parts = [known[name] for name in form]
+    if any(part is None for part in parts):
+        return None
+    return "|".join(map(str, parts)).replace("\0", "\ufffd") if form else ALL

@@ -62,8 +62,16 @@ VIEW_OF: Final = {
 }
 """Feature of a request → the view whose value it is of, or whose key it is a part of."""
 
-FEATURE_VIEWS: Final = frozenset(VIEW_OF.values()) | {CATEGORY_TOP_ITEMS_10M, TOP_VIEWED_30M}
-"""The views that features of requests and items are out of."""
+VALUES_OF: Final = {
+    USER_BROWSE_5M: (*_COUNTS, "last_items"),
+    USER_BROWSE_1M: ("pages", "items"),
+    CATEGORY_TOP_ITEMS_10M: ("top",),
+    TOP_VIEWED_30M: ("top",),
+    SEGMENT_PAGE_TOP_ADS: ("top",),
+}
+"""View that features of requests and items are out of → the values of it that they take."""
+
+FEATURE_VIEWS: Final = frozenset(VALUES_OF)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

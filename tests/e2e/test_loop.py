@@ -279,6 +279,27 @@ def test_10_what_was_served_before_between_and_after_the_kills_is_what_the_event
     assert sum(counts["equal"] for counts in of_views) > 100
 
 
+def test_10b_late_events_are_counted_where_status_shows_them(system, http, eventually):
+    def features():
+        return system.json("status")["stages"]["features"]
+
+    before = features()
+    old = [
+        {**event("view", {"request_id": None}, {"item_id": 9, "position": None}, user_id=9), "ts": wall_ms() - ago_ms}
+        for ago_ms in (120_000, 7_200_000)
+    ]
+    send_until_taken(http, old)
+    after = eventually(lambda: found if (found := features())["late"] >= before["late"] + 2 else None, what="both late")
+    assert after["corrected"] - before["corrected"] == after["late"] - before["late"] - 1, (
+        "all but the one of two hours"
+    )
+    assert after["beyond_horizon"] == before.get("beyond_horizon", 0) + 1
+    assert after["views"]["user_browse_5m@1"]["rows"] > before["views"]["top_queries_30m@1"]["rows"]
+    assert after["views"]["user_browse_5m@1"]["bytes"] > 0
+    (line,) = [line for line in system.run("status").stdout.splitlines() if line.strip().startswith("features")]
+    assert str(after["late"]) in line
+
+
 def test_11_an_unknown_view_and_rubbish_are_named(system, http):
     done = system.run("features", "get", "no_such_view", "1", check=False)
     assert done.returncode != 0

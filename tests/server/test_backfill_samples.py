@@ -23,7 +23,7 @@ from actors.feature import FeatureOperator
 from rtrec_ray.errors import BackfillImpossible, StoreUnavailable
 from rtrec_ray.events import CatalogItem, ProfileVersion
 from rtrec_ray.eventtime.watermark import WatermarkOptions
-from rtrec_ray.features.file import load_definitions
+from rtrec_ray.features.file import load_definitions, parse_definitions
 from rtrec_ray.features.request import Recent, item_asks, item_features, request_asks, request_features, trends
 from rtrec_ray.kafka.base import record_batch
 from rtrec_ray.kafka.codec import decode
@@ -292,12 +292,69 @@ def test_runs_killed_in_a_commit_and_between_two_leave_what_an_undisturbed_one_d
     assert rows(pool, ROWS) == undisturbed
 
 
-def test_only_requests_of_the_stretch_are_filled_and_a_view_without_features_is_refused(
-    pool: Pool, reader: AsOfReader
+NEW = """
+tile: 10s
+horizon: 40m
+retention: 70m
+views:
+  - name: user_9m
+    version: 1
+    keys: [user_id]
+    window: 9m
+    source: {event_type: [view, click]}
+    aggregations: {clicks: {count: events, where: {event_type: click}}, pages: {distinct: page_id}}
+  - name: pair_9m
+    version: 1
+    keys: [user_id|item_id, country|gender|category_id]
+    window: 9m
+    source: {event_type: [view, click]}
+    aggregations: {dwell: {mean: dwell_ms}, kinds: {count_by: event_type}}
+  - name: searched
+    version: 1
+    keys: [query]
+    window: 9m
+    source: {event_type: search}
+    aggregations: {n: {count: events}}
+"""
+
+
+def test_a_view_that_serving_does_not_know_gives_past_samples_every_value_it_has(
+    pool: Pool, store: PostgresFeatureStore, reader: AsOfReader
 ) -> None:
+    with pool.transaction() as cursor:
+        PostgresFeatureStore(parse_definitions(NEW), pool=pool).apply(cursor)
+    store.refresh()
+    for view in ("user_9m", "pair_9m"):
+        done = SamplesBackfill(reader, pool=pool, portion=50).fill(view, from_ms=None, to_ms=None)
+        assert (done.requests, done.ahead) == (REQUESTS - 9, 9)
+    found = rows(pool, "SELECT request_id, item_id, backfilled FROM samples.current")
+    by_key = {(request_id, item_id): features for request_id, item_id, features in found}
+    with_data = 0
+    for request in requests()[:-9]:
+        end = request["ts"] // 10_000 * 10_000
+        window = [event for event in events() if end - 9 * MINUTE <= event["ts"] < end]
+        own = [event for event in window if event["user_id"] == request["user_id"]]
+        # Of the users those with a profile; the requests say all are of CN and f.
+        segment = [event for event in window if event["user_id"] <= 3]
+        for item in (each["item_id"] for each in request["items"]):
+            of_item = [event for event in own if event["item_id"] == item]
+            of_category = [event for event in segment if event["category_id"] == item % 3]
+            with_data += bool(of_item and of_category)
+            assert by_key[request["request_id"], item] == {
+                "user_9m_clicks": sum(event["event_type"] == "click" for event in own),
+                "user_9m_pages": [1] if own else [],
+                "pair_9m_user_id_item_id_dwell": 3.0 if of_item else None,
+                "pair_9m_user_id_item_id_kinds": dict(Counter(event["event_type"] for event in of_item)),
+                "pair_9m_country_gender_category_id_dwell": 3.0 if of_category else None,
+                "pair_9m_country_gender_category_id_kinds": dict(Counter(event["event_type"] for event in of_category)),
+            }
+    assert with_data > 100
+    with pytest.raises(BackfillImpossible, match="a request has no query, which keys of searched are made of"):
+        SamplesBackfill(reader, pool=pool).fill("searched", from_ms=None, to_ms=None)
+
+
+def test_only_requests_of_the_stretch_are_filled(pool: Pool, reader: AsOfReader) -> None:
     job, times = SamplesBackfill(reader, pool=pool), [request["ts"] for request in requests()]
     done = job.fill("user_browse_1m@1", from_ms=times[3], to_ms=times[5])
     assert (done.view, done.requests, done.ahead) == ("user_browse_1m@1", 2, 0)
     assert [row[1] for row in rows(pool, ROWS)] == ["r003", "r004"]
-    with pytest.raises(BackfillImpossible, match="top_queries_30m"):
-        job.fill("top_queries_30m", from_ms=None, to_ms=None)

@@ -18,10 +18,10 @@ class ViewSize:
     `oldest_ms`: event time (UTC) from which on hours are kept, None without tiles.
     """
 
-    rows: int
-    bytes: int
-    lists: int
-    oldest_ms: int | None
+    rows: int = 0
+    bytes: int = 0
+    lists: int = 0
+    oldest_ms: int | None = None
 
 
 def add_sizes(cursor: Cursor, tiles: pl.DataFrame, *, partition: int) -> None:

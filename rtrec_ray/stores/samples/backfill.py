@@ -17,7 +17,7 @@ from rtrec_ray.errors import BackfillImpossible
 from rtrec_ray.events import InferenceRecord, RankedItem
 from rtrec_ray.features.as_of import ROW_SCHEMA, value_of
 from rtrec_ray.features.definition import FeatureView
-from rtrec_ray.features.past_requests import features_of, keys_of, past_features
+from rtrec_ray.features.past_requests import RequestFeatures, request_features_of
 from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.features.as_of import AsOfReader, Progress
@@ -58,13 +58,10 @@ class SamplesBackfill:
     ) -> SamplesBackfillSummary:
         """Do what is to do for requests of [from_ms, to_ms); None is no bound. `progress` gets requests (done, total).
 
-        Raises UnknownView, BackfillImpossible when serving takes nothing from the view, StoreUnavailable.
+        Raises UnknownView, BackfillImpossible when no request has keys of the view, StoreUnavailable.
         """
         view = self._reader.store.definitions.view(name)
-        if not features_of(view.name):
-            raise BackfillImpossible(
-                f"no feature of a request is out of {view.name}", mend="`rtrec features as-of` reads it for any rows"
-            )
+        source = request_features_of(view)
         asked = (BEGINNING_MS if from_ms is None else from_ms, FOREVER_MS if to_ms is None else to_ms)
         reached_ms = self._reached_ms()
         wanted = {"from_ms": asked[0], "to_ms": min(asked[1], reached_ms)}
@@ -77,23 +74,22 @@ class SamplesBackfill:
                 [request_id for (request_id,) in self._rows("list_requests", {**which, "day": day})] if missing else []
             )
             for start in range(0, len(ids), self._portion):
-                done += self._fill(view, day, ids[start : start + self._portion])
+                done += self._fill(view, source, day, ids[start : start + self._portion])
                 progress(done, total)
         ahead = self._rows("count_ahead", {"from_ms": asked[0], "to_ms": asked[1], "reached_ms": reached_ms})
         return SamplesBackfillSummary(
-            view=view.id, features=features_of(view.name), requests=done, already=already, ahead=ahead[0][0]
+            view=view.id, features=source.names, requests=done, already=already, ahead=ahead[0][0]
         )
 
-    def _fill(self, view: FeatureView, day: dt.date, request_ids: Sequence[str]) -> int:
+    def _fill(self, view: FeatureView, source: RequestFeatures, day: dt.date, request_ids: Sequence[str]) -> int:
         read = self._rows("read_requests", {"day": day, "request_ids": list(request_ids)})
         records = [_record(row) for row in read]
-        asks = [(key, record.ts) for record in records for key in keys_of(view.name, record)]
+        asks = [(key, record.ts) for record in records for key in source.keys(record)]
         rows = pl.DataFrame(asks, schema=ROW_SCHEMA, orient="row").unique()
         answered = self._reader.read(view.id, rows)
         values = {(row["key"], row["time_ms"]): value_of(view, row) for row in answered.to_dicts()}
         found = [
-            past_features(view.name, record, {key: values[key, record.ts] for key in keys_of(view.name, record)})
-            for record in records
+            source.features(record, {key: values[key, record.ts] for key in source.keys(record)}) for record in records
         ]
         with self._pool.transaction() as cursor:
             cursor.execute(

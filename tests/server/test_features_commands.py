@@ -1,0 +1,74 @@
+"""`rtrec features apply|list|drop` as a user has them, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from rtrec_ray.cli.main import root
+from rtrec_ray.errors import DefinitionInvalid, UnknownView
+
+pytestmark = pytest.mark.server
+
+SHIPPED = (Path(__file__).parents[2] / "configs" / "features.yaml").read_text()
+SEARCH = "      search: {count: events, where: {event_type: search}}\n"
+
+
+@pytest.fixture
+def shell(dsn, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(f'servers: {{postgres: {{dsn: "{dsn}"}}}}\n')
+
+    def run(*words: str) -> Any:
+        words = ("features", *words, "--json", "--config", str(config), "--data-dir", str(tmp_path / "data"))
+        done = CliRunner().invoke(root, words, standalone_mode=False)
+        if done.exception is not None:
+            raise done.exception
+        return json.loads(done.stdout)
+
+    return run
+
+
+@pytest.fixture
+def write(tmp_path):
+    def made(old: str = "", new: str = "") -> str:
+        assert old in SHIPPED
+        file = tmp_path / "features.yaml"
+        file.write_text(SHIPPED.replace(old, new, 1))
+        return str(file)
+
+    return made
+
+
+def test_views_are_applied_listed_and_dropped(shell, write):
+    tried = shell("apply", write(), "--dry-run")
+    assert (len(tried["added"]), tried["begun"], shell("list")["views"][0]["rows"]) == (6, None, 0)
+    assert shell("apply", write())["added"] == tried["added"]
+    second = write("user_browse_1m\n    version: 1", "user_browse_1m\n    version: 2")
+    assert shell("apply", second)["added"] == ["user_browse_1m@2"]
+    assert shell("apply", second)["added"] == []
+    shell("drop", "user_browse_1m@1")
+    ids = {f"{view['name']}@{view['version']}" for view in shell("list")["views"]}
+    assert "user_browse_1m@2" in ids
+    assert "user_browse_1m@1" not in ids
+    with pytest.raises(UnknownView, match="user_browse_1m@1"):
+        shell("drop", "user_browse_1m@1")
+
+
+def test_what_cannot_be_live_beside_what_is_names_its_file_and_changes_nothing(shell, write):
+    shell("apply", write())
+    other = write("limit: 50, where: {event_type: view}}", "limit: 49, where: {event_type: view}}")
+    with pytest.raises(DefinitionInvalid, match=r"features\.yaml: user_browse_5m version 1 is already defined"):
+        shell("apply", other)
+    with pytest.raises(DefinitionInvalid, match=r"features\.yaml: tile is 10000 ms in what is live"):
+        shell("apply", write("tile: 10s", "tile: 20s"))
+    assert shell("apply", write())["added"] == []
+
+
+def test_a_version_without_a_value_that_requests_are_made_of_is_refused(shell, write):
+    with pytest.raises(DefinitionInvalid, match=r"features\.yaml: user_browse_5m@1 lacks search:"):
+        shell("apply", write(SEARCH), "--dry-run")
