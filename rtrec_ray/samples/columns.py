@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import polars as pl
@@ -164,7 +165,13 @@ OUTCOME_SCHEMA: Final = pl.Schema(
 
 def empty(schema: pl.Schema) -> pl.DataFrame:
     """A frame without rows."""
-    return pl.DataFrame(schema=schema)
+    # A commit asks for some twenty, and each takes 0.6 ms to make.
+    return _empty(tuple(schema.items())).clone()
+
+
+@lru_cache(maxsize=64)
+def _empty(columns: tuple[tuple[str, pl.DataType], ...]) -> pl.DataFrame:
+    return pl.DataFrame(schema=dict(columns))
 
 
 def gather(frames: list[pl.DataFrame], schema: pl.Schema) -> pl.DataFrame:

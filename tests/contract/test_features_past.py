@@ -90,8 +90,8 @@ def test_what_is_noted_of_retractions_is_as_good_as_looking_through_all_later_hi
     manifest.add(None, write(tmp_path, events[cut:], first=cut))
     plain, bounded = HistoryPast(history), HistoryPast(history, noted=noted)
     gone = 0
-    for from_ms in range(DAY_START_MS, DAY_START_MS + DAYS * DAY_MS, 2 * HOUR_MS):
-        span = {"from_ms": from_ms, "to_ms": from_ms + 2 * HOUR_MS}
+    for from_ms in range(DAY_START_MS, DAY_START_MS + DAYS * DAY_MS, 4 * HOUR_MS):
+        span = {"from_ms": from_ms, "to_ms": from_ms + 4 * HOUR_MS}
         whole = plain.behavior(**span)
         assert standing(bounded.behavior(**span)) == standing(whole), from_ms
         if from_ms >= DAY_START_MS + (DAYS - 1 - keep_days) * DAY_MS:  # the newest counted day is the last but one
