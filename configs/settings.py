@@ -231,8 +231,8 @@ def load_settings(path: Path | None = None) -> Settings:
     text = _read(path)
     try:
         tree = yaml_text.load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigInvalid(f"{name} is not YAML: {error}", mend="mend the line it names") from error
+    except (yaml.YAMLError, ValueError) as error:  # the latter of a date that is none
+        raise ConfigInvalid(f"{name}{yaml_text.fault(error, text)}", mend="mend that line") from error
     if not isinstance(tree, dict):
         raise ConfigInvalid(f"{name} holds no sections", mend="see configs/local.yaml")
     try:

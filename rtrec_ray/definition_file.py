@@ -34,10 +34,7 @@ def compose(text: str, *, source: str) -> yaml.Node | None:
     try:
         return yaml_text.compose(text)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        last = text.count("\n")  # what is missing at the end libyaml misses behind it
-        line = "" if mark is None else f", line {min(mark.line, last) + 1}"
-        what = f"{source}{line}: not YAML: {getattr(error, 'problem', error)}"
+        what = f"{source}{yaml_text.fault(error, text)}"
         raise DefinitionInvalid(what, mend="correct the file") from error
 
 

@@ -19,6 +19,7 @@ import ray.data
 from polars import CompatLevel
 
 from actors.jobs.quiet import keep_quiet
+from actors.jobs.translated import translated
 from actors.sample import SampleOperator
 from rtrec_ray.events import BEHAVIOR, INFERENCE
 from rtrec_ray.kafka.base import RecordBatch
@@ -67,16 +68,17 @@ class StitchTask:
 def stitch(options: StitchOptions, *, progress: Callable[[int, int], None]) -> Iterator[pl.DataFrame]:
     """Samples of one partition after another; `progress` gets (done, total). Needs a Ray connection.
 
-    Raises StoreUnavailable.
+    Raises StoreUnavailable, RayUnavailable.
     """
     keep_quiet()
     total = options.partitions
     numbers = ray.data.from_items([{"number": number} for number in range(total)], override_num_blocks=total)
     tasks = numbers.map_batches(StitchTask(options=options), batch_size=1, batch_format="numpy", num_cpus=1)
     progress(0, total)
-    for done, block in enumerate(tasks.iter_batches(batch_size=None, batch_format="pyarrow"), start=1):
-        yield pl.DataFrame(pl.from_arrow(block))
-        progress(min(done, total), total)
+    with translated("stitches a partition"):
+        for done, block in enumerate(tasks.iter_batches(batch_size=None, batch_format="pyarrow"), start=1):
+            yield pl.DataFrame(pl.from_arrow(block))
+            progress(min(done, total), total)
 
 
 def stitch_partition(history: History, options: StitchOptions, *, partition: int) -> pl.DataFrame:

@@ -23,7 +23,7 @@ def translated(task: str) -> Iterator[None]:
         if cause is not None:
             raise type(cause)(cause.message, mend=cause.mend) from error
         raise RayUnavailable(
-            f"a task that {task} ended: {str(error).strip().splitlines()[-1]}",
+            f"a task that {task} ended: {(str(error).strip() or type(error).__name__).splitlines()[-1]}",
             mend="run it again; what was done stays done",
         ) from error
 

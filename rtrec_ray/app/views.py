@@ -6,12 +6,19 @@ from contextlib import closing
 
 from rtrec_ray.app.system import System
 from rtrec_ray.clock import Clock
+from rtrec_ray.features import request
 from rtrec_ray.features.definition import Definitions
 from rtrec_ray.notification.base import FEATURES, FEATURES_APPLIED, NewEvent
 from rtrec_ray.notification.postgres import PostgresNotificationStore
 from rtrec_ray.postgres.connection import Cursor, Pool
 from rtrec_ray.stores.features.live import read_live
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+
+
+def raise_unfit(definitions: Definitions) -> None:
+    """Raise DefinitionInvalid for views whose features requests would lack."""
+    for view in definitions.views:
+        request.raise_unfit(view)
 
 
 def apply_views(
@@ -22,6 +29,7 @@ def apply_views(
     The event of them is in the same transaction, so call it last. The first views of a system are none to tell of: they
     have all events from the first one on. Raises DefinitionInvalid, StoreUnavailable.
     """
+    raise_unfit(definitions)
     first = read_live(cursor) is None
     added = PostgresFeatureStore(definitions, pool=pool).apply(cursor)
     if added and not first:

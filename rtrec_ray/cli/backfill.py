@@ -34,7 +34,7 @@ def backfill(where: Where, view: str | None, *, samples: bool, **stretch: int | 
     view lacks.
 
     Past samples get of VIEW the features that serving makes of it; of a view that serving does not know every value, as
-    VIEW_NAME.
+    VIEW.NAME.
     """
     if view is None:
         if samples or any(ms is not None for ms in stretch.values()):

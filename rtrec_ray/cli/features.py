@@ -14,7 +14,7 @@ import click
 from rtrec_ray.app.find import open_system
 from rtrec_ray.app.system import System
 from rtrec_ray.app.verify import VerifyOptions, verify_system
-from rtrec_ray.app.views import apply_views
+from rtrec_ray.app.views import apply_views, raise_unfit
 from rtrec_ray.cli.as_of import as_of
 from rtrec_ray.cli.backfill import backfill, when
 from rtrec_ray.cli.daily import daily, get_static
@@ -23,11 +23,10 @@ from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.definition_file import duration_text
 from rtrec_ray.errors import DefinitionInvalid, FeaturesDiffer, VerifyImpossible
-from rtrec_ray.features.definition import NOT_BEGUN_MS, Definitions
+from rtrec_ray.features.definition import NOT_BEGUN_MS
 from rtrec_ray.features.evolve import evolve
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.json_text import json_bytes
-from rtrec_ray.features.request import VALUES_OF
 from rtrec_ray.features.verify import Report
 from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.stores.features.live import read_live
@@ -78,12 +77,12 @@ def apply(where: Where, file: Path, *, dry_run: bool) -> None:
     """
     system = open_system(where.config, where.data_dir)
     new = load_definitions(file)
-    _refuse_lacking(new, file)
     with closing(Pool(system.postgres, size=1)) as pool:
         store = PostgresFeatureStore(new, pool=pool)
         with pool.transaction() as cursor:
             live = read_live(cursor)
         try:
+            raise_unfit(new)
             both = evolve(None if live is None else live.definitions, new)
         except DefinitionInvalid as error:
             raise DefinitionInvalid(f"{file}: {error.message}", mend=error.mend) from error
@@ -216,17 +215,6 @@ def _print_applied(added: list[str], *, begun: bool | None, dry_run: bool) -> No
                 False: "some partition has not begun yet; `rtrec status` shows whether the stage is up",
             }[begun]
         )
-
-
-def _refuse_lacking(definitions: Definitions, file: Path) -> None:
-    """A feature of requests whose value is gone would be 0 for ever, and nobody would be told."""
-    for view in definitions.views:
-        lacking = set(VALUES_OF.get(view.name, ())) - {each.name for each in view.aggregations}
-        if lacking:
-            raise DefinitionInvalid(
-                f"{file}: {view.id} lacks {', '.join(sorted(lacking))}: features of requests are made of that",
-                mend="add it, or give the view another name",
-            )
 
 
 @contextmanager

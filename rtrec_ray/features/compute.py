@@ -89,7 +89,8 @@ def key_of(form: tuple[str, ...]) -> pl.Expr:
     return pl.concat_str([pl.col(name) for name in form], separator="|").str.replace_all("\0", "\ufffd", literal=True)
 
 
-def keys_of(view: FeatureView) -> list[pl.Expr]:
+@lru_cache(_EXPRESSIONS)
+def keys_of(view: FeatureView) -> Sequence[pl.Expr]:
     """The key of an event under each form of the view's, null where an earlier form gives the same, as text: an event
     counts once under a key.
     """

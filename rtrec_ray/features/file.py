@@ -131,7 +131,7 @@ class _Reader(NodeReader):
 
     def _aggregation(self, named: tuple[str, yaml.Node]) -> Aggregation:
         name, node = named
-        if not name.strip():
+        if not name.isprintable() or not name.strip():
             self.fail(node, "an aggregation needs a name")
         part = self.mapping(node, may=(*_KINDS, "where", "limit", "repeats"))
         kinds = [kind for kind in _KINDS if kind in part]

@@ -4,11 +4,11 @@ gives them, or else every value of the view under a name of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from rtrec_ray.errors import BackfillImpossible
-from rtrec_ray.events import InferenceRecord, RankedItem
+from rtrec_ray.events import InferenceRecord
 from rtrec_ray.features.definition import ALL, PROFILE_FIELDS, Aggregation, FeatureView
 from rtrec_ray.features.keys import (
     CATEGORY_TOP_ITEMS_10M,
@@ -18,9 +18,9 @@ from rtrec_ray.features.keys import (
     USER_BROWSE_5M,
     ViewKey,
 )
-from rtrec_ray.features.merge import Value
+from rtrec_ray.features.merge import Value, aggregate
 from rtrec_ray.features.request import (
-    VALUES_OF,
+    FEATURE_VIEWS,
     VIEW_OF,
     Recent,
     item_asks,
@@ -47,7 +47,6 @@ _OF_ITEM: Final = {
 }
 _REQUEST_FIELDS: Final = ("user_id", "page_id", *PROFILE_FIELDS)
 _ITEM_FIELDS: Final = ("item_id", "item_type", "category_id")
-_WITHOUT_DATA: Final[Mapping[str, Any]] = {"count": 0, "sum": 0, "mean": None, "count_by": {}}
 
 
 class RequestFeatures(Protocol):
@@ -69,7 +68,7 @@ class RequestFeatures(Protocol):
 
 def request_features_of(view: FeatureView) -> RequestFeatures:
     """The features of a view. Raises BackfillImpossible when its keys are not of what a request and its items have."""
-    return Served(view.name) if view.name in VALUES_OF else Derived(view)
+    return Served(view.name) if view.name in FEATURE_VIEWS else Derived(view)
 
 
 class Served:
@@ -114,8 +113,8 @@ class Served:
 
 
 class Derived:
-    """Every value of a view as a feature "view_aggregation", of the request or, if a form of its key has a field of an
-    item, of each item. With several forms the fields stand between: "view_country_page_id_aggregation".
+    """Every value of a view as a feature "view.name", of the request or, if a form of its key has a field of an item,
+    of each item. With several forms: "view.country|page_id.name".
 
     >>> view = FeatureView(
     ...     name="user_hour", version=1, keys=(("user_id",),), window_ms=3_600_000, source=(),
@@ -123,7 +122,7 @@ class Derived:
     ... )
     >>> record = InferenceRecord(request_id="r", user_id=7, ts=0, model_version="1", features={})
     >>> Derived(view).keys(record), Derived(view).features(record, {"7": {"clicks": 3}})
-    (['7'], ({'user_hour_clicks': 3}, {}))
+    (['7'], ({'user_hour.clicks': 3}, {}))
     """
 
     def __init__(self, view: FeatureView) -> None:
@@ -131,56 +130,58 @@ class Derived:
         foreign = [name for form in view.keys for name in form if name not in known]
         if foreign:
             raise BackfillImpossible(
-                f"a request has no {foreign[0]}, which keys of {view.name} are made of",
+                f"keys of {view.name} are made of {foreign[0]}, which is not taken from past requests",
                 mend=f"keys may have {', '.join(known)}; `rtrec features as-of` reads any view for any rows",
             )
-        self._view = view
+        self._forms = {form: any(name in _ITEM_FIELDS for name in form) for form in view.keys}
+        self._names = {form: [(self._name(view, form, each), each) for each in view.aggregations] for form in view.keys}
 
     @property
     def names(self) -> tuple[str, ...]:
         """See RequestFeatures."""
-        return tuple(self._name(form, each) for form in self._view.keys for each in self._view.aggregations)
+        return tuple(name for named in self._names.values() for name, _ in named)
 
     def keys(self, record: InferenceRecord) -> list[str]:
         """See RequestFeatures."""
-        places = [None, *(record.items or ())]
-        keys = [_key(form, record, item) for form in self._view.keys for item in places if _fits(form, item)]
+        keys = [key for _, known in _places(record) for _, key in self._keys(known)]
         return list(dict.fromkeys(key for key in keys if key is not None))
 
     def features(self, record: InferenceRecord, values: Values) -> tuple[Features, dict[str, Features]]:
         """See RequestFeatures."""
-        items = {str(item.item_id): self._of(record, item, values) for item in record.items or ()}
-        return self._of(record, None, values), {item: features for item, features in items.items() if features}
+        (_, whole), *items = [(place, self._of(known, values)) for place, known in _places(record)]
+        return whole, {item: features for item, features in items if features}
 
-    def _of(self, record: InferenceRecord, item: RankedItem | None, values: Values) -> Features:
+    def _of(self, known: Mapping[str, Any], values: Values) -> Features:
         found: Features = {}
-        for form in self._view.keys:
-            if _fits(form, item):
-                key = _key(form, record, item)
-                value = None if key is None else values.get(key)
-                for each in self._view.aggregations:
-                    found[self._name(form, each)] = (
-                        _WITHOUT_DATA.get(each.kind, []) if value is None else value[each.name]
-                    )
+        for form, key in self._keys(known):
+            value = None if key is None else values.get(key)
+            for name, each in self._names[form]:
+                found[name] = aggregate(each).value() if value is None else value[each.name]
         return found
 
-    def _name(self, form: Form, each: Aggregation) -> str:
-        between = ["_".join(form) or ALL] if len(self._view.keys) > 1 else []
-        return "_".join([self._view.name, *between, each.name])
+    def _keys(self, known: Mapping[str, Any]) -> Iterator[tuple[Form, str | None]]:
+        """The forms of key that are of an item, where one is known, or of the request, where none is; and the keys."""
+        for form, of_item in self._forms.items():
+            if of_item == ("item_id" in known):
+                yield form, _key(form, known)
+
+    def _name(self, view: FeatureView, form: Form, each: Aggregation) -> str:
+        between = ["|".join(form) or ALL] if len(view.keys) > 1 else []
+        return ".".join([view.name, *between, each.name])
 
 
-def _fits(form: Form, item: RankedItem | None) -> bool:
-    """Whether keys of the form are of items, where there is one, or of the request, where there is none."""
-    return any(name in _ITEM_FIELDS for name in form) == (item is not None)
-
-
-def _key(form: Form, record: InferenceRecord, item: RankedItem | None) -> str | None:
-    """As `compute.key_of` makes it; the profile and the item are those that were logged."""
+def _places(record: InferenceRecord) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What keys can be made of, as it was logged: of the request, and then of each item too, by its item_id as text."""
     known: dict[str, Any] = {name: record.features.get(name) or None for name in PROFILE_FIELDS}
     known |= {"user_id": record.user_id, "page_id": record.page_id}
-    if item is not None:
+    yield "", known
+    for item in record.items or ():
         of_item = logged_item(item)
-        known |= {name: getattr(of_item, name) for name in _ITEM_FIELDS}
+        yield str(item.item_id), known | {name: getattr(of_item, name) for name in _ITEM_FIELDS}
+
+
+def _key(form: Form, known: Mapping[str, Any]) -> str | None:
+    """As `compute.key_of` makes it."""
     parts = [known[name] for name in form]
     if any(part is None for part in parts):
         return None

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from rtrec_ray.errors import DefinitionInvalid
 from rtrec_ray.events import CatalogItem, ProfileVersion
+from rtrec_ray.features.definition import FeatureView, Kind
 from rtrec_ray.features.keys import (
     CATEGORY_TOP_ITEMS_10M,
     SEGMENT_PAGE_TOP_ADS,
@@ -62,16 +64,46 @@ VIEW_OF: Final = {
 }
 """Feature of a request → the view whose value it is of, or whose key it is a part of."""
 
-VALUES_OF: Final = {
-    USER_BROWSE_5M: (*_COUNTS, "last_items"),
-    USER_BROWSE_1M: ("pages", "items"),
-    CATEGORY_TOP_ITEMS_10M: ("top",),
-    TOP_VIEWED_30M: ("top",),
-    SEGMENT_PAGE_TOP_ADS: ("top",),
-}
-"""View that features of requests and items are out of → the values of it that they take."""
 
-FEATURE_VIEWS: Final = frozenset(VALUES_OF)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needed:
+    """Of a view that features are out of: forms that its key has to have, and values, each of one of these kinds."""
+
+    keys: tuple[tuple[str, ...], ...]
+    values: Mapping[str, tuple[Kind, ...]]
+
+
+_NUMBER: Final[tuple[Kind, ...]] = ("count", "sum")
+_LIST: Final[tuple[Kind, ...]] = ("last_n", "distinct")
+_TOP: Final[Mapping[str, tuple[Kind, ...]]] = {"top": ("top_k",)}
+NEEDED: Final = {
+    USER_BROWSE_5M: Needed(keys=(("user_id",),), values=dict.fromkeys(_COUNTS, _NUMBER) | {"last_items": _LIST}),
+    USER_BROWSE_1M: Needed(keys=(("user_id",),), values=dict.fromkeys(("pages", "items"), _LIST)),
+    CATEGORY_TOP_ITEMS_10M: Needed(keys=(("category_id",),), values=_TOP),
+    TOP_VIEWED_30M: Needed(keys=(("item_type",),), values=_TOP),
+    SEGMENT_PAGE_TOP_ADS: Needed(
+        keys=(("country", "gender", "page_id"), ("country", "gender", "city", "page_id")), values=_TOP
+    ),
+}
+FEATURE_VIEWS: Final = frozenset(NEEDED)
+"""The views that features of requests and items are out of."""
+
+
+def raise_unfit(view: FeatureView) -> None:
+    """Raise DefinitionInvalid for a version of a view that features are out of, but cannot be out of this one: they
+    would be 0 for ever, and nobody would be told.
+    """
+    needed = NEEDED.get(view.name)
+    if needed is None:
+        return
+    kinds = {each.name: each.kind for each in view.aggregations}
+    lacking = [f"keys {'|'.join(form)}" for form in needed.keys if form not in view.keys]
+    lacking += [f"{name} ({' or '.join(of)})" for name, of in needed.values.items() if kinds.get(name) not in of]
+    if lacking:
+        raise DefinitionInvalid(
+            f"{view.id} lacks {', '.join(lacking)}: features of requests are made of that",
+            mend="add it, or give the view another name",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

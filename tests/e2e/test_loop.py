@@ -294,7 +294,7 @@ def test_10b_late_events_are_counted_where_status_shows_them(system, http, event
         "all but the one of two hours"
     )
     assert after["beyond_horizon"] == before.get("beyond_horizon", 0) + 1
-    assert after["views"]["user_browse_5m@1"]["rows"] > before["views"]["top_queries_30m@1"]["rows"]
+    assert after["views"]["user_browse_5m@1"]["rows"] > before["views"]["user_browse_5m@1"]["rows"]
     assert after["views"]["user_browse_5m@1"]["bytes"] > 0
     (line,) = [line for line in system.run("status").stdout.splitlines() if line.strip().startswith("features")]
     assert str(after["late"]) in line

@@ -218,7 +218,8 @@ def test_a_view_dropped_and_applied_again_gets_nothing_of_a_backfill_of_before(p
     place.apply(replace(DEFINITIONS, views=AGAIN))
     place.run(len(place.values), len(place.values))
     assert job.fill(plan, from_ms=BASE + 10 * MINUTE) == 0
-    job.complete(plan)
+    with pytest.raises(BackfillImpossible, match="top_viewed_30m@2 was dropped"):
+        job.complete(plan)
     again = job.plan("top_viewed_30m@2", from_ms=None, to_ms=None)
     assert (again.done, again.starts) == (0, {0: len(place.values)})
     assert job.lacks("top_viewed_30m@2")

@@ -341,15 +341,15 @@ def test_a_view_that_serving_does_not_know_gives_past_samples_every_value_it_has
             of_category = [event for event in segment if event["category_id"] == item % 3]
             with_data += bool(of_item and of_category)
             assert by_key[request["request_id"], item] == {
-                "user_9m_clicks": sum(event["event_type"] == "click" for event in own),
-                "user_9m_pages": [1] if own else [],
-                "pair_9m_user_id_item_id_dwell": 3.0 if of_item else None,
-                "pair_9m_user_id_item_id_kinds": dict(Counter(event["event_type"] for event in of_item)),
-                "pair_9m_country_gender_category_id_dwell": 3.0 if of_category else None,
-                "pair_9m_country_gender_category_id_kinds": dict(Counter(event["event_type"] for event in of_category)),
+                "user_9m.clicks": sum(event["event_type"] == "click" for event in own),
+                "user_9m.pages": [1] if own else [],
+                "pair_9m.user_id|item_id.dwell": 3.0 if of_item else None,
+                "pair_9m.user_id|item_id.kinds": dict(Counter(event["event_type"] for event in of_item)),
+                "pair_9m.country|gender|category_id.dwell": 3.0 if of_category else None,
+                "pair_9m.country|gender|category_id.kinds": dict(Counter(event["event_type"] for event in of_category)),
             }
     assert with_data > 100
-    with pytest.raises(BackfillImpossible, match="a request has no query, which keys of searched are made of"):
+    with pytest.raises(BackfillImpossible, match="keys of searched are made of query"):
         SamplesBackfill(reader, pool=pool).fill("searched", from_ms=None, to_ms=None)
 
 

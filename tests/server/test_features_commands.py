@@ -70,5 +70,10 @@ def test_what_cannot_be_live_beside_what_is_names_its_file_and_changes_nothing(s
 
 
 def test_a_version_without_a_value_that_requests_are_made_of_is_refused(shell, write):
-    with pytest.raises(DefinitionInvalid, match=r"features\.yaml: user_browse_5m@1 lacks search:"):
-        shell("apply", write(SEARCH), "--dry-run")
+    for old, new, lacks in (
+        (SEARCH, "", r"search \(count or sum\)"),
+        ("view: {count: events", "view: {distinct: item_id", r"view \(count or sum\)"),
+        ("    keys: [user_id]\n    window: 5m", "    keys: [item_id]\n    window: 5m", "keys user_id"),
+    ):
+        with pytest.raises(DefinitionInvalid, match=rf"features\.yaml: user_browse_5m@1 lacks {lacks}:"):
+            shell("apply", write(old, new), "--dry-run")

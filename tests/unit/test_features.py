@@ -82,7 +82,7 @@ views:
         ("n: {count: events}", "n: {last_n: item_id, limit: 3, repeats: maybe}", 11, "expected one of true, false"),
         ("n: {count: events}", "n: {where: {event_type: view}}", 11, "exactly one"),
         ("n: {count: events}", "n: {count: events}\n      n: {sum: dwell_ms}", 12, "twice"),
-        ("n: {count: events}", "n: [", 12, "not YAML"),
+        ("n: {count: events}", "n: [", 11, "not YAML"),
         pytest.param("n: {count: events}", "n: " + "[" * 100_000, 11, "more than 100 levels", id="deep"),
     ],
 )

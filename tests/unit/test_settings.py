@@ -45,7 +45,8 @@ def test_a_secret_is_named_in_the_file_and_read_from_the_environment(monkeypatch
         ("servers: {postgres: {dsn: '${NOT_SET}'}}", "export NOT_SET="),
         ("daily: {keep_days: 6}", "keep_days is 6; the longest window is of 7 days"),
         ("- 1", "no sections"),
-        ("a: [", "not YAML"),
+        ("a: [", "line 1: not YAML"),
+        ("a: 2001-99-99", "not YAML: month must be in 1..12"),
         pytest.param("a: " + "[" * 100_000, "more than 100 levels", id="deep"),
     ],
 )

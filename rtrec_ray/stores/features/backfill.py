@@ -53,7 +53,7 @@ class FeatureBackfill:
             live = read_live(cursor)
             view = (self._store if live is None else live).definitions.view(name)
             view_id = 0 if live is None else live.view_ids.get(view.id, 0)
-            starts, began_ms = self._begun(cursor, live, view)
+            starts, began_ms = self._begun(cursor, live, view, view_id)
             cursor.execute(load("rtrec_ray.stores.features", "features.sql")["raise_kept_upto"])
             (mark_ms,) = cursor.fetchone() or (None,)
             cursor.execute(self._sql["list_slices"], {"view_id": view_id})
@@ -121,16 +121,23 @@ class FeatureBackfill:
             return sum(self._store.append_tiles(cursor, output) for output in outputs)
 
     def complete(self, plan: BackfillPlan) -> None:
-        """All slices are written: say so to readers. Raises StoreUnavailable."""
+        """All slices are written: say so to readers.
+
+        Raises BackfillImpossible when the view was dropped meanwhile, StoreUnavailable.
+        """
         with self._pool.transaction() as cursor:
             if not _still_live(cursor, plan):
-                return
+                raise BackfillImpossible(
+                    f"{plan.view.id} was dropped while it was filled", mend="`rtrec features list` shows what is live"
+                )
             done = {"view_id": plan.view_id, "complete_from_ms": plan.complete_from_ms}
             cursor.execute(self._sql["complete_view"], done)
             cursor.execute(self._sql["note_change"])
 
-    def _begun(self, cursor: Cursor, live: LiveViews | None, view: FeatureView) -> tuple[dict[int, int], int]:
-        cursor.execute(self._sql["read_starts"], {"view_id": live.view_ids.get(view.id, 0) if live else 0})
+    def _begun(
+        self, cursor: Cursor, live: LiveViews | None, view: FeatureView, view_id: int
+    ) -> tuple[dict[int, int], int]:
+        cursor.execute(self._sql["read_starts"], {"view_id": view_id})
         rows = cursor.fetchall()
         since_ms = None if live is None else live.definitions.complete_from_ms.get(view.id)
         if not rows or (since_ms == NOT_BEGUN_MS):
