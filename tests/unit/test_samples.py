@@ -78,7 +78,7 @@ def test_an_empty_file_is_the_default(tmp_path):
         ("wait_ms: -1\n", "wait_ms is -1"),
         ("emit: sometimes\n", "emit is 'sometimes'"),
         ("- wait_ms\n", "expected key: value"),
-        ("wait_ms: [\n", "expected the node content"),
+        ("wait_ms: [\n", "line 1: not YAML: did not find expected node content"),
         ("labels:\n  click: {event: click}\n  x: {event: impression}\n", 'line 3: event is "impression"'),
         ("labels:\n  x: {event: cart}\n", "the label click is not {event: click}"),
         ("labels: {click: {event: click, sum: item_id}}\n", 'line 1: sum is "item_id"'),
