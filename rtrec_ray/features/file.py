@@ -43,6 +43,7 @@ _NUMBERS: Final = tuple(name for name in _FIELDS if BEHAVIOR_SCHEMA[name].is_int
 _EVENTS: Final = tuple(name for name in get_args(EventType) if name != RETRACT)
 _ENUMS: Final = {"event_type": _EVENTS, "item_type": get_args(ItemType)}
 _LAST_VERSION: Final = 2**31 - 1
+_TAKEN: Final = ("key", "time_ms", "ask", "end_ms")  # in tables of values as of a time
 _KINDS: Final = get_args(Kind)
 _PRESENT: Final = "present"
 
@@ -91,7 +92,7 @@ class _Reader(NodeReader):
         part = self.mapping(node, need=("name", "version", "keys", "window", "source", "aggregations"), may=("cached",))
         found = self.all(
             {
-                "name": lambda: self.name(part["name"]),
+                "name": lambda: self._view_name(part["name"]),
                 "version": lambda: self.whole(part["version"], least=1, most=_LAST_VERSION),
                 "keys": lambda: self._keys(part["keys"]),
                 "window_ms": lambda: self._window(part["window"], tile_ms=tile_ms),
@@ -101,6 +102,12 @@ class _Reader(NodeReader):
             }
         )
         return FeatureView(**found)
+
+    def _view_name(self, node: yaml.Node) -> str:
+        name = self.name(node)
+        if name in _TAKEN:
+            self.fail(node, f'"{name}" is a column beside the values of views', mend="give the view another name")
+        return name
 
     def _window(self, node: yaml.Node, *, tile_ms: int) -> int:
         window_ms = self.duration(node)

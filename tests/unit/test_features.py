@@ -69,6 +69,7 @@ views:
         ("event_type: view", "event_typ: view", 9, "event_typ"),
         ("event_type: view", "item_id: x", 9, "whole number"),
         ("event_type: view", "event_type: []", 9, "at least one value"),
+        ("name: seen", "name: time_ms", 5, "a column beside"),
         ("version: 1", "version: 2147483648", 6, "2147483647 or less"),
         ("keys: [user_id]", "keys: [user_id|user_id]", 7, "a field twice"),
         ("event_type: view", "event_type: retract", 9, '"retract" is none of'),
