@@ -125,10 +125,8 @@ def test_no_method_makes_a_route_fail(replica, path, method, body):
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=replica.app), base_url="http://r") as client:
             return await client.request(method, path, content=body)
 
-    answer = asyncio.run(send())
-    # The replica reads its lists once, and says so when that is 17 s ago.
-    not_ready = path == "/readyz" and answer.status_code == 503 and answer.json()["missing"] != []
-    assert answer.status_code < 500 or not_ready
+    replica.lists.refresh(catalogue_s=600.0)  # as its thread does: read 17 s ago, they are too old for /readyz
+    assert asyncio.run(send()).status_code < 500
 
 
 @given(

@@ -84,12 +84,14 @@ class SamplesBackfill:
     def _fill(self, view: FeatureView, source: RequestFeatures, day: dt.date, request_ids: Sequence[str]) -> int:
         read = self._rows("read_requests", {"day": day, "request_ids": list(request_ids)})
         records = [_record(row) for row in read]
-        asks = [(key, record.ts) for record in records for key in source.keys(record)]
+        keys = [source.keys(record) for record in records]
+        asks = [(key, record.ts) for record, own in zip(records, keys, strict=True) for key in own]
         rows = pl.DataFrame(asks, schema=ROW_SCHEMA, orient="row").unique()
         answered = self._reader.read(view.id, rows)
         values = {(row["key"], row["time_ms"]): value_of(view, row) for row in answered.to_dicts()}
         found = [
-            source.features(record, {key: values[key, record.ts] for key in source.keys(record)}) for record in records
+            source.features(record, {key: values[key, record.ts] for key in own})
+            for record, own in zip(records, keys, strict=True)
         ]
         with self._pool.transaction() as cursor:
             cursor.execute(
