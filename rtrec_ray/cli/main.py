@@ -8,7 +8,7 @@ from importlib import import_module
 
 import click
 
-from rtrec_ray.errors import RtrecError
+from rtrec_ray.errors import DefinitionInvalid, RtrecError
 
 # Where each command lives, and its line in --help: known without importing it.
 COMMANDS = {
@@ -59,26 +59,33 @@ def root() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; an error is one line that names the cause and the mend, its traceback only with --debug."""
+    """Run a command; an error is one line that names the cause and the mend, each fault of a file of definitions one
+    of its own; its traceback comes only with --debug.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = root.main(args=words, prog_name="rtrec", standalone_mode=False)
     except click.Abort:
-        _end("stopped", 130)
+        _end("stopped", status=130)
     except click.ClickException as error:
-        _end(f"{error.format_message()} (rtrec --help)", error.exit_code)
+        _end(f"{error.format_message()} (rtrec --help)", status=error.exit_code)
     except RtrecError as error:
         if "--debug" in words:
             raise
-        _end(error.line(), 1)
+        _end(*_lines(error), status=1)
     except Exception as error:
         if "--debug" in words:
             raise
-        _end(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+        _end(f"{type(error).__name__}: {error} (--debug shows where)", status=1)
     else:
         sys.exit(status if isinstance(status, int) else 0)
 
 
-def _end(line: str, status: int) -> None:
-    click.echo(f"rtrec: {' '.join(line.split())}", err=True)
+def _lines(error: RtrecError) -> list[str]:
+    return error.line().splitlines() if isinstance(error, DefinitionInvalid) else [error.line()]
+
+
+def _end(*lines: str, status: int) -> None:
+    for line in lines:
+        click.echo(f"rtrec: {' '.join(line.split())}", err=True)
     sys.exit(status)

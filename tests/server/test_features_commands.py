@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from rtrec_ray.cli.main import root
+from rtrec_ray.cli.main import main, root
 from rtrec_ray.errors import DefinitionInvalid, UnknownView
 
 pytestmark = pytest.mark.server
@@ -67,6 +67,21 @@ def test_what_cannot_be_live_beside_what_is_names_its_file_and_changes_nothing(s
     with pytest.raises(DefinitionInvalid, match=r"features\.yaml: tile is 10000 ms in what is live"):
         shell("apply", write("tile: 10s", "tile: 20s"))
     assert shell("apply", write())["added"] == []
+
+
+def test_each_fault_of_a_file_has_a_line_of_its_own(dsn, write, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text(f'servers: {{postgres: {{dsn: "{dsn}"}}}}\n')
+    file = write(
+        "user_browse_5m\n    version: 1\n    keys: [user_id]\n    window: 5m",
+        "user_browse_5m\n    version: one\n    keys: [user_id]\n    window: 7s",
+    )
+    with pytest.raises(SystemExit):
+        main(["features", "apply", file, "--config", str(config), "--data-dir", str(tmp_path)])
+    version, window = capsys.readouterr().err.splitlines()
+    assert version.startswith(f"rtrec: {file}, line ")
+    assert 'not "one"' in version
+    assert window.endswith("window must be a multiple of the tile (correct the file)")
 
 
 def test_a_version_without_a_value_that_requests_are_made_of_is_refused(shell, write):
