@@ -47,6 +47,7 @@ class FeatureOperator:
     """Operator of one partition of behaviour, with the profiles of its users and a share of the catalogue."""
 
     topics = (BEHAVIOR, PROFILE, ITEM)
+    timed = (BEHAVIOR,)
     preload = (PROFILE, ITEM)
 
     def __init__(

@@ -51,6 +51,7 @@ class HistoryOperator:
     """
 
     topics: tuple[str, ...] = (BEHAVIOR, INFERENCE, PROFILE, ITEM)
+    timed: tuple[str, ...] = (BEHAVIOR, INFERENCE)
     preload: tuple[str, ...] = ()
 
     def __init__(

@@ -27,7 +27,15 @@ class Operator(Protocol):
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """Read in this partition; the watermark is the minimum over them, but for those of `preload`."""
+        """Read in this partition."""
+        ...
+
+    @property
+    def timed(self) -> tuple[str, ...]:
+        """Of these topics, those whose records say when something happened: the watermark is the minimum over them.
+
+        A version of a profile or an item says since when something holds, which may be long ago.
+        """
         ...
 
     @property

@@ -59,7 +59,7 @@ class Part:
         for topic, position in self.position.items():
             end = ends.get(TopicPartition(topic=topic, partition=partition), position)
             self.lag += max(0, end - position)
-            if topic not in self.operator.preload:
+            if topic in self.operator.timed:
                 self.watermark.looked(topic, at_end=position >= end, wall_ms=self.wall_ms())
 
     def ahead(self) -> list[str]:
@@ -81,10 +81,9 @@ class Part:
 
     def times(self) -> dict[str, int | None]:
         """The largest event time of each topic that the watermark is the minimum over, ms; None for an unknown one."""
-        joined = (topic for topic in self.applied if topic not in self.operator.preload)
-        return {topic: self.watermark.max_ts_ms(topic) for topic in joined}
+        return {topic: self.watermark.max_ts_ms(topic) for topic in self.operator.timed}
 
     def _observe(self, topic: str, outcome: BatchOutcome) -> None:
         self.counts.update(outcome.counts)
-        if topic not in self.operator.preload:
+        if topic in self.operator.timed:
             self.watermark.arrived(topic, max_ts_ms=outcome.max_ts_ms)

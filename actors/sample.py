@@ -33,6 +33,7 @@ class SampleOperator:
     """
 
     topics: tuple[str, ...] = (BEHAVIOR, INFERENCE)
+    timed: tuple[str, ...] = topics
     preload: tuple[str, ...] = ()
 
     def __init__(

@@ -216,7 +216,7 @@ class Session:
             operator=operator,
             lease=held,
             watermark=Watermark(
-                [topic for topic in operator.topics if topic not in operator.preload],
+                operator.timed,
                 options=options.watermark,
                 value_ms=at.watermark_ms,
                 max_ts_ms=at.max_ts_ms,

@@ -2,8 +2,8 @@
 
 A source's watermark is the largest event time it brought, less the bound on disorder; an operator's is the minimum
 over its sources. A source at its log's end for a while is idle and left out; one that lags, or whose broker is away,
-is stalled and makes the others wait. When all are idle the watermark goes on with the clock, so that the last windows
-of a quiet system close.
+is stalled and makes the others wait. When all are idle the watermark goes on with the clock from where it stands, so
+that the last windows of a quiet system close.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Source:
 class Watermark:
     """The watermark of one operator over its sources. It never moves back.
 
+    `value_ms`, `max_ts_ms`: what an owner before left. Event time stood while there was none.
+
     >>> mark = Watermark(["behavior"], options=WatermarkOptions(disorder_ms=5))
     >>> mark.arrived("behavior", max_ts_ms=100)
     >>> mark.advance(wall_ms=0, now_ms=1_000)
@@ -51,7 +53,7 @@ class Watermark:
         self._sources = {name: Source(max_ts_ms=known.get(name)) for name in sources}
         self._options = options
         self._value_ms = value_ms
-        self._all_idle_since: tuple[int, int] | None = None  # (wall ms, event clock ms)
+        self._goes_on: tuple[int, int] | None = None  # from a time of events, since a time of the event clock, ms
 
     @property
     def value_ms(self) -> int | None:
@@ -67,7 +69,7 @@ class Watermark:
         old = self._sources[source]
         largest = max((ts for ts in (old.max_ts_ms, max_ts_ms) if ts is not None), default=None)
         self._sources[source] = Source(max_ts_ms=largest)
-        self._all_idle_since = None
+        self._goes_on = None
 
     def looked(self, source: str, *, at_end: bool, wall_ms: int) -> None:
         """A live owner compared its position with the log's end. Not at the end means lag: stalled, never idle."""
@@ -78,7 +80,7 @@ class Watermark:
     def lost(self) -> None:
         """The brokers are away: nothing is known of any log's end."""
         self._sources = {name: replace(source, at_end_since_ms=None) for name, source in self._sources.items()}
-        self._all_idle_since = None
+        self._goes_on = None
 
     def active_ms(self, *, wall_ms: int) -> dict[str, int | None]:
         """The largest event time of each source that is not idle, ms; None for an unknown one."""
@@ -92,9 +94,9 @@ class Watermark:
     def advance(self, *, wall_ms: int, now_ms: int) -> int | None:
         """The watermark as of now; `now_ms` is the event clock's time."""
         active = [s for s in self._sources.values() if not self._idle(s, wall_ms)]
-        candidate = self._of_active(active) if active else self._of_idle(wall_ms=wall_ms, now_ms=now_ms)
+        candidate = self._of_active(active) if active else self._of_idle(now_ms)
         if active:
-            self._all_idle_since = None
+            self._goes_on = None
         if candidate is not None and (self._value_ms is None or candidate > self._value_ms):
             self._value_ms = candidate
         return self._value_ms
@@ -109,12 +111,16 @@ class Watermark:
             return None  # it lags behind records of unknown time
         return min(ts for ts in times if ts is not None) - self._options.disorder_ms
 
-    def _of_idle(self, *, wall_ms: int, now_ms: int) -> int | None:
-        if self._all_idle_since is None:
-            self._all_idle_since = (wall_ms, now_ms)
+    def _of_idle(self, now_ms: int) -> int | None:
         largest = max((s.max_ts_ms for s in self._sources.values() if s.max_ts_ms is not None), default=None)
         if largest is None:
             return None
-        gone_on = largest - self._options.disorder_ms + max(0, now_ms - self._all_idle_since[1])
+        if self._goes_on is None:
+            # Not from the largest time again: after a record without a newer one (late, a copy, a dead letter) it would
+            # stand for as long as it had gone on.
+            at_least = largest - self._options.disorder_ms
+            stands_ms = at_least if self._value_ms is None else max(at_least, self._value_ms)
+            self._goes_on = (stands_ms, now_ms)
+        from_ms, since_ms = self._goes_on
         # An event may be ahead of the clock by the skew bound; going on from it must not overtake what happens now.
-        return min(gone_on, max(now_ms, largest) - self._options.disorder_ms)
+        return min(from_ms + max(0, now_ms - since_ms), max(now_ms, largest) - self._options.disorder_ms)

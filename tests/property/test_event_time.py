@@ -62,14 +62,14 @@ class Sources:
         self.mark = Watermark(SOURCES, options=WatermarkOptions(disorder_ms=5, idle_after_ms=10))
         self.newest = dict.fromkeys(SOURCES)
         self.at_end_since = dict.fromkeys(SOURCES)
-        self.all_idle_since = None
+        self.goes_on = None
         self.now = 0
 
     def run(self, kind, what, ts):
         if kind == "brought":
             self.mark.arrived(what, max_ts_ms=ts)
             self.newest[what] = max((ms for ms in (self.newest[what], ts) if ms is not None), default=None)
-            self.at_end_since[what] = self.all_idle_since = None
+            self.at_end_since[what] = self.goes_on = None
         elif kind == "looked":
             for source in SOURCES:
                 self.mark.looked(source, at_end=source in what, wall_ms=self.now)
@@ -77,21 +77,27 @@ class Sources:
                 self.at_end_since[source] = since if source in what else None
         elif kind == "lost":
             self.mark.lost()
-            self.at_end_since, self.all_idle_since = dict.fromkeys(SOURCES), None
+            self.at_end_since, self.goes_on = dict.fromkeys(SOURCES), None
         else:
             self.now += what
 
-    def allowed(self):
-        """How far event time may be by now: as far as the slowest source that is not idle has come."""
+    def allowed(self, before):
+        """How far event time may be by now: as far as the slowest source that is not idle has come; if all are idle, on
+        from where it was.
+        """
         since = self.at_end_since
         waited_for = [name for name in SOURCES if since[name] is None or self.now - since[name] < 10]
         if waited_for:
-            self.all_idle_since = None
+            self.goes_on = None
             times = [self.newest[name] for name in waited_for]
             return None if None in times else min(times) - 5
-        self.all_idle_since = self.now if self.all_idle_since is None else self.all_idle_since
         newest = max((ts for ts in self.newest.values() if ts is not None), default=None)
-        return None if newest is None else min(newest + self.now - self.all_idle_since, max(newest, self.now)) - 5
+        if newest is None:
+            return None
+        if self.goes_on is None:
+            self.goes_on = newest - 5 if before is None else max(newest - 5, before), self.now
+        start, since = self.goes_on
+        return min(start + self.now - since, max(newest, self.now) - 5)
 
 
 @given(st.lists(st.one_of(brought, brought, looks, looks, waits, waits, away), min_size=15, max_size=50))
@@ -100,7 +106,7 @@ def test_a_watermark_never_moves_back_waits_for_the_stalled_and_not_for_the_idle
     for step in steps:
         sources.run(*step)
         mark = sources.mark.advance(wall_ms=sources.now, now_ms=sources.now)
-        assert mark == max((ms for ms in (before, sources.allowed()) if ms is not None), default=None)
+        assert mark == max((ms for ms in (before, sources.allowed(before)) if ms is not None), default=None)
         before = mark
 
 
@@ -146,12 +152,12 @@ class Account:
     newest: int | None = None
     mark: int | None = None
     at_end_since: int | None = None
-    idle_since: int | None = None
+    goes_on: tuple[int, int] | None = None
 
     def take(self, event, *, believed_to):
         self.read += 1
         self.counts["in"] += 1
-        self.at_end_since = self.idle_since = None
+        self.at_end_since = self.goes_on = None
         if event["ts"] > believed_to:
             self.counts["dead"] += 1
         elif not self.beyond_horizon(event):
@@ -173,17 +179,18 @@ class Account:
     def look(self, *, at_end, now):
         self.at_end_since = (now if self.at_end_since is None else self.at_end_since) if at_end else None
         if self.at_end_since is None or now - self.at_end_since < IDLE:
-            self.idle_since = None
+            self.goes_on = None
         elif self.newest is not None:
-            self.idle_since = now if self.idle_since is None else self.idle_since
-            self.raise_mark(min(self.newest + now - self.idle_since, max(now, self.newest)) - DISORDER)
+            self.goes_on = (self.mark, now) if self.goes_on is None else self.goes_on
+            start, since = self.goes_on
+            self.raise_mark(min(start + now - since, max(now, self.newest) - DISORDER))
 
     def raise_mark(self, ms):
         self.mark = ms if self.mark is None else max(self.mark, ms)
 
     def without_owner(self):
         """The same, by somebody who never saw the log's end."""
-        return replace(copy.deepcopy(self), at_end_since=None, idle_since=None)
+        return replace(copy.deepcopy(self), at_end_since=None, goes_on=None)
 
 
 class Partition:

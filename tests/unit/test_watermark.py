@@ -71,3 +71,24 @@ def test_it_is_restored_with_what_was_committed():
     mark.arrived("a", max_ts_ms=200)
     assert mark.advance(wall_ms=0, now_ms=400) == 300
     assert mark.max_ts_ms("a") == 305
+
+
+def test_what_comes_without_a_newer_time_does_not_make_it_stand_for_as_long_as_it_has_gone_on():
+    mark = Watermark(["a"], options=OPTIONS)
+    mark.arrived("a", max_ts_ms=100)
+    at_end(mark, "a", wall_ms=0)
+    mark.advance(wall_ms=10, now_ms=1_000)
+    assert mark.advance(wall_ms=900, now_ms=1_900) == 995
+    for dead_or_late in (None, 90):
+        mark.arrived("a", max_ts_ms=dead_or_late)
+    at_end(mark, "a", wall_ms=900)
+    assert mark.advance(wall_ms=910, now_ms=1_910) == 995
+    assert mark.advance(wall_ms=920, now_ms=1_920) == 1_005
+
+
+def test_who_takes_over_goes_on_from_where_it_was_left():
+    mark = Watermark(["a"], options=OPTIONS, value_ms=900, max_ts_ms={"a": 305})
+    at_end(mark, "a", wall_ms=0)
+    assert mark.advance(wall_ms=9, now_ms=5_000) == 900
+    assert mark.advance(wall_ms=10, now_ms=5_001) == 900
+    assert mark.advance(wall_ms=11, now_ms=5_041) == 940
