@@ -86,7 +86,7 @@ def make_work(system: System, share: Share) -> list[Work]:
 
 
 def _keeper(system: System) -> FeatureKeeper:
-    pool = Pool(system.postgres, size=2, application="rtrec-lists")
+    pool = Pool(system.postgres, size=2, application="rtrec-lists", pipeline=True)
     store = PostgresFeatureStore(system.features, pool=pool)
     return FeatureKeeper(store, clock=system.clock, options=KeeperOptions())
 
@@ -129,7 +129,7 @@ def _loop(system: System, share: Share) -> TaskLoop:
         connect_consumer=partial(connect_consumer, system.kafka),
         connect_store=partial(connect, system.postgres, application=owner, pipeline=True),
         clock=system.clock,
-        first=unread if share.stage == FEATURES else None,
+        first=partial(unread, partition_of=system.partition_of) if share.stage == FEATURES else None,
     )
 
 

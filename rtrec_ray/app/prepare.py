@@ -12,10 +12,8 @@ from rtrec_ray.app.system import System
 from rtrec_ray.app.views import apply_views
 from rtrec_ray.app.workflow import open_desk
 from rtrec_ray.clock import ScaledClock, wall_ms
-from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.kafka.base import TopicPartition
 from rtrec_ray.kafka.connect import connect_admin, connect_consumer
-from rtrec_ray.kafka.partitioner import partition_of
 from rtrec_ray.kafka.topics import ensure_topics
 from rtrec_ray.metadata.catalogue import system_datasets
 from rtrec_ray.metadata.postgres import PostgresMetadataStore
@@ -58,16 +56,13 @@ def _enter_definitions(system: System) -> None:
 
 
 def _enter_partitions(system: System) -> None:
-    def partition(user_id: int) -> int:
-        return partition_of(b"%d" % user_id, partitions=system.partitions)
-
-    def ends(count: int) -> dict[int, int]:
-        places = [TopicPartition(topic=BEHAVIOR, partition=number) for number in range(count)]
+    def ends(topic: str, count: int) -> dict[int, int]:
+        places = [TopicPartition(topic=topic, partition=number) for number in range(count)]
         with closing(connect_consumer(system.kafka)) as consumer:
             return {place.partition: end for place, end in consumer.end_offsets(places).items()}
 
     with closing(connect(system.postgres)) as connection, transaction(connection) as cursor:
-        move_users(cursor, partitions=system.partitions, partition_of=partition, ends_of=ends)
+        move_users(cursor, partitions=system.partitions, partition_of=system.partition_of, ends_of=ends)
         enter_partitions(cursor, system.partitions)
 
 

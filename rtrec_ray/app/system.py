@@ -12,6 +12,7 @@ from rtrec_ray.errors import NotRunning
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.definition import Definitions as FeatureDefinitions
 from rtrec_ray.kafka.base import KafkaOptions
+from rtrec_ray.kafka.partitioner import partition_of
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.samples.definition import SampleDefinition
 
@@ -111,6 +112,10 @@ class System:
     def latest_ms(self) -> Callable[[int], int]:
         """Wall time at which a record was written → the latest event time that is believed of it, ms."""
         return LatestBelieved(clock=self.clock, skew_ms=self.skew_ms)
+
+    def partition_of(self, user_id: int) -> int:
+        """Where a user's records come from."""
+        return partition_of(b"%d" % user_id, partitions=self.partitions)
 
     def at(self, clock: ScaledClock) -> System:
         """The same system by another clock."""

@@ -6,6 +6,7 @@ from contextlib import closing
 
 from rtrec_ray.app.system import System
 from rtrec_ray.clock import Clock
+from rtrec_ray.errors import DefinitionInvalid
 from rtrec_ray.features import request
 from rtrec_ray.features.definition import Definitions
 from rtrec_ray.notification.base import FEATURES, FEATURES_APPLIED, NewEvent
@@ -13,12 +14,15 @@ from rtrec_ray.notification.postgres import PostgresNotificationStore
 from rtrec_ray.postgres.connection import Cursor, Pool
 from rtrec_ray.stores.features.live import read_live
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.static.store import VIEWS as STATIC_VIEWS
 
 
 def raise_unfit(definitions: Definitions) -> None:
-    """Raise DefinitionInvalid for views whose features requests would lack."""
+    """Raise DefinitionInvalid for views whose features requests would lack, and for names of the static ones."""
     for view in definitions.views:
         request.raise_unfit(view)
+        if view.name in STATIC_VIEWS:
+            raise DefinitionInvalid(f"{view.name} is the name of static features", mend="choose another name")
 
 
 def apply_views(

@@ -24,12 +24,11 @@ from rtrec_ray.clock import monotonic_s
 from rtrec_ray.definition_file import duration_text
 from rtrec_ray.errors import DefinitionInvalid, FeaturesDiffer, VerifyImpossible
 from rtrec_ray.features.definition import NOT_BEGUN_MS
-from rtrec_ray.features.evolve import evolve
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.json_text import json_bytes
 from rtrec_ray.features.verify import Report
 from rtrec_ray.postgres.connection import Pool
-from rtrec_ray.stores.features.live import read_live
+from rtrec_ray.stores.features.live import evolved, read_live
 from rtrec_ray.stores.features.past import past_of
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from rtrec_ray.stores.features.sizes import ViewSize
@@ -81,11 +80,11 @@ def apply(where: Where, file: Path, *, dry_run: bool) -> None:
         store = PostgresFeatureStore(new, pool=pool)
         with pool.transaction() as cursor:
             live = read_live(cursor)
-        try:
-            raise_unfit(new)
-            both = evolve(None if live is None else live.definitions, new)
-        except DefinitionInvalid as error:
-            raise DefinitionInvalid(f"{file}: {error.message}", mend=error.mend) from error
+            try:
+                raise_unfit(new)
+                both = evolved(cursor, new)
+            except DefinitionInvalid as error:
+                raise DefinitionInvalid(f"{file}: {error.message}", mend=error.mend) from error
         known = () if live is None else live.view_ids
         added = [view.id for view in both.views if view.id not in known]
         begun = None

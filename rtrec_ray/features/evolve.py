@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from rtrec_ray.errors import DefinitionInvalid
@@ -11,31 +12,34 @@ MARGIN_MS = 600_000
 """The horizon is at least this much longer than the longest window."""
 
 
-def evolve(live: Definitions | None, new: Definitions) -> Definitions:
+def evolve(live: Definitions | None, new: Definitions, *, defined: Mapping[str, str]) -> Definitions:
     """What is in force after `new` was applied to what is live: its times, its views, and all other live versions.
 
-    Raises DefinitionInvalid when a live version would mean something else, or the times do not suit all that is live.
+    `defined`: id of a version → what it meant when it was live, which samples and the inference log rely on. Raises
+    DefinitionInvalid when a version would mean something else, or the times do not suit all that is live.
 
     >>> from rtrec_ray.features.definition import FeatureView
     >>> view = FeatureView(name="v", version=1, keys=((),), window_ms=10, source=(), aggregations=())
     >>> live = Definitions(tile_ms=10, horizon_ms=700_000, retention_ms=800_000, views=(view,))
-    >>> evolve(live, replace(live, views=(replace(view, version=2),))).views == (view, replace(view, version=2))
+    >>> new = replace(live, views=(replace(view, version=2),))
+    >>> evolve(live, new, defined={}).views == (view, replace(view, version=2))
     True
     """
-    if live is None or not live.views:
-        return new
-    if new.tile_ms != live.tile_ms:
+    if live is not None and live.views and new.tile_ms != live.tile_ms:
         raise DefinitionInvalid(
             f"tile is {live.tile_ms} ms in what is live and {new.tile_ms} ms here",
-            mend="keep the tile; it can change only when all views are dropped",
+            mend="keep the tile; it can change only when all views are dropped, with higher versions",
         )
-    texts = {view.id: live.text(view) for view in live.views}
+    texts = {**defined, **({} if live is None else {view.id: live.text(view) for view in live.views})}
     for view in new.views:
         if texts.get(view.id, new.text(view)) != new.text(view):
             raise DefinitionInvalid(
                 f"{view.name} version {view.version} is already defined otherwise", mend="raise its version"
             )
-    added = tuple(view for view in new.views if view.id not in texts)
+    if live is None or not live.views:
+        return new
+    known = {view.id for view in live.views}
+    added = tuple(view for view in new.views if view.id not in known)
     both = replace(live, horizon_ms=new.horizon_ms, retention_ms=new.retention_ms, views=(*live.views, *added))
     _check_times(both)
     return both

@@ -47,12 +47,12 @@ def translated() -> Iterator[None]:
 
 
 def connect(options: PostgresOptions, *, application: str = "rtrec", pipeline: bool = False) -> Connection:
-    """Open a connection. `pipeline`: the session of a lease's owner, ended when it hangs in a transaction.
+    """Open a connection. `pipeline`: of a process of the pipeline, whose session ends when it hangs in a transaction.
 
     Raises StoreUnavailable.
     """
-    # A stopped owner must not hold the lease's row; other sessions may sit on an exported snapshot: only owners get
-    # this.
+    # A stopped owner must not hold the lease's row, nor its keeper the settings' or the lists'; other sessions may sit
+    # on an exported snapshot: only these get this.
     hang = " -c idle_in_transaction_session_timeout=5s" if pipeline else ""
     with translated():
         return psycopg2.connect(
@@ -84,11 +84,17 @@ def streamed(
 
 
 class Pool:
-    """At most `size` connections shared by the threads of a process; a broken one is thrown away, not handed on."""
+    """At most `size` connections shared by the threads of a process; a broken one is thrown away, not handed on.
 
-    def __init__(self, options: PostgresOptions, *, size: int = 4, application: str = "rtrec") -> None:
+    `pipeline`: see `connect`.
+    """
+
+    def __init__(
+        self, options: PostgresOptions, *, size: int = 4, application: str = "rtrec", pipeline: bool = False
+    ) -> None:
         self._options = options
         self._application = application
+        self._pipeline = pipeline
         self._free: LifoQueue[Connection | None] = LifoQueue()
         for _ in range(size):
             self._free.put(None)
@@ -117,7 +123,7 @@ class Pool:
             raise StoreUnavailable(f"all {self._size} connections to PostgreSQL are busy") from None
         try:
             if connection is None or connection.closed:
-                connection = connect(self._options, application=self._application)
+                connection = connect(self._options, application=self._application, pipeline=self._pipeline)
             yield connection
         except BaseException:
             _discard(connection)

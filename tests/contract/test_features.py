@@ -96,6 +96,9 @@ def test_a_view_deleted_from_the_file_stays_until_it_is_dropped(place):
         store.get([QUERIES], as_of_ms=None, now_ms=BASE)
     with pytest.raises(UnknownView, match="top_queries_30m@1"):
         store.drop_view("top_queries_30m@1")
+    other = replace(DEFINITIONS.view(QUERIES.view), window_ms=MINUTE)
+    with pytest.raises(DefinitionInvalid, match="top_queries_30m version 1 is already defined otherwise"):
+        place.store(replace(DEFINITIONS, views=(*views, other)))
     again = place.store()
     assert again.get([QUERIES], as_of_ms=None, now_ms=BASE) == {QUERIES: None}
 

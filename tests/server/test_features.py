@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,30 +13,38 @@ import polars as pl
 import psycopg2
 import pytest
 
+import rtrec_ray.stores.features.postgres as postgres_module
 from actors.feature import FeatureKeeper, FeatureOperator, KeeperOptions
 from actors.task import TaskLoop, TaskOptions
+from configs.settings import Settings
+from rtrec_ray.app.pipeline import Share, make_work
+from rtrec_ray.app.system import Addresses, System
 from rtrec_ray.backoff import Backoff
 from rtrec_ray.clock import ManualClock
 from rtrec_ray.errors import BeyondRetention, ListsOvertaken, StoreUnavailable
+from rtrec_ray.events import PROFILE_SCHEMA
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.compute import TILE_SCHEMA
 from rtrec_ray.features.definition import NOT_BEGUN_MS
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
-from rtrec_ray.kafka.base import TopicPartition, record_batch
+from rtrec_ray.features.profiles import ProfileVersions
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transaction
+from rtrec_ray.samples.file import load_definition as load_samples
 from rtrec_ray.stores.features.followed import Known
 from rtrec_ray.stores.features.lists import TopLists
-from rtrec_ray.stores.features.live import move_users, read_unread, unread
+from rtrec_ray.stores.features.live import unread
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from rtrec_ray.stores.features.store import TaskOutput
-from rtrec_ray.stores.progress import Committed, read_stages, write_committed
+from rtrec_ray.stores.progress import Committed, write_committed
 from serving.stages import read_pipeline
 
 pytestmark = pytest.mark.server
 
-DEFINITIONS = load_definitions(Path(__file__).parents[2] / "configs" / "features.yaml")
+CONFIGS = Path(__file__).parents[2] / "configs"
+DEFINITIONS = load_definitions(CONFIGS / "features.yaml")
+FIRST_SHARE = Share(stage="features", index=0, of=1, partitions=1)
 BASE = 1_767_225_600_000
 MINUTE, HOUR = 60_000, 3_600_000
 PARTITIONS, EVENTS = 2, 3_000
@@ -218,6 +226,63 @@ def test_a_reader_that_holds_a_lock_delays_the_dropping_of_tiles_but_is_not_wait
         assert store.drop_expired() == 0
     reader.close()
     assert store.drop_expired() == 3
+
+
+def test_an_hour_that_is_dropped_while_it_is_written_to_ends_the_session_and_not_the_process(pool, store, monkeypatch):
+    frames = {"top_queries_30m@1": pl.DataFrame([("all", BASE, '[1,["a",1]]')], schema=TILE_SCHEMA, orient="row")}
+    output = TaskOutput(partition=0, watermark_ms=BASE, tiles=frames)
+
+    def drop(*args, **options):
+        with pool.transaction() as cursor:
+            cursor.execute(f"DROP TABLE features.tiles_{BASE // HOUR}")
+
+    with pool.transaction() as cursor:
+        store.append(cursor, output)
+    monkeypatch.setattr(postgres_module, "add_sizes", drop)
+    with pytest.raises(StoreUnavailable, match="dropped while"), pool.transaction() as cursor:
+        store.append(cursor, output)
+    monkeypatch.undo()
+    with pool.transaction() as cursor:
+        assert store.append(cursor, output).rows == 1
+
+
+def test_a_keeper_that_stands_still_in_a_transaction_stops_no_session_from_beginning(dsn, store, tmp_path):
+    system = System(
+        settings=Settings(),
+        directory=tmp_path,
+        addresses=Addresses(postgres=dsn, kafka="127.0.0.1:1"),
+        features=DEFINITIONS,
+        samples=load_samples(CONFIGS / "samples.yaml"),
+    )
+    (keeper,) = [work for work in make_work(system, FIRST_SHARE) if isinstance(work, FeatureKeeper)]
+
+    begun = []
+
+    def stands_still(session):
+        with closing(keeper._store._pool) as pool, pool.transaction() as cursor:
+            cursor.execute("SELECT FROM features.settings FOR UPDATE")
+            with transaction(session) as other:
+                begun.append(unread(other, partition_of=lambda user: 0))
+            cursor.execute("SELECT")
+
+    with closing(connect(PostgresOptions(dsn=dsn))) as session, pytest.raises(StoreUnavailable):
+        stands_still(session)
+    assert begun == [{}]
+
+
+def test_only_profiles_that_an_event_may_have_are_loaded(pool, store):
+    versions = [(user, BASE + minute * MINUTE, f"{minute}", None, None, None) for user in (1, 2) for minute in range(9)]
+    profiles = pl.DataFrame(versions, schema=PROFILE_SCHEMA, orient="row")
+    with pool.transaction() as cursor:
+        store.append(cursor, TaskOutput(partition=1, watermark_ms=None, profiles=profiles))
+        assert store.load(cursor, partition=1).profiles.height == 18
+        parts = {"watermark_ms": BASE + HOUR, "seen_from_ms": BASE + 6 * MINUTE}
+        store.append(cursor, TaskOutput(partition=1, **parts))
+        loaded = store.load(cursor, partition=1).profiles
+        assert store.load(cursor, partition=0).profiles.is_empty()
+    found = ProfileVersions(profiles, asked_from_ms=BASE + 6 * MINUTE)
+    assert loaded.sort("user_id", "ts").equals(found.of(pl.Series([1, 2])).sort("user_id", "ts"))
+    assert loaded["country"].to_list() == ["6", "7", "8"] * 2
 
 
 def test_two_writers_may_need_the_same_new_hour(pool, eventually):
@@ -443,108 +508,3 @@ def test_tiles_are_kept_until_the_history_has_their_events(pool, store):
     assert store.drop_expired() == 0
     with pytest.raises(BeyondRetention):  # what retention has come to stays
         store.get([ask], as_of_ms=BASE + MINUTE, now_ms=0)
-
-
-def view(event_id):
-    event = {"event_id": event_id, "event_type": "view", "ts": BASE, "user_id": 7, "item_id": 1, "item_type": "product"}
-    return {**event, "dwell_ms": 1}
-
-
-def commit(pool, store, partition, *events):
-    """A task of the partition begins, takes the events and commits; answers what it counted."""
-    operator = FeatureOperator(partition, store=store, latest_ms=lambda wall: wall, watermark=WatermarkOptions())
-    values = [msgspec.json.encode(event) for event in events]
-    with pool.transaction() as cursor:
-        operator.restore(cursor, committed={})
-        counts = operator.apply(record_batch("behavior", partition, values, first_offset=0, timestamp_ms=BASE)).counts
-        operator.write(cursor)
-    return counts
-
-
-def test_an_event_and_its_retraction_are_known_in_the_partition_to_which_its_user_moved(store, pool):
-    taken_back = {**view("r1"), "event_type": "retract", "retracts": view("b")}
-    commit(pool, store, 0, view("a"), view("b"))
-    assert "duplicate" not in +commit(pool, store, 3, view("elsewhere"))
-    with pool.transaction() as cursor:
-        move_users(cursor, partitions=PARTITIONS, partition_of=lambda user: 0, ends_of=lambda count: {})
-        move_users(cursor, partitions=4, partition_of=lambda user: 1, ends_of=lambda count: {0: 0, 1: 0})
-    counts = commit(pool, store, 1, view("a"), taken_back, view("c"))
-    assert counts["duplicate"] == 1
-    assert counts["retracted"] == 1
-    key = ViewKey(view="user_browse_5m", key="7")
-    assert store.get([key], as_of_ms=None, now_ms=BASE + MINUTE)[key]["view"] == 3  # a, c, elsewhere
-
-
-class Moving:
-    """Tasks of some partitions each, over a log to which partitions were added while it was not read to its end."""
-
-    def __init__(self, dsn, pool, store):
-        self.pool, self.store = pool, store
-        self.broker = MemoryBroker(partitions=4, now_ms=lambda: BASE + HOUR)
-        self.postgres = PostgresOptions(dsn=dsn)
-
-    def send(self, partition, *events):
-        for each in events:
-            self.broker.append("behavior", partition, msgspec.json.encode(each))
-
-    @contextmanager
-    def running(self, *partitions):
-        owner = f"of-{partitions[0]}"
-        loop = TaskLoop(
-            TaskOptions(task="features", partitions=partitions, owner=owner, commit_every_s=0.01, look_every_s=0.02),
-            make_operator=partial(
-                FeatureOperator, store=self.store, latest_ms=lambda wall: wall, watermark=WatermarkOptions()
-            ),
-            connect_consumer=self.broker.consumer,
-            connect_store=partial(connect, self.postgres, application=owner, pipeline=True),
-            clock=ManualClock(now_ms=BASE + HOUR),
-            first=unread,
-        )
-        stop = threading.Event()
-        worker = threading.Thread(target=loop.run, args=(stop,))
-        worker.start()
-        try:
-            yield loop
-        finally:
-            stop.set()
-            worker.join()
-
-    def add(self, *, before, after):
-        def ends_of(count):
-            return {p: self.broker.end(TopicPartition(topic="behavior", partition=p)) for p in range(count)}
-
-        with self.pool.transaction() as cursor:
-            move_users(cursor, partitions=before, partition_of=lambda user: 0, ends_of=ends_of)
-            move_users(cursor, partitions=after, partition_of=lambda user: 1, ends_of=ends_of)
-
-    def counts(self):
-        with self.pool.transaction() as cursor:
-            return read_stages(cursor)["features"].counts
-
-
-def test_partitions_that_were_not_read_to_their_ends_are_first_one_after_another_and_count_each_event_once(
-    dsn, pool, store, eventually
-):
-    moving = Moving(dsn, pool, store)
-    moving.send(0, view("old"))
-    with moving.running(0, 1):
-        eventually(lambda: applied(dsn) == 1, what="it is applied")
-    # The user's next events wait in 0, and what came since then in 1, which was there before too, and in 2.
-    taken_back = {**view("r1"), "event_type": "retract", "retracts": view("b")}
-    moving.send(0, view("a"), view("b"), view("c"))
-    moving.send(1, view("a"), taken_back, view("d"))
-    moving.add(before=2, after=4)
-    moving.send(2, view("c"), view("d"))
-    with moving.running(1, 2, 3) as later:
-        eventually(lambda: "partition 0" in later.trouble, what="it waits")
-        assert applied(dsn) == 1
-        with pool.transaction() as cursor:
-            assert read_unread(cursor) == {0: 4, 1: 3}
-        with moving.running(0):
-            eventually(lambda: applied(dsn) == 9, what="all is applied")
-            moving.send(0, view("d"))
-            eventually(lambda: applied(dsn) == 10, what="what comes then is applied")
-            eventually(lambda: moving.counts().get("in") == 10, what="all is counted")
-    key = ViewKey(view="user_browse_5m", key="7")
-    assert store.get([key], as_of_ms=None, now_ms=BASE + MINUTE)[key]["view"] == 4  # old, a, c, d
-    assert (moving.counts()["duplicate"], moving.counts()["retracted"]) == (4, 1)

@@ -105,8 +105,9 @@ SELECT item_id, ts_ms, item_type, category_id, title FROM features.items ORDER B
 SELECT CASE WHEN bool_and(item_offset IS NOT NULL) THEN json_object_agg(partition, item_offset)::text END
 FROM features.partitions;
 
--- name: load_partition
-SELECT watermark_ms, seen_from_ms FROM features.partitions WHERE partition = %(partition)s;
+-- name: load_partition (of one that was never committed, nulls; and whether partitions of before are read one after another)
+SELECT p.watermark_ms, p.seen_from_ms, EXISTS (SELECT FROM features.unread)
+FROM (VALUES (1)) AS one LEFT JOIN features.partitions p ON p.partition = %(partition)s;
 
 -- name: list_seen (by minute the partitions to load: of a user who moved, what came in the other one too)
 SELECT minute_ms, array_agg(DISTINCT partition) FROM features.seen
@@ -115,23 +116,36 @@ WHERE partition = %(partition)s OR minute_ms <= (SELECT moved_to_ms FROM feature
 -- name: load_seen
 SELECT hashes FROM features.seen WHERE minute_ms = %(minute_ms)s AND partition = ANY (%(partitions)s);
 
--- name: load_profiles
-SELECT user_id, ts_ms, country, gender, city, age_band FROM features.profiles WHERE partition = %(partition)s;
+-- name: load_profiles (those that an event may have, which is no older than asked_from_ms; in the order of the index)
+SELECT user_id, ts_ms, country, gender, city, age_band
+FROM (
+    SELECT *, lead(ts_ms) OVER (PARTITION BY partition, user_id ORDER BY ts_ms) AS next_ms FROM features.profiles
+    WHERE partition BETWEEN %(first)s AND %(last)s
+) p
+WHERE next_ms IS NULL OR next_ms > %(asked_from_ms)s;
 
 -- name: ensure_tiles
 SELECT features.ensure_tiles(%(hours)s);
 
--- name: forget_seen
-DELETE FROM features.seen WHERE partition = %(partition)s AND minute_ms <= %(to_minute_ms)s;
+-- name: forget_seen (what came before partitions were added only when none of them asks any more: each loads all of that)
+DELETE FROM features.seen
+WHERE partition = %(partition)s AND minute_ms <= %(to_minute_ms)s
+      AND (minute_ms > coalesce((SELECT moved_to_ms FROM features.settings), minute_ms - 1) OR minute_ms + 60000 <= (
+          SELECT CASE WHEN count(*) >= (SELECT partitions FROM features.settings) THEN min(coalesce(seen_from_ms, 0)) END
+          FROM features.partitions WHERE NOT EXISTS (SELECT FROM features.unread)
+      ));
 
 -- name: put_partition (and forget what was logged long ago: no entry below log_from_offset is looked at, for as long as somebody
--- holds an old snapshot all of them are still there. What somebody wrote who did not log it is a gap of the log)
+-- holds an old snapshot all of them are still there. What somebody wrote who did not log it is a gap of the log: nobody asks for
+-- what was logged before it)
 WITH before AS (
-    SELECT coalesce(max(log_from_offset), 0) AS log_from FROM features.partitions WHERE partition = %(partition)s
+    SELECT coalesce(max(log_from_offset), 0) AS log_from,
+           max(next_offset) FILTER (WHERE logged_upto_offset < next_offset) AS gap
+    FROM features.partitions WHERE partition = %(partition)s
 ), forgotten AS (
     DELETE FROM features.tile_log
     WHERE partition = %(partition)s AND next_offset > (SELECT log_from FROM before)
-          AND next_offset < coalesce((
+          AND next_offset < coalesce((SELECT gap + 1 FROM before), (
               SELECT next_offset FROM features.tile_log
               WHERE partition = %(partition)s AND next_offset > (SELECT log_from FROM before)
                     AND logged_at >= clock_timestamp() - %(logged_s)s * interval '1 s'

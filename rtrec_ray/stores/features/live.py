@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from rtrec_ray.errors import DefinitionInvalid, UnknownView
+from rtrec_ray.errors import DefinitionInvalid, LeaseHeld, UnknownView
+from rtrec_ray.events import BEHAVIOR, PROFILE
 from rtrec_ray.features.definition import NOT_BEGUN_MS, Definitions, FeatureView
 from rtrec_ray.features.evolve import evolve
-from rtrec_ray.postgres.connection import Cursor
+from rtrec_ray.postgres.connection import Cursor, streamed
 from rtrec_ray.postgres.statements import load
+
+_USERS_AT_ONCE: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,14 @@ def read_live(cursor: Cursor) -> LiveViews | None:
     return LiveViews(definitions=definitions, view_ids={view.id: view_id for view_id, view, _ in rows}, change=change)
 
 
+def evolved(cursor: Cursor, new: Definitions) -> Definitions:
+    """What is live with the views of `new`. Raises DefinitionInvalid when they cannot be."""
+    live = read_live(cursor)
+    cursor.execute(_sql()["list_defined"])
+    defined = {f"{name}@{version}": text for name, version, text in cursor.fetchall()}
+    return evolve(None if live is None else live.definitions, new, defined=defined)
+
+
 def apply_live(cursor: Cursor, new: Definitions) -> tuple[str, ...]:
     """Let the views of `new` be live, beside those that are; answers the ids of those that were not.
 
@@ -52,8 +63,7 @@ def apply_live(cursor: Cursor, new: Definitions) -> tuple[str, ...]:
     """
     sql = _sql()
     cursor.execute(sql["lock_settings"])
-    live = read_live(cursor)
-    both = evolve(None if live is None else live.definitions, new)
+    both = evolved(cursor, new)
     times = {"tile_ms": both.tile_ms, "horizon_ms": both.horizon_ms, "retention_ms": both.retention_ms}
     cursor.execute(sql["put_settings"], times)
     added = []
@@ -64,7 +74,6 @@ def apply_live(cursor: Cursor, new: Definitions) -> tuple[str, ...]:
             added.append(view.id)
     if added:
         cursor.execute(sql["note_change"])
-    _check_texts(cursor, both)
     return tuple(added)
 
 
@@ -109,13 +118,14 @@ def move_users(
     *,
     partitions: int,
     partition_of: Callable[[int], int],
-    ends_of: Callable[[int], Mapping[int, int]],
+    ends_of: Callable[[str, int], Mapping[int, int]],
 ) -> None:
     """After partitions were added, let each user's profiles be where the user's events come from now.
 
     Which events came so far is then asked of all partitions, for the hashes do not tell whose they are; and first those
-    of before come to where their logs end now (`unread`). `partition_of`: user → partition; `ends_of`: a number of
-    partitions → the end of each one's behaviour, asked when there are more. No task of the old number may be running.
+    of before come to where their logs end now (`unread`). `partition_of`: user → partition; `ends_of`: a topic, and a
+    number of partitions → the end of each, asked when there are more. Raises LeaseHeld while the stage runs, which can
+    only be with the old number.
     """
     sql = _sql()
     cursor.execute(sql["lock_partitions"])
@@ -123,21 +133,22 @@ def move_users(
     if row is None or row[0] == partitions:
         return
     if row[0] is not None:
-        cursor.execute(sql["list_profiled_users"])
-        users = [user for (user,) in cursor.fetchall()]
-        moved = {"user_ids": users, "partitions": [partition_of(user) for user in users]}
-        cursor.execute(sql["move_profiles"], moved)
-        ends = ends_of(row[0])
-        cursor.execute(sql["put_unread"], {"partitions": list(ends), "offsets": list(ends.values())})
+        _refuse_running(cursor, row[0], partitions)
+        _move_profiles(cursor, partition_of)
+        profiles = ends_of(PROFILE, row[0])
+        for partition, end in ends_of(BEHAVIOR, row[0]).items():
+            upto = {"next_offset": end, "profile_offset": profiles[partition]}
+            cursor.execute(sql["put_unread"], {"partition": partition, **upto})
     cursor.execute(sql["put_partitions"], {"partitions": partitions})
 
 
-def unread(cursor: Cursor) -> dict[int, int]:
+def unread(cursor: Cursor, *, partition_of: Callable[[int], int]) -> dict[int, int]:
     """Partition → offset of behaviour to which it has to come, one after another, before all are read side by side:
     those that were not read to their ends when partitions were added.
 
     A copy of an event, or its retraction, may lie in another partition than the event. Read one after another, each
     knows what those before it have counted, and afterwards all know all: whichever comes first, the other is known.
+    Versions of profiles that were read meanwhile come to where their users' events come from now (`partition_of`).
     """
     sql = _sql()
     cursor.execute(sql["lock_partitions"])
@@ -145,6 +156,8 @@ def unread(cursor: Cursor) -> dict[int, int]:
     cursor.execute(sql["raise_moved"])
     if not left:
         cursor.execute(sql["forget_unread"])
+        if cursor.rowcount:
+            _move_profiles(cursor, partition_of)
     return left
 
 
@@ -154,15 +167,21 @@ def read_unread(cursor: Cursor) -> dict[int, int]:
     return dict(cursor.fetchall())
 
 
-def _check_texts(cursor: Cursor, both: Definitions) -> None:
-    # A version that was live before this table told so has its definition still.
-    cursor.execute(_sql()["list_views"])
-    known = {f"{name}@{version}": text for _, name, version, text, _ in cursor.fetchall()}
-    for view in both.views:
-        if known[view.id] != both.text(view):
-            raise DefinitionInvalid(
-                f"{view.name} version {view.version} is already defined otherwise", mend="raise its version"
-            )
+def _refuse_running(cursor: Cursor, before: int, after: int) -> None:
+    cursor.execute(_sql()["list_running"])
+    if cursor.fetchall():
+        raise LeaseHeld(
+            f"there are {after} partitions, and the stage features still runs with {before}",
+            mend="`rtrec down` ends it (on a cluster of your own, end its actors); one that died is free after 10 s",
+        )
+
+
+def _move_profiles(cursor: Cursor, partition_of: Callable[[int], int]) -> None:
+    sql = _sql()
+    # Some at a time: each costs microseconds here, and a session of the pipeline ends when it is idle for seconds.
+    for some in streamed(cursor, sql["list_profiled_users"], {}, rows_at_once=_USERS_AT_ONCE):
+        users = [user for (user,) in some]
+        cursor.execute(sql["move_profiles"], {"user_ids": users, "partitions": [partition_of(user) for user in users]})
 
 
 def _view(definition: str) -> FeatureView:

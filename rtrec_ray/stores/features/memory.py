@@ -44,6 +44,7 @@ class MemoryFeatureTables:
     def __init__(self) -> None:
         self.live: Definitions | None = None
         self.change = 0
+        self.dropped: dict[str, str] = {}
         self.starts: dict[str, dict[int, int | None]] = defaultdict(dict)
         self.seen_from_ms: dict[int, int | None] = {}
         self.tiles: dict[_Versioned, dict[str, list[tuple[int, str]]]] = defaultdict(lambda: defaultdict(list))
@@ -80,7 +81,7 @@ class MemoryFeatureStore:
 
     def apply(self, cursor: object) -> tuple[str, ...]:
         live, mark_ms = self.tables.live, self.tables.kept_upto_ms
-        both = evolve(live, self._given)
+        both = evolve(live, self._given, defined=self.tables.dropped)
         if live is not None and mark_ms is not None and both.retention_ms > live.retention_ms:
             both = replace(both, tiles_from_ms=max(both.tiles_from_ms or 0, mark_ms - live.retention_ms))
         if both != live:
@@ -105,6 +106,7 @@ class MemoryFeatureStore:
         if view_id not in [view.id for view in live.views]:
             raise UnknownView(f'no view "{view_id}" is live')
         self.tables.live = replace(live, views=tuple(view for view in live.views if view.id != view_id))
+        self.tables.dropped[view_id] = live.text(live.view(view_id))
         self.tables.change += 1
         name, _, version = view_id.partition("@")
         for kept in (self.tables.tiles, self.tables.written, self.tables.lists, self.tables.rounds):

@@ -12,7 +12,7 @@ from typing import Any, Final
 import polars as pl
 from psycopg2 import errors, sql
 
-from rtrec_ray.errors import HistoryBehind
+from rtrec_ray.errors import HistoryBehind, StoreUnavailable
 from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, ProfileVersion
 from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.definition import Definitions, FeatureView
@@ -49,6 +49,8 @@ from rtrec_ray.stores.features.values import Found, KeptLists, ViewAsks, offsets
 
 _NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
 _PROFILES_AT_ONCE: Final = 20_000
+_LONG_AGO_MS: Final = -(1 << 62)
+_LAST_PARTITION: Final = (1 << 31) - 1
 _ONE_MOMENT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _SEEN: Final[Mapping[str, Kind]] = {"partition": "int4", "minute_ms": "int8", "hashes": "bytea"}
 _HOUR_TABLE: Final = re.compile(r"tiles_(m?)(\d+)")
@@ -77,7 +79,7 @@ class PostgresFeatureStore:
             live = read_live(cursor)
         changed = live is not None and (self._live is None or live.change != self._live.change)
         if changed:
-            self._live = live
+            self._adopt(live)
         return changed
 
     def apply(self, cursor: Cursor) -> tuple[str, ...]:
@@ -99,10 +101,13 @@ class PostgresFeatureStore:
             drop_live(cursor, view_id)
 
     def load(self, cursor: Cursor, *, partition: int) -> TaskState:
-        key = {"partition": partition}
-        cursor.execute(self._sql["load_partition"], key)
-        watermark_ms, seen_from_ms = cursor.fetchone() or (None, None)
-        rows = streamed(cursor, self._sql["load_profiles"], key, rows_at_once=_PROFILES_AT_ONCE)
+        cursor.execute(self._sql["load_partition"], {"partition": partition})
+        watermark_ms, seen_from_ms, moving = cursor.fetchone() or (None, None, False)
+        # What waited when partitions were added is of users whose profiles are where their events come now.
+        first, last = (0, _LAST_PARTITION) if moving else (partition, partition)
+        asked_from_ms = _LONG_AGO_MS if seen_from_ms is None else seen_from_ms
+        asked = {"first": first, "last": last, "asked_from_ms": asked_from_ms}
+        rows = streamed(cursor, self._sql["load_profiles"], asked, rows_at_once=_PROFILES_AT_ONCE)
         frames = [pl.DataFrame(some, schema=PROFILE_SCHEMA, orient="row") for some in rows]
         return TaskState(
             watermark_ms=watermark_ms,
@@ -191,12 +196,12 @@ class PostgresFeatureStore:
         return 0 if row is None else int(row[0])
 
     def news(self, known: Known, *, from_ms: int, most_rows: int) -> News:
+        live = self._live  # other threads may take up another one meanwhile
+        views = {} if live is None else {live.view_ids[view.id]: view for view in live.definitions.views}
         with self._pool.transaction() as cursor:
             cursor.execute(_ONE_MOMENT)
-            views = (
-                {} if self._live is None else {self._live.view_ids[view.id]: view for view in self.definitions.views}
-            )
-            return read_news(cursor, known, views=views, from_ms=from_ms, most_rows=most_rows)
+            news = read_news(cursor, known, views=views, from_ms=from_ms, most_rows=most_rows)
+        return news if live is not None and live.change == news.change else replace(news, lost=True)
 
     def list_rounds(self) -> Mapping[str, int]:
         with self._pool.statement() as cursor:
@@ -240,7 +245,11 @@ class PostgresFeatureStore:
         hours = (rows["tile_start_ms"] // HOUR_MS).unique().sort().to_list()
         cursor.execute(self._sql["ensure_tiles"], {"hours": hours})
         add_sizes(cursor, rows, partition=output.partition)
-        return copy_frame(cursor, "features.tiles", rows)
+        try:
+            return copy_frame(cursor, "features.tiles", rows)
+        except errors.CheckViolation as error:
+            # The keeper dropped an hour that was there a moment ago: what is older than kept is left out the next time.
+            raise StoreUnavailable("an hour of tiles was dropped while it was written to") from error
 
     def _seen(self, cursor: Cursor, *, partition: int) -> Iterator[tuple[int, bytes]]:
         """A minute at a time, for they may be as long as all else that their reader keeps."""
@@ -278,7 +287,7 @@ class PostgresFeatureStore:
                 retention=retention,
             )
             if self._live is not None and found.change not in (None, self._live.change):
-                self._live = read_live(cursor)  # this answer is of what was live; the next one is not
+                self._adopt(read_live(cursor))  # this answer is of what was live; the next one is not
         return found
 
     def _by_view(self, cursor: Cursor, asks: Sequence[Ask]) -> list[ViewAsks]:
@@ -345,14 +354,15 @@ class PostgresFeatureStore:
     def _put_rounds(self, cursor: Cursor, rounds: Sequence[ListRound]) -> None:
         """Those of one view are written as one: nobody can see a list that the same transaction replaces."""
         first, last = rounds[0], rounds[-1]
+        whole = max((index for index, each in enumerate(rounds) if each.whole), default=None)
+        changes = {key: value for each in rounds[whole:] for key, value in each.changes.values.items()}
+        # Before the first statement: a session of the pipeline ends when it is idle in a transaction for seconds.
+        values = {key: json_bytes(value).decode() for key, value in changes.items() if value is not None}
         view = {"view_id": self._view_id(cursor, last.view), "before": first.number - 1, "round": last.number}
         at = {"as_of_ms": last.changes.as_of_ms, "offsets": json.dumps(last.offsets)}
         cursor.execute(self._sql["put_round"], {**view, **at})
         if not cursor.rowcount:
             raise overtaken(first)
-        whole = max((index for index, each in enumerate(rounds) if each.whole), default=None)
-        changes = {key: value for each in rounds[whole:] for key, value in each.changes.values.items()}
-        values = {key: json_bytes(value).decode() for key, value in changes.items() if value is not None}
         if values:
             cursor.execute(self._sql["put_lists"], {**view, "keys": list(values), "values": list(values.values())})
         if whole is not None:
@@ -370,10 +380,15 @@ class PostgresFeatureStore:
             forget_hour(cursor, _hour(name))
         return 1
 
+    def _adopt(self, live: LiveViews | None) -> None:
+        """Take up what was read, unless another thread read something newer meanwhile."""
+        if live is not None and (self._live is None or live.change >= self._live.change):
+            self._live = live
+
     def _view_id(self, cursor: Cursor, view: FeatureView) -> int:
         """What stands for a version of a view in the tables; 0, which no tile has, as long as it is not live."""
         if self._live is None or view.id not in self._live.view_ids:
-            self._live = read_live(cursor) or self._live
+            self._adopt(read_live(cursor))
         return 0 if self._live is None else self._live.view_ids.get(view.id, 0)
 
 
