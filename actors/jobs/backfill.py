@@ -41,13 +41,18 @@ class BackfillOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackfillSummary:
-    """What a run did. `slices` of event time, `already` of which were done before; `rows` of tiles."""
+    """What a run did. `slices` of event time, `already` of which were done before; `rows` of tiles.
+
+    `complete_from_ms`: since when the view has all events now; `kept_from_ms`: since when tiles are kept, which may be
+    later than was asked for.
+    """
 
     view: str
     slices: int
     already: int
     rows: int
     complete_from_ms: int
+    kept_from_ms: int
     seconds: float
 
 
@@ -72,13 +77,14 @@ def backfill(options: BackfillOptions, *, on_slice: Callable[[int, int], None]) 
                 for done, row in enumerate(filled.iter_rows(), start=plan.done + 1):
                     rows += row["rows"]
                     on_slice(done, total)
-        job.complete(plan)
+        complete_from_ms = job.complete(plan)
     return BackfillSummary(
         view=plan.view.id,
         slices=total,
         already=plan.done,
         rows=rows,
-        complete_from_ms=plan.complete_from_ms,
+        complete_from_ms=complete_from_ms,
+        kept_from_ms=plan.kept_from_ms,
         seconds=round(monotonic_s() - begun_s, 2),
     )
 

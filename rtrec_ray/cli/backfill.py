@@ -51,7 +51,7 @@ def backfill(where: Where, view: str | None, *, samples: bool, **stretch: int | 
         from rtrec_ray.app.backfill import backfill_view  # Ray's variables must be set before it is imported
 
         done = backfill_view(system, view, **stretch, on_slice=progress)
-    where.answer(asdict(done), lambda: _print_backfill(done))
+    where.answer(asdict(done), lambda: _print_backfill(done, asked_from_ms=stretch["from_ms"]))
 
 
 def _backfill_all(where: Where) -> None:
@@ -80,7 +80,9 @@ def _print_filled(filled: list[BackfillSummary]) -> None:
         click.echo("no view lacks anything")
 
 
-def _print_backfill(done: BackfillSummary) -> None:
+def _print_backfill(done: BackfillSummary, *, asked_from_ms: int | None = None) -> None:
+    if asked_from_ms is not None and asked_from_ms < done.kept_from_ms:
+        click.echo(f"tiles are kept from {when(done.kept_from_ms)} on: older times are read from the history")
     click.echo(
         f"{done.view}: {done.slices} slices of 10 minutes ({done.already} were there), {done.rows:,} rows of tiles in "
         f"{done.seconds:.1f} s; complete from {when(done.complete_from_ms)}"

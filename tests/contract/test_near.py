@@ -268,6 +268,45 @@ def test_views_that_come_and_go_are_followed(place):
         followed.value("user")
 
 
+def complete(place: Place, view_id: str) -> None:
+    """As a backfill does."""
+    if place.pool is None:
+        place.tables.starts[view_id][0] = None
+        place.tables.change += 1
+        return
+    with place.transaction() as cursor:
+        cursor.execute("UPDATE features.view_starts SET complete_from_ms = NULL")
+        cursor.execute("UPDATE features.settings SET change = change + 1")
+
+
+def test_a_version_whose_past_was_filled_is_not_read_from_a_look_that_has_not_got_it(place):
+    followed = Follower(place, defined(SHORT))
+    followed.commit(short=[("1", BASE, "[1,1]")])
+    again = place.store(defined(SHORT, view("short", CLICKS, version=2, window_ms=20 * SECOND)))
+    with place.transaction() as cursor:
+        again.begin(cursor, partition=0, next_offset=1, complete_from_ms=BASE)
+    one = tiles(("1", BASE, "[1,1]"))
+    place.append(again, next_offset=2, tiles={"short@1": one, "short@2": one})
+    followed.near.refresh()
+    ask, passed, seen = ViewKey(view="short", key="1"), followed.passing._store.news, []
+
+    def read() -> tuple[dict | None, int]:
+        found = followed.near.read([ask], now_ms=BASE, cached=True)
+        return found.values[ask], found.points["short"].version
+
+    def during(*known, **how):
+        seen.append(read())
+        return passed(*known, **how)
+
+    assert read() == ({"clicks": 2}, 1), "the new version lacks its past"
+    place.append(again, next_offset=3, tiles={"short@2": one})
+    complete(place, "short@2")
+    followed.passing.news = during
+    followed.near.refresh()
+    assert seen == [({"clicks": 2}, 1)] * 2
+    assert read() == ({"clicks": 2}, 2)
+
+
 def test_all_that_is_read_together_is_of_one_look(place):
     followed, stop, wrong = Follower(place), threading.Event(), []
     pair = [ViewKey(view="user", key="1"), ViewKey(view="short", key="2")]

@@ -20,7 +20,8 @@ from configs.settings import History as HistorySettings
 from configs.settings import Settings
 from rtrec_ray.app.lacking import lacking_views
 from rtrec_ray.app.system import Addresses, System
-from rtrec_ray.errors import BackfillImpossible, StoreUnavailable, UnknownView
+from rtrec_ray.clock import ManualClock
+from rtrec_ray.errors import BackfillImpossible, ListsOvertaken, StoreUnavailable, UnknownView
 from rtrec_ray.eventtime.watermark import WatermarkOptions
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
@@ -30,6 +31,7 @@ from rtrec_ray.postgres.connection import Pool, PostgresOptions
 from rtrec_ray.samples.file import load_definition as load_samples
 from rtrec_ray.stores.features.backfill import FeatureBackfill
 from rtrec_ray.stores.features.lists import TopLists
+from rtrec_ray.stores.features.near import NearFeatures
 from rtrec_ray.stores.features.past import past_of
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
@@ -202,6 +204,82 @@ def test_a_view_filled_by_a_job_that_was_killed_half_way_has_every_value_of_one_
     assert place.values_of(1, now_ms=last_ms, cached=True) == place.values_of(2, now_ms=last_ms, cached=True)
     again = backfill(place.options("top_viewed_30m"), on_slice=lambda done, total: None)
     assert (again.view, again.rows, again.already) == ("top_viewed_30m@2", 0, again.slices)
+
+
+class Overtaken(PostgresFeatureStore):
+    """A keeper's store: the tiles behind its lists are read before a view is filled, its lists are written after."""
+
+    fill = staticmethod(lambda: None)
+
+    def put_lists(self, rounds):
+        self.fill()
+        super().put_lists(rounds)
+
+
+@pytest.fixture
+def job(place):
+    with closing(past_of(place.history, place.postgres)) as past:
+        yield FeatureBackfill(place.reader(), pool=place.pool, past=past)
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_lists_that_lack_what_was_filled_are_not_read_by_anybody_until_they_are_made_anew(place, job, made):
+    place.run(CUT, len(place.values))
+    place.keep(len(place.values))
+    last_ms, ask = BASE + EVENTS * 2_000, ViewKey(view="top_viewed_30m", key="ad")
+    near = NearFeatures(place.reader(), clock=ManualClock(now_ms=last_ms), most_rows=500_000, longest_s=60.0)
+
+    def read(source):
+        found = source.read([ask], now_ms=last_ms, cached=True)
+        return found.values[ask], found.points["top_viewed_30m"].version
+
+    def fill():
+        plan = job.plan("top_viewed_30m@2", from_ms=None, to_ms=None)
+        for start in plan.todo:
+            job.fill(plan, from_ms=start)
+        job.complete(plan)
+
+    whole, _ = read(place.reader())
+    if made:
+        TopLists(place.reader()).rebuild(now_ms=last_ms)
+    near.refresh()
+    keeper = Overtaken(DEFINITIONS, pool=place.pool)
+    keeper.refresh()
+    keeper.fill = fill
+    with pytest.raises(ListsOvertaken):
+        TopLists(keeper).rebuild(now_ms=last_ms)
+    near.refresh()
+    assert read(place.reader()) == read(near) == (whole, 2)
+    TopLists(place.reader()).rebuild(now_ms=last_ms)
+    near.refresh()
+    assert read(place.reader()) == read(near) == (whole, 2)
+
+
+def test_a_stretch_that_was_begun_goes_on_though_tiles_are_kept_for_less_of_it_now(place, job):
+    place.run(CUT, len(place.values))
+    place.keep(len(place.values))
+    retention_ms = DEFINITIONS.retention_ms
+
+    def plan(from_ms, to_ms=None):
+        return job.plan("top_viewed_30m@2", from_ms=from_ms, to_ms=to_ms)
+
+    def mark_comes_to(ms):
+        with place.pool.transaction() as cursor:
+            cursor.execute("UPDATE features.settings SET kept_upto_ms = %s", (ms,))
+
+    mark_comes_to(BASE + retention_ms)
+    first = plan(BASE)
+    job.fill(first, from_ms=first.todo[0])
+    mark_comes_to(BASE + 11 * MINUTE + retention_ms)
+    rest = plan(BASE)
+    assert (rest.todo, rest.kept_from_ms) == (first.todo[1:], BASE + 11 * MINUTE)
+    for start in rest.todo:
+        job.fill(rest, from_ms=start)
+    assert job.complete(rest) == BASE + 10 * MINUTE
+    assert job.complete(plan(BASE + 20 * MINUTE)) == BASE + 10 * MINUTE, "it has more than that"
+    for nothing in ((BASE, BASE + MINUTE), (BASE + 20 * MINUTE, BASE + 15 * MINUTE)):
+        with pytest.raises(BackfillImpossible, match="there is nothing before"):
+            plan(*nothing)
 
 
 def test_what_lacks_its_past_is_named_until_it_is_filled_and_readers_are_told(place, tmp_path):

@@ -24,7 +24,7 @@ class BackfillPlan:
     under the same name and version, another does. `starts`: partition → first behaviour offset that the stream counts.
 
     `todo`: starts of slices without their tiles, ms; `done`: how many have them already. `complete_from_ms`: since when
-    the view has all events when all is done.
+    the view has all events when all is done; `kept_from_ms`: since when tiles are kept.
     """
 
     view: FeatureView
@@ -33,6 +33,7 @@ class BackfillPlan:
     todo: tuple[int, ...]
     done: int
     complete_from_ms: int
+    kept_from_ms: int
 
 
 class FeatureBackfill:
@@ -46,6 +47,7 @@ class FeatureBackfill:
 
     def plan(self, name: str, *, from_ms: int | None, to_ms: int | None) -> BackfillPlan:
         """What to do for [from_ms, to_ms) of a view; None is as far back as tiles are kept, and up to where it began.
+        Of a stretch that began before, only what is kept: so a run that was killed goes on though time did.
 
         Raises UnknownView, BackfillImpossible, StoreUnavailable.
         """
@@ -59,12 +61,14 @@ class FeatureBackfill:
             cursor.execute(self._sql["list_slices"], {"view_id": view_id})
             known = {start for (start,) in cursor.fetchall()}
         kept_from_ms = began_ms if mark_ms is None else mark_ms - self._store.definitions.retention_ms
-        first_ms = kept_from_ms if from_ms is None else from_ms
-        if first_ms < kept_from_ms:
+        first_ms = kept_from_ms if from_ms is None else max(from_ms, kept_from_ms)
+        last_ms = began_ms if to_ms is None else min(to_ms, began_ms)
+        if to_ms is not None and to_ms <= first_ms:
             raise BackfillImpossible(
-                f"tiles are kept from {kept_from_ms} on", mend="begin there; older times are read from the history"
+                f"there is nothing before {to_ms} to fill from {first_ms} on",
+                mend=f"tiles are kept from {kept_from_ms} on; older times are read from the history",
             )
-        wanted = list(slices(first_ms, began_ms if to_ms is None else min(to_ms, began_ms)))
+        wanted = list(slices(first_ms, last_ms))
         todo = tuple(start for start in wanted if start not in known)
         upto_end = to_ms is None or to_ms >= began_ms
         complete_ms = wanted[0] if wanted and upto_end else began_ms
@@ -75,6 +79,7 @@ class FeatureBackfill:
             todo=todo,
             done=len(wanted) - len(todo),
             complete_from_ms=complete_ms,
+            kept_from_ms=kept_from_ms,
         )
 
     def lacks(self, view_id: str) -> bool:
@@ -120,19 +125,24 @@ class FeatureBackfill:
             ]
             return sum(self._store.append_tiles(cursor, output) for output in outputs)
 
-    def complete(self, plan: BackfillPlan) -> None:
-        """All slices are written: say so to readers.
+    def complete(self, plan: BackfillPlan) -> int:
+        """All slices are written: say so to readers; answers since when the view has all events, ms.
 
         Raises BackfillImpossible when the view was dropped meanwhile, StoreUnavailable.
         """
         with self._pool.transaction() as cursor:
+            cursor.execute(self._sql["lock_settings"])  # first, as who drops the view does
             if not _still_live(cursor, plan):
                 raise BackfillImpossible(
                     f"{plan.view.id} was dropped while it was filled", mend="`rtrec features list` shows what is live"
                 )
             done = {"view_id": plan.view_id, "complete_from_ms": plan.complete_from_ms}
             cursor.execute(self._sql["complete_view"], done)
+            if plan.view.cached:
+                cursor.execute(self._sql["overtake_lists"], {"view_id": plan.view_id})
             cursor.execute(self._sql["note_change"])
+            live = read_live(cursor)
+        return plan.complete_from_ms if live is None else live.definitions.complete_from_ms[plan.view.id]
 
     def _begun(
         self, cursor: Cursor, live: LiveViews | None, view: FeatureView, view_id: int

@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import Final
 
 from rtrec_ray.clock import Clock, monotonic_s
-from rtrec_ray.errors import ServerUnavailable
+from rtrec_ray.errors import ServerUnavailable, UnknownView
 from rtrec_ray.events import CatalogItem
 from rtrec_ray.eventtime.window import Span
 from rtrec_ray.features.definition import Definitions, FeatureView
@@ -115,10 +115,12 @@ class NearFeatures:
 
     def read(self, asks: Sequence[ViewKey], *, now_ms: int, cached: bool) -> Reading:
         """See FeatureReader."""
-        if self.age_s() is not None:
-            planned = plan(self.definitions, asks, as_of_ms=None, now_ms=now_ms)
+        # By what the copy is of: what is live may have changed since its look, and a new one is filled meanwhile.
+        copy = None if self.age_s() is None else self._copy
+        planned = None if copy is None else _planned(copy.definitions, asks, now_ms=now_ms)
+        if copy is not None and planned is not None:
             with self._lock:
-                cut = None if self._copy is None else self._copy.cut(planned, now_ms=now_ms, cached=cached)
+                cut = copy.cut(planned, now_ms=now_ms, cached=cached)
             # A busy key has so many entries that all other readers would wait while they are added up.
             if cut is not None:
                 values, points, rows = cut
@@ -153,12 +155,21 @@ class NearFeatures:
         self._store.refresh()
         definitions = self._store.definitions
         news = self._news(Known(), definitions, now_ms=now_ms)
-        return (_Copy(definitions, change=change), news) if news.change == change else (None, None)
+        whole = news.change == change and not news.lost
+        return (_Copy(definitions, change=change), news) if whole else (None, None)
 
     def _news(self, known: Known, definitions: Definitions, *, now_ms: int) -> News:
         from_ms = min((_window_from_ms(definitions, view, now_ms) for view in _merged(definitions)), default=now_ms)
         # One more than there is room for tells that there is no room.
         return self._store.news(known, from_ms=from_ms, most_rows=self._most_rows + 1)
+
+
+def _planned(definitions: Definitions, asks: Sequence[ViewKey], *, now_ms: int) -> list[Ask] | None:
+    """What to read; None when a view is not among these."""
+    try:
+        return plan(definitions, asks, as_of_ms=None, now_ms=now_ms)
+    except UnknownView:
+        return None
 
 
 class _Copy:
