@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, Protocol
 
 import msgspec
@@ -25,11 +26,21 @@ from rtrec_ray.events import (
 )
 from rtrec_ray.features.compute import concerns_some
 from rtrec_ray.features.counted import EVENT_SCHEMA
+from rtrec_ray.features.daily import DAY_MS
 from rtrec_ray.features.definition import Definitions
-from rtrec_ray.features.recount import VERSION_SCHEMA, once
+from rtrec_ray.features.recount import VERSION_SCHEMA, Sample, once, sample_of
 from rtrec_ray.features.request import FEATURE_VIEWS
-from rtrec_ray.features.served import Case
-from rtrec_ray.features.verify import Difference, Report, by_late_profiles, cases_of, compare, items_behind, values_of
+from rtrec_ray.features.served import Case, served_asks
+from rtrec_ray.features.verify import (
+    Difference,
+    Report,
+    by_late_profiles,
+    cases_of,
+    compare,
+    items_behind,
+    keys_by_view,
+    values_of,
+)
 from rtrec_ray.features.versions import ITEM_VERSIONS, PROFILE_VERSIONS, Known, Versions
 from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
@@ -49,7 +60,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyOptions:
-    """What to compare. `share`: of the keys, in (0, 1]; times of requests in ms UTC, [from, to); `most` requests.
+    """What to compare. `share`: of each view's keys, in (0, 1], but one at least; times of requests in ms UTC, [from,
+    to); `most` requests.
 
     >>> VerifyOptions(share=0.0)
     Traceback (most recent call last):
@@ -108,9 +120,12 @@ def verify_history(
     """Compare the requests of a history. `reached`: topic → partition → the first offset that it does not have;
     `ahead_ms`: how far ahead of the clock an event may be. Raises VerifyImpossible, StoreUnavailable.
     """
-    report, events = Report(), EventSlots(history, store.definitions, share=options.share)
-    for records in _chunks(_requests(history, options, progress=progress)):
-        cases = cases_of(records, store.definitions, report, share=options.share, reached=reached, most=options.most)
+    report, chunks = Report(), _chunks(_requests(history, options, progress=progress))
+    first = next(chunks, [])
+    sample = _sample(first, options.share)
+    events = EventSlots(history, store.definitions, sample=sample)
+    for records in chain([first], chunks):
+        cases = cases_of(records, store.definitions, report, sample=sample, reached=reached, most=options.most)
         if cases:
             _compare(cases, store, history, report, events=events.around(cases, ahead_ms=ahead_ms))
         if options.most is not None and report.compared >= options.most:
@@ -120,16 +135,27 @@ def verify_history(
             "no request of that time says which events were behind its features",
             mend="send requests to /v1/recommend, or choose another time; the history has them after some 10 s",
         )
+    if report.not_yet and not report.compared:
+        raise VerifyImpossible(
+            f"of {report.not_yet:,} requests the history does not have the events behind their features yet",
+            mend="it has them after some 10 s; `rtrec status` shows whether the stage history is up, and its lag",
+        )
     return report
+
+
+def _sample(first: Sequence[InferenceRecord], share: float) -> Sample:
+    """By the first requests; the day of the first of all says whose turn it is where keys are few."""
+    turn = first[0].ts // DAY_MS if first else 0
+    return sample_of(keys_by_view(map(served_asks, first)), share, turn=turn)
 
 
 class EventSlots:
     """The events of the sample by slots of time, each read once as long as requests go on with time."""
 
-    def __init__(self, history: History, definitions: Definitions, *, share: float) -> None:
+    def __init__(self, history: History, definitions: Definitions, *, sample: Sample) -> None:
         self._history = history
         self._views = [view for view in definitions.views if view.name in FEATURE_VIEWS]
-        self._share = share
+        self._sample = sample
         self._slots: dict[int, pl.DataFrame] = {}
 
     def around(self, cases: Iterable[Case], *, ahead_ms: int) -> pl.DataFrame:
@@ -146,7 +172,7 @@ class EventSlots:
     def _read(self, slot: int) -> pl.DataFrame:
         from_ms = slot * SLOT_MS
         found = self._history.scan(BEHAVIOR, from_ms=from_ms, to_ms=from_ms + SLOT_MS, columns=EVENT_SCHEMA.names())
-        return once(pl.concat([EVENT_SCHEMA.to_frame(), *found]), self._views, share=self._share)
+        return once(pl.concat([EVENT_SCHEMA.to_frame(), *found]), self._views, sample=self._sample)
 
 
 def _compare(cases: Sequence[Case], store: Profiles, history: History, report: Report, *, events: pl.DataFrame) -> None:

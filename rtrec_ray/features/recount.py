@@ -53,22 +53,44 @@ class Question:
         return self.view.id, self.key, self.span, self.offsets
 
 
-def sampled(keys: pl.Series, share: float) -> pl.Series:
-    """Of each key (text) whether it is in the sample: the same on every machine. `share` in (0, 1].
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Which keys are compared. `share` of each view's, in (0, 1], by their hash, the same on every machine; and (view,
+    key) `besides`.
 
-    >>> sampled(pl.Series(["1", "CN|f|7"]), 1.0).to_list()
+    >>> Sample(share=1.0).of("top_viewed_30m", pl.Series(["ad", "CN|f|7"])).to_list()
     [True, True]
     """
-    return pl.Series(hash_ids(keys) <= np.uint64(min(int(share * 2.0**64), _ALL)))
+
+    share: float
+    besides: frozenset[tuple[str, str]] = frozenset()
+
+    def of(self, view: str, keys: pl.Series) -> pl.Series:
+        """Of each key (text) of a view (its name) whether it is in the sample."""
+        own = pl.Series([key for name, key in self.besides if name == view], dtype=pl.String)
+        by_hash = hash_ids(keys) <= np.uint64(min(int(self.share * 2.0**64), _ALL))
+        return pl.Series(by_hash) | keys.is_in(own.implode())
 
 
-def once(events: pl.DataFrame, views: Iterable[FeatureView], *, share: float) -> pl.DataFrame:
+def sample_of(asked: Mapping[str, pl.Series], share: float, *, turn: int) -> Sample:
+    """A sample that has a key of each view, where `asked` (view → keys) has any: of few keys the hash takes none, and
+    always none. Which one depends on `turn`, so that in time each has its turn.
+    """
+    by_hash, besides = Sample(share=share), []
+    for view, keys in asked.items():
+        if keys.len() and not by_hash.of(view, keys).any():
+            places = hash_ids(pl.Series([f"{turn} {key}" for key in keys]))
+            besides.append((view, keys[int(places.argmin())]))
+    return Sample(share=share, besides=frozenset(besides))
+
+
+def once(events: pl.DataFrame, views: Iterable[FeatureView], *, sample: Sample) -> pl.DataFrame:
     """Of whole minutes of events (EVENT_SCHEMA, in any order): of those with one name the first that came, if it may
     count in a view under a key of the sample; and all retractions.
     """
     retraction = pl.col("event_type") == RETRACT
     first = counted(events.filter(~retraction), NAME_SCHEMA.to_frame())
-    kept = pl.concat([first.clear(), *(_counting(first, view, share=share) for view in views)])
+    kept = pl.concat([first.clear(), *(_counting(first, view, sample=sample) for view in views)])
     return pl.concat([kept.unique(subset=("partition", "offset")), events.filter(retraction)])
 
 
@@ -146,19 +168,33 @@ class _Sum:
 
 
 def in_doubt(view: FeatureView, events: pl.DataFrame, versions: pl.DataFrame) -> pl.DataFrame:
-    """(key, ts, partition, offset) of the events of which it is not sure by which profile they were counted, because a
-    version came when they may have been counted already: under every key that their user's versions give them.
+    """(key, ts, partition, offset) of the events of which it is not sure under which key they were counted, because a
+    version of their user's profile that makes it another one came when they may have been counted already: under each
+    of these keys.
 
     `events`: what `once` left; `versions`: VERSION_SCHEMA, every version of their users that was ever sent.
     """
+    place = ("partition", "offset")
     counting = pl.concat([frame for _, frame in signed(events)]).filter(concerns(view))
-    held = counting.join(
-        versions.rename({"ts": "since_ms", "kafka_ts": "version_written_ms"}), on="user_id", how="inner"
-    ).filter(pl.col("since_ms") <= pl.col("ts"))
-    late = held.filter(pl.col("version_written_ms") > pl.col("kafka_ts") - _PROFILE_MARGIN_MS)
-    doubtful = held.join(late, on=("partition", "offset"), how="semi")
-    keys = [doubtful.select(key_of(form).alias("key"), "ts", "partition", "offset") for form in view.keys]
-    return pl.concat(keys).filter(pl.col("key").is_not_null()).unique()
+    # What is sent again as it was says nothing new.
+    told = versions.sort("kafka_ts", maintain_order=True).unique(
+        PROFILE_SCHEMA.names(), keep="first", maintain_order=True
+    )
+    held = counting.join(told.rename({"ts": "since_ms", "kafka_ts": "version_ms"}), on="user_id").filter(
+        pl.col("since_ms") <= pl.col("ts")
+    )
+    in_time = pl.col("version_ms") <= pl.col("kafka_ts") - _PROFILE_MARGIN_MS
+    sure = held.filter(in_time).sort("since_ms", "version_ms").unique(place, keep="last", maintain_order=True)
+    newer = (
+        held.filter(~in_time)
+        .join(sure.select(*place, sure_ms="since_ms"), on=place, how="left")
+        .filter(pl.col("sure_ms").is_null() | (pl.col("since_ms") >= pl.col("sure_ms")))
+    )
+    nobody = counting.join(newer, on=place, how="semi").join(sure, on=place, how="anti")
+    possible = pl.concat([sure.join(newer, on=place, how="semi"), newer, nobody], how="diagonal")
+    keys = [possible.select(key_of(form).alias("key"), "ts", *place).unique() for form in view.keys]
+    several = [of_form.filter(pl.len().over(place) > 1) for of_form in keys]
+    return pl.concat(several).filter(pl.col("key").is_not_null()).unique()
 
 
 def behind(question: Question, events: pl.DataFrame) -> bool:
@@ -169,14 +205,14 @@ def behind(question: Question, events: pl.DataFrame) -> bool:
     return not within.join(upto, on="partition").filter(pl.col("offset") < pl.col("upto")).is_empty()
 
 
-def _counting(events: pl.DataFrame, view: FeatureView, *, share: float) -> pl.DataFrame:
+def _counting(events: pl.DataFrame, view: FeatureView, *, sample: Sample) -> pl.DataFrame:
     """The events that count in the view under a key of the sample; of a view with profiles, under any key."""
     counting = events.filter(concerns(view))
-    if view.needs_profile or share >= 1.0:
+    if view.needs_profile or sample.share >= 1.0:
         return counting
     # A key without fields is a literal of one row, and all events are under it.
     keys = [counting.select(key_of(form).cast(pl.String).fill_null("")).to_series() for form in view.keys]
-    chosen = [np.asarray(sampled(key, share)) for key in keys]
+    chosen = [np.asarray(sample.of(view.name, key)) for key in keys]
     return counting.filter(
         pl.Series(np.broadcast_to(np.logical_or.reduce(np.broadcast_arrays(*chosen)), counting.height))
     )

@@ -15,7 +15,8 @@ import polars as pl
 
 from rtrec_ray.events import ITEM, InferenceRecord
 from rtrec_ray.features.definition import Definitions
-from rtrec_ray.features.recount import Question, Recount, behind, in_doubt, sampled
+from rtrec_ray.features.keys import ViewKey
+from rtrec_ray.features.recount import Question, Recount, Sample, behind, in_doubt
 from rtrec_ray.features.request import FEATURE_VIEWS
 from rtrec_ray.features.served import FEATURES, Case, Kind, Pair, Values, last_items, pairs, question_of, served_asks
 from rtrec_ray.features.versions import Known
@@ -104,7 +105,7 @@ def cases_of(
     definitions: Definitions,
     report: Report,
     *,
-    share: float,
+    sample: Sample,
     reached: Mapping[str, Mapping[int, int]],
     most: int | None = None,
 ) -> list[Case]:
@@ -113,13 +114,16 @@ def cases_of(
     `reached`: topic → partition → the first offset that the history does not have.
     """
     asked = [served_asks(record) for record in records]
-    keys = pl.Series(list({ask.key for asks in asked for ask in asks}), dtype=pl.String)
-    chosen = set(keys.filter(sampled(keys, share)))
+    chosen = {
+        ViewKey(view=view, key=key)
+        for view, keys in keys_by_view(asked).items()
+        for key in keys.filter(sample.of(view, keys))
+    }
     cases = []
     for record, asks in zip(records, asked, strict=True):
         if report.compared == most:
             break
-        wanted = [ask for ask in asks if ask.key in chosen]
+        wanted = [ask for ask in asks if ask in chosen]
         of_views = [ask for ask in wanted if ask.view in FEATURE_VIEWS]
         found = [(ask, question_of(record, ask, definitions)) for ask in of_views]
         questions = {ask: question for ask, question in found if question is not None}
@@ -134,6 +138,15 @@ def cases_of(
             report.compared += 1
             cases.append(case)
     return cases
+
+
+def keys_by_view(asked: Iterable[Iterable[ViewKey]]) -> dict[str, pl.Series]:
+    """View → its keys (text), each once, in an order of their own."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for asks in asked:
+        for ask in asks:
+            found[ask.view].add(ask.key)
+    return {view: pl.Series(sorted(keys), dtype=pl.String) for view, keys in found.items()}
 
 
 def values_of(cases: Sequence[Case], events: pl.DataFrame, profiles: pl.DataFrame, *, tile_ms: int) -> list[Values]:

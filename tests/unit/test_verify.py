@@ -16,7 +16,7 @@ from rtrec_ray.events import ITEM_SCHEMA, PROFILE_SCHEMA, CatalogItem, Inference
 from rtrec_ray.features.counted import EVENT_SCHEMA
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.past import recompute
-from rtrec_ray.features.recount import VERSION_SCHEMA, once, sampled
+from rtrec_ray.features.recount import VERSION_SCHEMA, Sample, once, sample_of
 from rtrec_ray.features.request import (
     FEATURE_VIEWS,
     item_asks,
@@ -26,8 +26,16 @@ from rtrec_ray.features.request import (
     request_features,
     trends,
 )
-from rtrec_ray.features.served import FEATURES
-from rtrec_ray.features.verify import Report, by_late_profiles, cases_of, compare, items_behind, values_of
+from rtrec_ray.features.served import FEATURES, served_asks
+from rtrec_ray.features.verify import (
+    Report,
+    by_late_profiles,
+    cases_of,
+    compare,
+    items_behind,
+    keys_by_view,
+    values_of,
+)
 from rtrec_ray.features.versions import ITEM_VERSIONS, PROFILE_VERSIONS, Known, Versions
 
 DEFINITIONS = load_definitions(Path(__file__).parents[2] / "configs" / "features.yaml")
@@ -149,8 +157,9 @@ def verified(
 ):
     report = Report()
     views = [view for view in DEFINITIONS.views if view.name in FEATURE_VIEWS]
-    kept = once(frame(events), views, share=share)
-    cases = cases_of(records, definitions, report, share=share, reached=reached)
+    sample = sample_of(keys_by_view(map(served_asks, records)), share, turn=0)
+    kept = once(frame(events), views, sample=sample)
+    cases = cases_of(records, definitions, report, sample=sample, reached=reached)
     values = values_of(cases, kept, profiles, tile_ms=DEFINITIONS.tile_ms)
     needed = items_behind(cases, values)
     known = Known(
@@ -367,6 +376,27 @@ def test_a_profile_that_came_too_late_is_told_apart_from_a_fault():
     assert found(click["kafka_ts"] - MINUTE) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("sent_again", "late"),
+    [({}, 0), ({"age_band": "9"}, 0), ({"ts": BASE - MINUTE, "country": "IN"}, 0), ({"country": "IN"}, 1)],
+    ids=["as it was", "in what the view does not ask for", "an older one", "another one"],
+)
+def test_a_profile_sent_again_excuses_nothing_but_what_it_may_have_changed(sent_again, late):
+    click = event(2, 0, kind="click", item=0)
+    record = served(0, [click], user=0, offsets={0: 1}, as_of_ms=NOW)
+    record = wrong(record, "item_segment_clicks_10m", 999, item=0)
+    mine = PROFILES.filter(pl.col("user_id") == 2)
+    versions = pl.concat(
+        [
+            mine.with_columns(kafka_ts=pl.lit(BASE - MINUTE)),
+            mine.with_columns(kafka_ts=pl.lit(NOW + MINUTE), **{name: pl.lit(to) for name, to in sent_again.items()}),
+        ]
+    )
+    report = verified([record], [click], versions=versions.match_to_schema(VERSION_SCHEMA))
+    counts = report.outcomes["item_segment_clicks_10m"]
+    assert (counts["late_profile"], counts["mismatch"]) == (late, 1 - late)
+
+
 def test_a_profile_and_an_item_are_compared_with_the_version_that_the_reader_knew():
     moved = pl.concat([PROFILES, PROFILES.filter(pl.col("user_id") == 0).with_columns(country=pl.lit("IN"))])
     renamed = pl.concat([CATALOGUE, CATALOGUE.filter(pl.col("item_id") == 3).with_columns(item_type=pl.lit("video"))])
@@ -389,8 +419,22 @@ def test_a_profile_and_an_item_are_compared_with_the_version_that_the_reader_kne
 
 def test_the_sample_is_a_share_of_the_keys_and_always_the_same():
     keys = pl.Series([str(number) for number in range(20_000)])
-    chosen = sampled(keys, 0.05)
+    some, more, every = (Sample(share=share) for share in (0.05, 0.2, 1.0))
+    chosen = some.of("user_browse_5m", keys)
     assert 0.04 < chosen.mean() < 0.06
-    assert sampled(keys.reverse(), 0.05).reverse().to_list() == chosen.to_list()
-    assert set(keys.filter(chosen)) <= set(keys.filter(sampled(keys, 0.2)))
-    assert sampled(keys, 1.0).all()
+    assert some.of("user_browse_5m", keys.reverse()).reverse().to_list() == chosen.to_list()
+    assert set(keys.filter(chosen)) <= set(keys.filter(more.of("user_browse_5m", keys)))
+    assert every.of("user_browse_5m", keys).all()
+    asked = {"user_browse_5m": keys}
+    assert sample_of(asked, 0.05, turn=1) == some
+
+
+def test_of_few_keys_each_has_its_turn():
+    few = pl.Series(["ad", "product", "video", "article"])
+    asked = {"top_viewed_30m": few, "category_top_items_10m": pl.Series([], dtype=pl.String)}
+    assert not Sample(share=0.05).of("top_viewed_30m", few).any()
+    turns = [sample_of(asked, 0.05, turn=day) for day in range(40)]
+    chosen = [few.filter(each.of("top_viewed_30m", few)).to_list() for each in turns]
+    assert {len(keys) for keys in chosen} == {1}
+    assert {key for keys in chosen for key in keys} == set(few)
+    assert not any(each.of("category_top_items_10m", few).any() for each in turns)
