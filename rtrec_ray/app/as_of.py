@@ -10,16 +10,15 @@ from rtrec_ray.app.system import System
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.features.as_of import schema_of
 from rtrec_ray.postgres.connection import Pool
-from rtrec_ray.stores.features.as_of import AsOfReader, Progress, unknown_yet
+from rtrec_ray.stores.features.as_of import AsOfReader, Progress, reached_ms, unknown_yet
 from rtrec_ray.stores.features.past import past_of
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
-from rtrec_ray.stores.progress import read_stages
-from rtrec_ray.stores.row_files import known_format, read_rows, write_rows
+from rtrec_ray.stores.row_files import check_columns, known_format, read_rows, write_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsOfReport:
-    """What was written. `found`: rows with data; `ahead`: rows of times that the history has not reached yet."""
+    """What was written. `found`: rows with data; `ahead`: rows of times that the system has not reached yet."""
 
     view: str
     version: int
@@ -46,8 +45,9 @@ def as_of_file(system: System, name: str, source: Path, out: Path, *, progress: 
         store.refresh()
         view = store.definitions.view(name)
         rows = read_rows(source, view)
+        check_columns(out, rows)
         with pool.transaction() as cursor:
-            stage = read_stages(cursor).get("history")
+            watermark_ms = reached_ms(cursor, view)
         reader = AsOfReader(store=store, past=past)
         found = reader.read(view.id, rows, progress=progress)
     write_rows(out, found, view)
@@ -56,7 +56,7 @@ def as_of_file(system: System, name: str, source: Path, out: Path, *, progress: 
         version=view.version,
         rows=rows.height,
         found=found.height - found[view.name].null_count(),
-        ahead=unknown_yet(rows["time_ms"], watermark_ms=None if stage is None else stage.watermark_ms),
+        ahead=unknown_yet(rows["time_ms"], watermark_ms=watermark_ms),
         columns=tuple(schema_of(view)),
         out=str(out),
         seconds=round(monotonic_s() - began_s, 3),

@@ -19,6 +19,8 @@ _READ: Final[dict[str, Callable[[Path], pl.DataFrame]]] = {
     ".jsonl": pl.read_ndjson,
     ".csv": lambda path: pl.read_csv(path, infer_schema_length=None),
 }
+_NO_TEXT: Final = (pl.Binary, pl.Object, pl.Duration)
+_NO_JSON: Final = (pl.Binary, pl.Object, pl.Decimal, pl.Duration)
 
 
 def read_rows(path: Path, view: FeatureView) -> pl.DataFrame:
@@ -31,7 +33,8 @@ def read_rows(path: Path, view: FeatureView) -> pl.DataFrame:
             raise ConfigInvalid(f"{path} has no column {missing[0]}", mend="it needs key and time_ms (ms UTC)")
         if clash := sorted({*schema_of(view), "_row", "_slot", "end_ms"} & rows.schema.keys()):
             raise ConfigInvalid(f"{path} has a column {clash[0]} already", mend="rename it")
-        found = rows.with_columns(pl.col(name).cast(kind) for name, kind in ROW_SCHEMA.items())
+        whole = rows.with_columns(_whole(rows, name, path) for name in ROW_SCHEMA)
+        found = whole.with_columns(pl.col(name).cast(kind) for name, kind in ROW_SCHEMA.items())
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ConfigInvalid(
             f"{path} cannot be read: {str(error).splitlines()[0]}", mend="key is text or a number, time_ms an integer"
@@ -57,9 +60,9 @@ def write_rows(path: Path, rows: pl.DataFrame, view: FeatureView) -> None:
             with aside.open("wb") as file:
                 file.writelines(json_bytes(line) + b"\n" for line in _lines(rows, view))
         aside.replace(path)
-    except OSError as error:
+    except (OSError, TypeError, pl.exceptions.PolarsError) as error:
         aside.unlink(missing_ok=True)
-        raise ConfigInvalid(f"{path} cannot be written: {error.strerror}") from error
+        raise ConfigInvalid(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def known_format(path: Path) -> str:
@@ -67,6 +70,28 @@ def known_format(path: Path) -> str:
     if path.suffix not in _READ:
         raise ConfigInvalid(f"{path} ends with none of {', '.join(_READ)}")
     return path.suffix
+
+
+def check_columns(path: Path, rows: pl.DataFrame) -> None:
+    """Raise ConfigInvalid if such a file cannot have these columns: better before all values are computed."""
+    end = known_format(path)
+    for name, kind in rows.schema.items():
+        if (end == ".csv" and (kind.is_nested() or kind in _NO_TEXT)) or (end == ".jsonl" and kind in _NO_JSON):
+            raise ConfigInvalid(
+                f"{path} cannot have the column {name} of {kind}", mend="Parquet can: --out FILE.parquet"
+            )
+
+
+def _whole(rows: pl.DataFrame, name: str, path: Path) -> pl.Series:
+    """A column that pandas has as floats since a value of it is missing, as the integers that it holds."""
+    column = rows[name]
+    if not column.dtype.is_float():
+        return column
+    if fractions := column.filter(column.is_infinite() | (column != column.round())).head(1).to_list():
+        raise ConfigInvalid(
+            f"{path} has {name} {fractions[0]}", mend="key is text or a whole number, time_ms an integer"
+        )
+    return column.fill_nan(None).cast(pl.Int64)
 
 
 def _lines(rows: pl.DataFrame, view: FeatureView) -> list[dict[str, object]]:

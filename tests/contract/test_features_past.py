@@ -28,7 +28,7 @@ from rtrec_ray.stores.features.past import HistoryPast
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history.manifest import MemoryHistoryManifest
 from rtrec_ray.stores.history.store import HOUR_MS, History, HistoryFile
-from rtrec_ray.stores.row_files import read_rows, write_rows
+from rtrec_ray.stores.row_files import check_columns, read_rows, write_rows
 from rtrec_ray.stores.static.memory import MemoryStaticFeatures
 from rtrec_ray.stores.static.postgres import PostgresStaticFeatures
 from rtrec_ray.stores.static.run import HereCounting, Run, RunOrder
@@ -221,6 +221,60 @@ def test_files_of_every_format_come_back_with_the_values(
         read = back["user_browse_5m.last_items"].to_list()
         assert (read if suffix == ".parquet" else [each and orjson.loads(each) for each in read]) == lists
     assert any(value is not None for value in values)
+
+
+def test_keys_that_are_floats_as_some_are_missing_are_the_integers_that_they_hold(tmp_path: Path) -> None:
+    view, source = DEFINITIONS.views[0], tmp_path / "rows.parquet"
+    pl.DataFrame({"key": [7.0, None, float("nan")], "time_ms": [1.0, 2.0, None]}).write_parquet(source)
+    rows = read_rows(source, view)
+    assert rows.rows() == [("7", 1), (None, 2), (None, None)]
+    assert dict(rows.schema) == {"key": pl.String, "time_ms": pl.Int64}
+    for key, time_ms, said in (
+        (1.5, 1.0, "has key 1.5"),
+        (1.0, 1.5, "has time_ms 1.5"),
+        (float("inf"), 1.0, "key inf"),
+    ):
+        pl.DataFrame({"key": [key], "time_ms": [time_ms]}).write_parquet(source)
+        with pytest.raises(ConfigInvalid, match=said):
+            read_rows(source, view)
+
+
+CANNOT = {
+    *(("csv", kind) for kind in (pl.List, pl.Struct, pl.Binary, pl.Duration)),
+    *(("jsonl", kind) for kind in (pl.Binary, pl.Decimal, pl.Duration)),
+}
+
+
+@pytest.mark.parametrize("end", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        pl.Series([[1]]),
+        pl.Series([{"a": 1}]),
+        pl.Series([b"x"]),
+        pl.Series([1], dtype=pl.Decimal(10, 2)),
+        pl.Series([1], dtype=pl.Duration("ms")),
+        pl.Series([1], dtype=pl.Datetime("ms")),
+        pl.Series([1], dtype=pl.Date),
+        pl.Series(["a"], dtype=pl.Categorical),
+        pl.Series([None], dtype=pl.Null),
+    ],
+    ids=lambda column: str(column.dtype),
+)
+def test_what_a_file_cannot_have_is_said_before_it_is_written_and_the_rest_can(tmp_path: Path, end, column) -> None:
+    view, out = DEFINITIONS.views[0], tmp_path / f"out.{end}"
+    values = {name: pl.Series([None], dtype=kind) for name, kind in schema_of(view).items()}
+    rows = pl.DataFrame({"key": ["1"], "time_ms": [1], "mine": column, **values})
+    if (end, column.dtype.base_type()) in CANNOT:
+        with pytest.raises(ConfigInvalid, match="cannot have the column mine"):
+            check_columns(out, rows)
+        with pytest.raises(ConfigInvalid, match="cannot be written"):
+            write_rows(out, rows, view)
+        assert list(tmp_path.iterdir()) == [], "nothing is left of it"
+    else:
+        check_columns(out, rows.select("key", "time_ms", "mine"))
+        write_rows(out, rows, view)
+        assert out.exists()
 
 
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:

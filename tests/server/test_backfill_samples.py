@@ -358,3 +358,19 @@ def test_only_requests_of_the_stretch_are_filled(pool: Pool, reader: AsOfReader)
     done = job.fill("user_browse_1m@1", from_ms=times[3], to_ms=times[5])
     assert (done.view, done.requests, done.ahead) == ("user_browse_1m@1", 2, 0)
     assert [row[1] for row in rows(pool, ROWS)] == ["r003", "r004"]
+
+
+def test_segments_are_not_computed_while_profiles_wait_to_be_read(reader, pool) -> None:
+    def come_to(task: str, offset: int) -> None:
+        with pool.transaction() as cursor:
+            at = Committed(next_offset={"profile": offset}, watermark_ms=requests()[-9]["ts"])
+            write_committed(cursor, task=task, partition=0, at=at, lag=0, counts={})
+
+    job = SamplesBackfill(reader, pool=pool)
+    come_to("history", 5)
+    come_to("features", 4)
+    with pytest.raises(BackfillImpossible, match="not all is there yet"):
+        job.fill("segment_page_top_ads", from_ms=None, to_ms=None)
+    assert job.fill("user_browse_5m", from_ms=None, to_ms=None).requests == REQUESTS - 9
+    come_to("features", 5)
+    assert job.fill("segment_page_top_ads", from_ms=None, to_ms=None).requests == REQUESTS - 9

@@ -9,13 +9,15 @@ from typing import Final, Protocol
 
 import polars as pl
 
-from rtrec_ray.events import PROFILE_SCHEMA
+from rtrec_ray.events import PROFILE, PROFILE_SCHEMA
 from rtrec_ray.eventtime.tile import tile_start
 from rtrec_ray.features.as_of import as_of, fields_of, schema_of
 from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.seen import MINUTE_MS
+from rtrec_ray.postgres.connection import Cursor
 from rtrec_ray.stores.features.past import HistoryPast
 from rtrec_ray.stores.history.store import HOUR_MS, HistoryFile
+from rtrec_ray.stores.progress import read_positions, read_stages
 
 Progress = Callable[[int, int], None]
 
@@ -119,7 +121,21 @@ def _rows_by_hour(files: Iterable[HistoryFile]) -> Counter[int]:
     return rows
 
 
+def reached_ms(cursor: Cursor, view: FeatureView) -> int | None:
+    """Up to where all is there that the view's values are out of, ms of event time; None: nothing is for certain.
+
+    Events are in the history. Profiles are versions that the stage of the features has read: while it has not all of
+    those that the history has, nobody knows since when they hold.
+    """
+    stage = read_stages(cursor).get("history")
+    if view.needs_profile:
+        written, read = (read_positions(cursor, task=task, topic=PROFILE) for task in ("history", "features"))
+        if any(read.get(partition, 0) < offset for partition, offset in written.items()):
+            return None
+    return None if stage is None else stage.watermark_ms
+
+
 def unknown_yet(times_ms: Sequence[int] | pl.Series, *, watermark_ms: int | None) -> int:
-    """How many of these times lie ahead of what the history has for certain."""
+    """How many of these times lie ahead of what is there for certain (`reached_ms`)."""
     column = pl.Series(times_ms, dtype=pl.Int64)
     return len(column) if watermark_ms is None else int((column > watermark_ms).sum())

@@ -20,9 +20,8 @@ from rtrec_ray.features.definition import FeatureView
 from rtrec_ray.features.past_requests import RequestFeatures, request_features_of
 from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.postgres.statements import load
-from rtrec_ray.stores.features.as_of import AsOfReader, Progress
+from rtrec_ray.stores.features.as_of import AsOfReader, Progress, reached_ms
 from rtrec_ray.stores.history.store import BEGINNING_MS, FOREVER_MS
-from rtrec_ray.stores.progress import read_stages
 
 PORTION: Final = 10_000
 """Requests that are computed and committed together."""
@@ -33,7 +32,7 @@ _decode_features = msgspec.json.Decoder(dict[str, Any]).decode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplesBackfillSummary:
-    """What a run did. `requests` got the view's features now, `already` had them; `ahead` are of times that the history
+    """What a run did. `requests` got the view's features now, `already` had them; `ahead` are of times that the system
     has not reached yet.
     """
 
@@ -63,7 +62,7 @@ class SamplesBackfill:
         view = self._reader.store.definitions.view(name)
         source = request_features_of(view)
         asked = (BEGINNING_MS if from_ms is None else from_ms, FOREVER_MS if to_ms is None else to_ms)
-        reached_ms = self._reached_ms()
+        reached_ms = self._reached_ms(view)
         wanted = {"from_ms": asked[0], "to_ms": min(asked[1], reached_ms)}
         which = {**wanted, "view": view.name, "version": view.version}
         days = self._rows("list_days", which)
@@ -107,15 +106,16 @@ class SamplesBackfill:
             )
         return len(records)
 
-    def _reached_ms(self) -> int:
-        """Up to where the history has the events, ms of event time."""
+    def _reached_ms(self, view: FeatureView) -> int:
+        """Up to where the events are there, ms of event time."""
         with self._pool.transaction() as cursor:
-            stage = read_stages(cursor).get("history")
-        if stage is None or stage.watermark_ms is None:
+            watermark_ms = reached_ms(cursor, view)
+        if watermark_ms is None:
             raise BackfillImpossible(
-                "the history has nothing yet", mend="`rtrec status` shows whether the stage history is up"
+                "not all is there yet that the values are out of: events in the history, profiles in the feature store",
+                mend="`rtrec status` shows how far the stages history and features are; try again then",
             )
-        return stage.watermark_ms
+        return watermark_ms
 
     def _rows(self, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         with self._pool.transaction() as cursor:
