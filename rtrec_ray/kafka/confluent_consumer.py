@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
@@ -74,6 +75,16 @@ class ConfluentConsumer:
         self._client.resume([rdkafka.TopicPartition(*self._place(part)) for part in partitions])
 
     def close(self) -> None:
+        """Give both clients back. librdkafka sometimes does not return from that (confluent-kafka-python, issue 1667),
+        and a stage whose session ended would never begin the next one: such a client is left to itself.
+        """
+        closing = threading.Thread(target=self._close, name="consumer-close", daemon=True)
+        closing.start()
+        closing.join(self._options.timeout_s)
+        if closing.is_alive():
+            log.warning("consumer_not_closed", extra={"waited_s": self._options.timeout_s})
+
+    def _close(self) -> None:
         self._client.close()
         self._asking.close()
 

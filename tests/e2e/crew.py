@@ -60,7 +60,10 @@ class Worker:
         """End it in order."""
         self.process.terminate()
         self.process.join(timeout=120)
-        assert self.process.exitcode == 0
+        if self.process.exitcode is None:
+            self.signal(signal.SIGUSR1)  # it says where its threads are
+            self.process.join(timeout=1)
+        assert self.process.exitcode == 0, self.log.read_text()[-20_000:]
 
 
 class Crew:

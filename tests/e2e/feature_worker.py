@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ def work(system: System, share: Share, log: Path) -> None:
     """Run. What it logs, a JSON object a line, goes to the file."""
     with log.open("wb") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
+    faulthandler.register(signal.SIGUSR1)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     actor = StageActor(partial(make_work, system, share))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -14,6 +15,7 @@ from rtrec_ray.embedded.kafka import KafkaServer
 from rtrec_ray.errors import KafkaUnavailable
 from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.kafka.base import Consumer, KafkaOptions, Producer, TopicPartition, TopicSpec
+from rtrec_ray.kafka.confluent_consumer import ConfluentConsumer
 from rtrec_ray.kafka.connect import connect_admin, connect_consumer, connect_producer
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -91,3 +93,19 @@ def test_clients_outlive_a_broker_that_is_away(kafka_server: KafkaServer, librar
 
 def after(clients: Clients) -> bool:
     return not clients.says_away() and b"after" in clients.seen
+
+
+def test_a_client_that_cannot_be_closed_holds_nobody_up(caplog: pytest.LogCaptureFixture) -> None:
+    class Hanging:
+        """As librdkafka's is now and then."""
+
+        def close(self) -> None:
+            released.wait()
+
+    released = threading.Event()
+    consumer = ConfluentConsumer(KafkaOptions(bootstrap="127.0.0.1:1", timeout_s=0.2))
+    own, consumer._client = consumer._client, Hanging()
+    consumer.close()
+    assert [record.message for record in caplog.records if "closed" in record.message] == ["consumer_not_closed"]
+    released.set()
+    own.close()
