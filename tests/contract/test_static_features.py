@@ -412,6 +412,26 @@ class _unpublished:  # noqa: N801 - a context manager
         return self._inner.__exit__(*error)
 
 
+def test_what_is_taken_back_in_a_day_is_noted_until_the_day_ends(place: Place) -> None:
+    old = event("old", "view", at_ms=0)
+    place.come([old, event("new", "view", at_ms=4 * DAY_MS)])
+    place.run(complete=4, keep=5)
+    place.come([retraction(old, after_ms=4 * DAY_MS)])
+    mortal = Run(
+        history=place.history,
+        store=DyingStore(place.store),  # type: ignore[arg-type]
+        counting=HereCounting(place.history, place.store),
+        keep_days=3,
+    )
+    with pytest.raises(RuntimeError, match="killed"):
+        mortal.correct(RunOrder(owner="mortal", complete=day(4)))
+    minute = first_minute(day(0))
+    assert place.store.taken_back(from_minute=minute, to_minute=minute + 1)["event_id"].to_list() == [old["event_id"]]
+    place.run(complete=4, keep=3)
+    with pytest.raises(BeyondRetention):
+        place.store.taken_back(from_minute=minute, to_minute=minute + 1)
+
+
 def test_whatever_a_killed_run_left_the_next_one_finishes(place: Place) -> None:
     place.come(random_events(900, days=9))
     with pytest.raises(RuntimeError, match="killed"):

@@ -160,7 +160,8 @@ class Run:
 
     def _note(self, correction: Correction, order: RunOrder, kept_from: dt.date | None) -> tuple[dt.date, ...]:
         """Find the days for which something came since the last run; answers those that are not kept any more."""
-        known = {} if order.everything else correction.state().offsets
+        state = correction.state()
+        known = {} if order.everything else state.offsets
         came = behind(self.history.files(BEHAVIOR), known)
         frames = [
             NOTED_SCHEMA.to_frame(),
@@ -172,8 +173,9 @@ class Run:
         days |= {*order.days, *(correction.days() if order.everything else ())}
         gone = {day for day in days if kept_from is not None and day < kept_from}
         names = noted.select(NAME_SCHEMA.names()).unique()
-        if kept_from is not None:
-            names = names.filter(pl.col("minute") >= first_minute(kept_from))
+        # Days end when values are published; until then reads of the past go by what is noted of them.
+        if state.kept_from is not None:
+            names = names.filter(pl.col("minute") >= first_minute(state.kept_from))
         correction.note(taken_back=names, days=sorted(days - gone), offsets={**known, **ends(came)})
         return tuple(sorted(gone))
 
