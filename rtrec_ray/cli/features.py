@@ -126,7 +126,7 @@ def get(where: Where, view: str, keys: tuple[str, ...], as_of_ms: int | None) ->
 
 
 @features.command()
-@click.option("--sample", default=0.05, show_default=True, help="Share of the keys: users, categories, segments, ...")
+@click.option("--sample", default=0.05, show_default=True, help="Share of each view's keys (users, ...), one at least.")
 @click.option("--from", "from_ms", type=Moment(), help="Time of requests, ms UTC; without it, from the first.")
 @click.option("--to", "to_ms", type=Moment(), help="Time of requests, ms UTC; without it, to the last.")
 @click.option("--last", "last_ms", type=Duration(), help="In place of --from: so long before now, as 2h or 1d.")
