@@ -116,13 +116,13 @@ WHERE partition = %(partition)s OR minute_ms <= (SELECT moved_to_ms FROM feature
 -- name: load_seen
 SELECT hashes FROM features.seen WHERE minute_ms = %(minute_ms)s AND partition = ANY (%(partitions)s);
 
--- name: load_profiles (those that an event may have, which is no older than asked_from_ms; in the order of the index)
+-- name: load_profiles (those that an event may have, which is no older than asked_from_ms; null: however old. In the order of the index)
 SELECT user_id, ts_ms, country, gender, city, age_band
 FROM (
     SELECT *, lead(ts_ms) OVER (PARTITION BY partition, user_id ORDER BY ts_ms) AS next_ms FROM features.profiles
     WHERE partition BETWEEN %(first)s AND %(last)s
 ) p
-WHERE next_ms IS NULL OR next_ms > %(asked_from_ms)s;
+WHERE (next_ms > %(asked_from_ms)s::bigint) IS NOT FALSE;
 
 -- name: ensure_tiles
 SELECT features.ensure_tiles(%(hours)s);

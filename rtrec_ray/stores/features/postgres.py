@@ -49,7 +49,6 @@ from rtrec_ray.stores.features.values import Found, KeptLists, ViewAsks, offsets
 
 _NO_PROFILES: Final = PROFILE_SCHEMA.to_frame()
 _PROFILES_AT_ONCE: Final = 20_000
-_LONG_AGO_MS: Final = -(1 << 62)
 _LAST_PARTITION: Final = (1 << 31) - 1
 _ONE_MOMENT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _SEEN: Final[Mapping[str, Kind]] = {"partition": "int4", "minute_ms": "int8", "hashes": "bytea"}
@@ -105,8 +104,7 @@ class PostgresFeatureStore:
         watermark_ms, seen_from_ms, moving = cursor.fetchone() or (None, None, False)
         # What waited when partitions were added is of users whose profiles are where their events come now.
         first, last = (0, _LAST_PARTITION) if moving else (partition, partition)
-        asked_from_ms = _LONG_AGO_MS if seen_from_ms is None else seen_from_ms
-        asked = {"first": first, "last": last, "asked_from_ms": asked_from_ms}
+        asked = {"first": first, "last": last, "asked_from_ms": seen_from_ms}
         rows = streamed(cursor, self._sql["load_profiles"], asked, rows_at_once=_PROFILES_AT_ONCE)
         frames = [pl.DataFrame(some, schema=PROFILE_SCHEMA, orient="row") for some in rows]
         return TaskState(
