@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import polars as pl
@@ -49,6 +49,13 @@ class Place:
         with self.transaction() as cursor:
             store.begin(cursor, partition=partition, next_offset=0, complete_from_ms=None)
             store.append(cursor, TaskOutput(**{"partition": partition, "watermark_ms": None, **parts}))
+
+
+@pytest.fixture
+def pool(dsn: str) -> Iterator[Pool]:
+    """Connections to the test's own database."""
+    with closing(Pool(PostgresOptions(dsn=dsn), size=3)) as found:
+        yield found
 
 
 @pytest.fixture(params=["memory", pytest.param("postgres", marks=pytest.mark.server)])

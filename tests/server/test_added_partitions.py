@@ -20,11 +20,14 @@ from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.kafka.base import TopicPartition, record_batch
 from rtrec_ray.kafka.memory import MemoryBroker
 from rtrec_ray.postgres import lease
-from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transaction
+from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.stores.features import live
 from rtrec_ray.stores.features.live import move_users, read_unread, unread
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from rtrec_ray.stores.progress import read_positions, read_stages
+from tests.feature_place import pool
+
+__all__ = ["pool"]
 
 pytestmark = pytest.mark.server
 
@@ -33,13 +36,6 @@ BASE = 1_767_225_600_000
 SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000
 # User → partition, of two and of four. (Of six in place of four, some come from another one that was there before.)
 OF_TWO, OF_FOUR = {5: 1, 7: 0, 9: 1}, {5: 0, 7: 2, 9: 3}
-
-
-@pytest.fixture
-def pool(dsn):
-    found = Pool(PostgresOptions(dsn=dsn), size=3)
-    yield found
-    found.close()
 
 
 @pytest.fixture

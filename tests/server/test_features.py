@@ -30,7 +30,7 @@ from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.profiles import ProfileVersions
 from rtrec_ray.kafka.memory import MemoryBroker
-from rtrec_ray.postgres.connection import Pool, PostgresOptions, connect, transaction
+from rtrec_ray.postgres.connection import PostgresOptions, connect, transaction
 from rtrec_ray.samples.file import load_definition as load_samples
 from rtrec_ray.stores.features.followed import Known
 from rtrec_ray.stores.features.lists import TopLists
@@ -39,6 +39,9 @@ from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from rtrec_ray.stores.features.store import TaskOutput
 from rtrec_ray.stores.progress import Committed, write_committed
 from serving.stages import read_pipeline
+from tests.feature_place import pool
+
+__all__ = ["pool"]
 
 pytestmark = pytest.mark.server
 
@@ -55,13 +58,6 @@ KEYS = [
     ViewKey(view="top_viewed_30m", key="ad"),
     ViewKey(view="segment_page_top_ads", key="CN|f|1"),
 ]
-
-
-@pytest.fixture
-def pool(dsn):
-    found = Pool(PostgresOptions(dsn=dsn), size=3)
-    yield found
-    found.close()
 
 
 @pytest.fixture
