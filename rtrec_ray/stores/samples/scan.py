@@ -2,7 +2,7 @@
 
 A coordinator opens a scan and keeps it open until the last part is read; readers, in whatever process, read the parts.
 All of them see the table as it was when the scan was opened (or as of an earlier number or time), although commits go
-on; a part that is read again gives the same rows.
+on; a part that is read again gives the same rows in the same order.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class SampleScan(Protocol):
         ...
 
     def read(self, plan: ScanPlan, part: ScanPart, /) -> pl.DataFrame:
-        """The rows of a part, in no particular order: columns of `ask.columns` as in `SAMPLE_SCHEMA`. May be empty.
+        """The rows of a part in the order of `commit_seq`: columns of `ask.columns` as in `SAMPLE_SCHEMA`; may be none.
 
         Raises SnapshotEnded when the scan is no longer open, StoreUnavailable.
         """

@@ -60,8 +60,8 @@ class PostgresSampleScan:
         wanted = [name for name in plan.ask.columns if name in _REQUESTS]
         own = ["model_version"]
         columns = [name for name in plan.ask.columns if name not in own]
-        if wanted and "request_id" not in columns:
-            columns.append("request_id")
+        needed = ["commit_seq", *["request_id"] * bool(wanted)]
+        columns += [name for name in needed if name not in columns]
         with self._session("rtrec-scan-part") as cursor:
             try:
                 cursor.execute(_sql("import"), {"snapshot": plan.snapshot})
@@ -73,7 +73,8 @@ class PostgresSampleScan:
                 rows = _joined(rows, asked, wanted)
         if rows.is_empty():
             return pl.DataFrame(schema=select_schema(plan.ask.columns))
-        return rows.select(plan.ask.columns)
+        # The server's order is that of its plan, which may be another one at the next reading.
+        return rows.sort("commit_seq").select(plan.ask.columns)
 
     def _parts(self, cursor: Cursor, ask: ScanAsk) -> list[ScanPart]:
         first, last = ask.days
