@@ -13,7 +13,7 @@ from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import KafkaUnavailable
 from rtrec_ray.kafka.base import MAX_DEAD_LETTER_BYTES, KafkaOptions, TopicSpec, check_size
 from rtrec_ray.kafka.librdkafka import ERROR, MEND, common_settings, make_client, raise_refused, raise_unavailable
-from rtrec_ray.kafka.stamps import STAMPS, check_stamps
+from rtrec_ray.kafka.stamps import STAMPS, ensure
 
 # What a cluster answers that lets topics be used, and not be looked into.
 _NOT_TOLD: Final = (
@@ -134,13 +134,13 @@ class ConfluentAdmin:
         self._client: Any = make_client(AdminClient, {**common_settings(options), **options.client})
 
     def ensure_topics(self, specs: Sequence[TopicSpec]) -> list[str]:
-        missing = [spec for spec in specs if self.partitions(spec.topic) is None]
-        there = [spec for spec in specs if spec not in missing and STAMPS in spec.settings]
-        check_stamps(there, {spec.topic: self._stamps(spec.topic) for spec in there}, options=self._options)
-        if not missing:
-            return []
-        futures = self._client.create_topics([self._new(spec) for spec in missing], operation_timeout=30.0)
-        return [spec.topic for spec in missing if self._made(futures[self._options.physical(spec.topic)])]
+        return ensure(
+            specs,
+            is_there=lambda topic: self.partitions(topic) is not None,
+            make=self._make,
+            stamps=self._stamps,
+            options=self._options,
+        )
 
     def partitions(self, topic: str) -> int | None:
         name = self._options.physical(topic)
@@ -159,6 +159,10 @@ class ConfluentAdmin:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+    def _make(self, specs: Sequence[TopicSpec]) -> list[str]:
+        futures = self._client.create_topics([self._new(spec) for spec in specs], operation_timeout=30.0)
+        return [spec.topic for spec in specs if self._made(futures[self._options.physical(spec.topic)])]
 
     def _new(self, spec: TopicSpec) -> Any:
         return NewTopic(

@@ -21,7 +21,7 @@ from rtrec_ray.kafka.base import (
     check_size,
 )
 from rtrec_ray.kafka.partitioner import partition_of
-from rtrec_ray.kafka.stamps import STAMPS, check_stamps
+from rtrec_ray.kafka.stamps import STAMPS, ensure
 
 
 class _Record(NamedTuple):
@@ -136,15 +136,20 @@ class MemoryBroker:
         """Make the missing topics; answers their names. Raises ConfigInvalid, see Admin."""
         with self._changed:
             self.require_up()
-            missing = [spec for spec in specs if spec.topic not in self._log]
-            there = [spec for spec in specs if spec not in missing and STAMPS in spec.settings]
-            # A topic that the first write made is stamped here.
-            stamps = {spec.topic: self._stamps.get(spec.topic, "LogAppendTime") for spec in there}
-            check_stamps(there, stamps, options=KafkaOptions())
-            for spec in missing:
-                self._topic(spec.topic, partitions=spec.partitions)
-                self._stamps[spec.topic] = spec.settings.get(STAMPS, "LogAppendTime")
-            return [spec.topic for spec in missing]
+            return ensure(
+                specs,
+                is_there=self._log.__contains__,
+                make=self._make,
+                # A topic that the first write made is stamped here.
+                stamps=lambda topic: self._stamps.get(topic, "LogAppendTime"),
+                options=KafkaOptions(),
+            )
+
+    def _make(self, specs: Sequence[TopicSpec]) -> list[str]:
+        for spec in specs:
+            self._topic(spec.topic, partitions=spec.partitions)
+            self._stamps[spec.topic] = spec.settings.get(STAMPS, "LogAppendTime")
+        return [spec.topic for spec in specs]
 
     def count(self, topic: str) -> int | None:
         """The topic's number of partitions; None if there is no such topic."""

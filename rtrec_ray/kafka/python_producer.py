@@ -14,7 +14,7 @@ from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import KafkaUnavailable
 from rtrec_ray.kafka.base import MAX_DEAD_LETTER_BYTES, KafkaOptions, TopicSpec, check_size
 from rtrec_ray.kafka.python_client import MEND, common_settings, in_our_words, quiet, translated, translating
-from rtrec_ray.kafka.stamps import STAMPS, check_stamps
+from rtrec_ray.kafka.stamps import STAMPS, ensure
 
 _QUEUE: Final = 50_000
 _UNKNOWN_TOPIC: Final = 3
@@ -114,10 +114,13 @@ class PythonAdmin:
         self._made: Any = None
 
     def ensure_topics(self, specs: Sequence[TopicSpec]) -> list[str]:
-        missing = [spec for spec in specs if self.partitions(spec.topic) is None]
-        there = [spec for spec in specs if spec not in missing and STAMPS in spec.settings]
-        check_stamps(there, {spec.topic: self._stamps(spec.topic) for spec in there}, options=self._options)
-        return [spec.topic for spec in missing if self._make(spec)]
+        return ensure(
+            specs,
+            is_there=lambda topic: self.partitions(topic) is not None,
+            make=lambda missing: [spec.topic for spec in missing if self._make(spec)],
+            stamps=self._stamps,
+            options=self._options,
+        )
 
     def partitions(self, topic: str) -> int | None:
         with translating("asking for the topics failed"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from rtrec_ray.errors import ConfigInvalid
@@ -12,6 +12,31 @@ from rtrec_ray.kafka.base import KafkaOptions, TopicSpec
 log = logging.getLogger(__name__)
 
 STAMPS: Final = "message.timestamp.type"
+
+
+def ensure(
+    specs: Sequence[TopicSpec],
+    *,
+    is_there: Callable[[str], bool],
+    make: Callable[[Sequence[TopicSpec]], list[str]],
+    stamps: Callable[[str], str | None],
+    options: KafkaOptions,
+) -> list[str]:
+    """Make the topics that are not there, and check how records of the others are stamped; answers which were made.
+
+    `make` answers those that it made: what somebody else makes meanwhile, or a broker's list does not show yet, is
+    there too. `stamps`: a topic's `message.timestamp.type`, see `check_stamps`. Raises ConfigInvalid.
+    """
+
+    def check(there: Sequence[TopicSpec]) -> None:
+        asked = [spec for spec in there if STAMPS in spec.settings]
+        check_stamps(asked, {spec.topic: stamps(spec.topic) for spec in asked}, options=options)
+
+    missing = [spec for spec in specs if not is_there(spec.topic)]
+    check([spec for spec in specs if spec not in missing])
+    made = make(missing) if missing else []
+    check([spec for spec in missing if spec.topic not in made])
+    return made
 
 
 def check_stamps(specs: Sequence[TopicSpec], found: Mapping[str, str | None], *, options: KafkaOptions) -> None:

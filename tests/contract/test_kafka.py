@@ -252,6 +252,15 @@ def test_an_existing_topic_that_its_producers_stamp_is_refused_with_the_line_tha
     assert entity.endswith(" --add-config message.timestamp.type=LogAppendTime")
 
 
+def test_a_topic_that_the_list_does_not_show_yet_is_looked_at_all_the_same(log, monkeypatch) -> None:
+    spec = next(spec for spec in topic_specs(partitions=PARTITIONS) if spec.topic == PROFILE)
+    with log.admin() as admin:
+        admin.ensure_topics([TopicSpec(topic=PROFILE, partitions=PARTITIONS, settings={STAMPS: "CreateTime"})])
+        monkeypatch.setattr(type(admin), "partitions", lambda self, topic: None)
+        with pytest.raises(ConfigInvalid, match="it is CreateTime for profile"):
+            admin.ensure_topics([spec])
+
+
 def test_a_cluster_that_does_not_tell_its_settings_is_warned_of_and_used(caplog) -> None:
     spec = next(iter(topic_specs(partitions=PARTITIONS)))
     check_stamps([spec], {spec.topic: None}, options=KafkaOptions())

@@ -75,7 +75,10 @@ def replica():
     servers.models["1"] = LinearScorer(version="1", weights={"user_5m_view": 0.1, "item_recently_viewed": 1.0})
     servers.champion = "1"
     replica = Replica(
-        servers.backends(), options=ServingOptions(exploration=0.5), clock=ManualClock(now_ms=1_700_000_000_000)
+        servers.backends(),
+        # Nothing here is away: whatever takes long, takes long because the machine is busy.
+        options=ServingOptions(exploration=0.5, store_deadline_s=60.0, model_deadline_s=60.0, read_deadline_s=60.0),
+        clock=ManualClock(now_ms=1_700_000_000_000),
     )
     replica.lists.refresh(catalogue_s=600.0)
     replica.reloading.step()
