@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from rtrec_ray.app.system import System
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.features.as_of import schema_of
-from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.stores.features.as_of import AsOfReader, Progress, reached_ms, unknown_yet
-from rtrec_ray.stores.features.past import past_of
-from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.open import open_features
 from rtrec_ray.stores.row_files import check_columns, known_format, read_rows, write_rows
 
 
@@ -37,19 +34,13 @@ def as_of_file(system: System, name: str, source: Path, out: Path, *, progress: 
     """
     began_s = monotonic_s()
     known_format(out)
-    with (
-        closing(Pool(system.postgres, size=1)) as pool,
-        closing(past_of(system.history_uri, system.postgres)) as past,
-    ):
-        store = PostgresFeatureStore(system.features, pool=pool)
-        store.refresh()
-        view = store.definitions.view(name)
+    with open_features(system.features, postgres=system.postgres, history_uri=system.history_uri) as opened:
+        view = opened.store.definitions.view(name)
         rows = read_rows(source, view)
         check_columns(out, rows)
-        with pool.transaction() as cursor:
+        with opened.pool.transaction() as cursor:
             watermark_ms = reached_ms(cursor, view)
-        reader = AsOfReader(store=store, past=past)
-        found = reader.read(view.id, rows, progress=progress)
+        found = AsOfReader(store=opened.store, past=opened.past).read(view.id, rows, progress=progress)
     write_rows(out, found, view)
     return AsOfReport(
         view=view.name,

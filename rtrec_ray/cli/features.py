@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any, Final
@@ -23,13 +23,13 @@ from rtrec_ray.cli.progress import progress_bar
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.definition_file import duration_text
 from rtrec_ray.errors import DefinitionInvalid, FeaturesDiffer, VerifyImpossible
-from rtrec_ray.features.definition import NOT_BEGUN_MS
+from rtrec_ray.features.definition import NOT_BEGUN_MS, Definitions
 from rtrec_ray.features.file import load_definitions
 from rtrec_ray.features.json_text import json_bytes
 from rtrec_ray.features.verify import Report
 from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.stores.features.live import evolved, read_live
-from rtrec_ray.stores.features.past import past_of
+from rtrec_ray.stores.features.open import open_features
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from rtrec_ray.stores.features.sizes import ViewSize
 from rtrec_ray.stores.features.views import list_views, read_view
@@ -71,31 +71,29 @@ def list_features(where: Where) -> None:
 def apply(where: Where, file: Path, *, dry_run: bool) -> None:
     """Let the views in FILE be live too, from the next event on. What is live stays until it is dropped.
 
+    The horizon and the retention of FILE hold for all views; a FILE without some live version can only lengthen them.
     A view of a higher version is read instead of the older one as soon as a whole window of it is there. The workflow
     `features` fills new views from the history.
     """
-    system = open_system(where.config, where.data_dir)
     new = load_definitions(file)
-    with closing(Pool(system.postgres, size=1)) as pool:
-        store = PostgresFeatureStore(new, pool=pool)
-        with pool.transaction() as cursor:
-            live = read_live(cursor)
-            try:
-                raise_unfit(new)
-                both = evolved(cursor, new)
-            except DefinitionInvalid as error:
-                raise DefinitionInvalid(f"{file}: {error.message}", mend=error.mend) from error
-        known = () if live is None else live.view_ids
-        added = [view.id for view in both.views if view.id not in known]
-        begun = None
-        if not dry_run:
-            with pool.transaction() as cursor:
-                added = list(apply_views(system, new, pool=pool, cursor=cursor, clock=system.clock))
-            begun = _wait_for_begin(store, added) if _pipeline_runs(pool) else None
-            store.refresh()
-        views = list_views(both if dry_run else store.definitions)
-    answer = {"added": added, "begun": begun, "dry_run": dry_run, "views": views}
-    where.answer(answer, lambda: _print_applied(added, begun=begun, dry_run=dry_run))
+    try:
+        done = _apply(open_system(where.config, where.data_dir), new, dry_run=dry_run)
+    except DefinitionInvalid as error:
+        raise DefinitionInvalid(f"{file}: {error.message}", mend=error.mend) from error
+    answer = {
+        "added": done.added,
+        "begun": done.begun,
+        "dry_run": dry_run,
+        "horizon_ms": done.held.horizon_ms,
+        "retention_ms": done.held.retention_ms,
+        "views": list_views(done.held),
+    }
+
+    def show() -> None:
+        _print_applied(done.added, begun=done.begun, dry_run=dry_run)
+        _print_times(done.held, file=new, before=done.before)
+
+    where.answer(answer, show)
 
 
 @features.command()
@@ -131,7 +129,11 @@ def get(where: Where, view: str, keys: tuple[str, ...], as_of_ms: int | None) ->
 @click.option("--to", "to_ms", type=Moment(), help="Time of requests, ms UTC; without it, to the last.")
 @click.option("--last", "last_ms", type=Duration(), help="In place of --from: so long before now, as 2h or 1d.")
 @click.option("--limit", type=click.IntRange(min=1), help="Compare at most so many requests.")
-@click.option("--allow-none", is_flag=True, help="No request of that time is no error.")
+@click.option(
+    "--allow-none",
+    is_flag=True,
+    help="Nothing to compare is no error: no request of that time, or none whose events the history has yet.",
+)
 @command
 def verify(where: Where, sample: float, *, last_ms: int | None, allow_none: bool, **chosen: int | None) -> None:
     """Compute again what requests were served, from the history's events, and compare. Ends with 1 if that differs."""
@@ -200,6 +202,33 @@ def _print_views(views: list[dict[str, Any]]) -> None:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Applied:
+    """`before`, `held`: what was live and what is. `begun`: whether all partitions have begun; None: nobody runs."""
+
+    before: Definitions | None
+    held: Definitions
+    added: list[str]
+    begun: bool | None = None
+
+
+def _apply(system: System, new: Definitions, *, dry_run: bool) -> _Applied:
+    with closing(Pool(system.postgres, size=1)) as pool:
+        store = PostgresFeatureStore(new, pool=pool)
+        with pool.transaction() as cursor:
+            live = read_live(cursor)
+            before = None if live is None else live.definitions
+            if dry_run:
+                raise_unfit(new)
+                held = evolved(cursor, new)
+                known = () if before is None else [view.id for view in before.views]
+                return _Applied(before=before, held=held, added=[v.id for v in held.views if v.id not in known])
+            added = list(apply_views(system, new, pool=pool, cursor=cursor, clock=system.clock))
+        begun = _wait_for_begin(store, added) if _pipeline_runs(pool) else None
+        store.refresh()
+        return _Applied(before=before, held=store.definitions, added=added, begun=begun)
+
+
 def _print_applied(added: list[str], *, begun: bool | None, dry_run: bool) -> None:
     if not added:
         click.echo("every view in the file is live already")
@@ -216,16 +245,22 @@ def _print_applied(added: list[str], *, begun: bool | None, dry_run: bool) -> No
         )
 
 
+def _print_times(held: Definitions, *, file: Definitions, before: Definitions | None) -> None:
+    def of(found: Definitions) -> tuple[int, int]:
+        return found.horizon_ms, found.retention_ms
+
+    horizon, retention = map(duration_text, of(held))
+    if of(held) != of(file):
+        click.echo(f"horizon {horizon}, retention {retention}: live views that the file does not have rely on them")
+    elif before is not None and of(held) != of(before):
+        click.echo(f"horizon {horizon}, retention {retention} hold for all views from now on")
+
+
 @contextmanager
 def _store(system: System) -> Iterator[PostgresFeatureStore]:
     """The store with what is live, and the history behind it."""
-    with (
-        closing(Pool(system.postgres, size=1)) as pool,
-        closing(past_of(system.history_uri, system.postgres)) as past,
-    ):
-        store = PostgresFeatureStore(system.features, pool=pool, past=past)
-        store.refresh()
-        yield store
+    with open_features(system.features, postgres=system.postgres, history_uri=system.history_uri) as opened:
+        yield opened.store
 
 
 def _pipeline_runs(pool: Pool) -> bool:

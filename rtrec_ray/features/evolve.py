@@ -9,14 +9,17 @@ from rtrec_ray.errors import DefinitionInvalid
 from rtrec_ray.features.definition import Definitions
 
 MARGIN_MS = 600_000
-"""The horizon is at least this much longer than the longest window."""
+"""The horizon is at least this much longer than the longest window: an event that a window still has can be corrected,
+also by one who is some minutes late.
+"""
 
 
 def evolve(live: Definitions | None, new: Definitions, *, defined: Mapping[str, str]) -> Definitions:
-    """What is in force after `new` was applied to what is live: its times, its views, and all other live versions.
+    """What is in force after `new` was applied to what is live: its views, all other live versions, and times for all.
 
-    `defined`: id of a version → what it meant when it was live, which samples and the inference log rely on. Raises
-    DefinitionInvalid when a version would mean something else, or the times do not suit all that is live.
+    The times are those of `new` if it has every live version; otherwise it may lengthen what is in force, which the
+    others rely on, but not shorten it. `defined`: id of a version → what it meant when it was live, which samples and
+    the inference log rely on. Raises DefinitionInvalid when a version would mean something else.
 
     >>> from rtrec_ray.features.definition import FeatureView
     >>> view = FeatureView(name="v", version=1, keys=((),), window_ms=10, source=(), aggregations=())
@@ -41,14 +44,11 @@ def evolve(live: Definitions | None, new: Definitions, *, defined: Mapping[str, 
     known = {view.id for view in live.views}
     added = tuple(view for view in new.views if view.id not in known)
     both = replace(live, horizon_ms=new.horizon_ms, retention_ms=new.retention_ms, views=(*live.views, *added))
-    _check_times(both)
-    return both
+    return both if known <= {view.id for view in new.views} else _with_longer_times(both, live)
 
 
-def _check_times(both: Definitions) -> None:
-    longest = max(both.views, key=lambda view: view.window_ms)
-    mend = f"raise it, or drop {longest.id} first"
-    if both.horizon_ms < longest.window_ms + MARGIN_MS:
-        raise DefinitionInvalid(f"horizon is shorter than the window of {longest.id} + 10m", mend=mend)
-    if both.retention_ms < both.horizon_ms + longest.window_ms:
-        raise DefinitionInvalid(f"retention is shorter than the horizon + the window of {longest.id}", mend=mend)
+def _with_longer_times(both: Definitions, live: Definitions) -> Definitions:
+    horizon_ms = max(both.horizon_ms, live.horizon_ms)
+    # The longest horizon may be of one file, and the longest window of another.
+    least_ms = horizon_ms + both.longest_window_ms
+    return replace(both, horizon_ms=horizon_ms, retention_ms=max(both.retention_ms, live.retention_ms, least_ms))

@@ -18,6 +18,25 @@ SHIPPED = (Path(__file__).parents[2] / "configs" / "features.yaml").read_text()
 SEARCH = "      search: {count: events, where: {event_type: search}}\n"
 
 
+LONG = """
+tile: 10s
+horizon: 130m
+retention: 250m
+views:
+  - name: hourly
+    version: 1
+    keys: [user_id]
+    window: 120m
+    source: {event_type: view}
+    aggregations: {views: {count: events}}
+"""
+
+
+@pytest.fixture
+def times():
+    return lambda answer: (answer["horizon_ms"] // 60_000, answer["retention_ms"] // 60_000)
+
+
 @pytest.fixture
 def shell(dsn, tmp_path):
     config = tmp_path / "config.yaml"
@@ -67,6 +86,34 @@ def test_what_cannot_be_live_beside_what_is_names_its_file_and_changes_nothing(s
     with pytest.raises(DefinitionInvalid, match=r"features\.yaml: tile is 10000 ms in what is live"):
         shell("apply", write("tile: 10s", "tile: 20s"))
     assert shell("apply", write())["added"] == []
+
+
+def test_a_file_without_a_live_view_lengthens_the_times_that_hold_and_does_not_shorten_them(shell, write, times):
+    shell("apply", write())
+    long = write().replace("features.yaml", "long.yaml")
+    Path(long).write_text(LONG)
+    assert times(shell("apply", long, "--dry-run")) == times(shell("apply", long)) == (130, 250)
+    again = shell("apply", write())
+    assert (again["added"], times(again)) == ([], (130, 250)), "as `rtrec up` does"
+    shell("drop", "hourly@1")
+    assert times(shell("apply", write())) == (40, 70)
+
+
+def test_the_times_that_hold_are_told_when_they_are_not_those_of_the_file_or_of_before(dsn, write, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(f'servers: {{postgres: {{dsn: "{dsn}"}}}}\n')
+
+    def told(file: str) -> str:
+        words = ("features", "apply", file, "--config", str(config), "--data-dir", str(tmp_path))
+        return CliRunner().invoke(root, words, standalone_mode=False).stdout.splitlines()[-1]
+
+    told(write())
+    assert told(write()) == "every view in the file is live already"
+    assert (
+        told(write("retention: 70m", "retention: 80m")) == "horizon 40m, retention 80m hold for all views from now on"
+    )
+    second = write("user_browse_1m\n    version: 1", "user_browse_1m\n    version: 2")
+    assert told(second) == "horizon 40m, retention 80m: live views that the file does not have rely on them"
 
 
 def test_each_fault_of_a_file_has_a_line_of_its_own(dsn, write, tmp_path, capsys):
