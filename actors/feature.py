@@ -28,8 +28,6 @@ from rtrec_ray.stores.features.store import FeatureKeeping, FeatureWriter, Live,
 
 log = logging.getLogger(__name__)
 
-TASK = "features"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeeperOptions:

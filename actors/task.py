@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from actors.operator import Operator
 from actors.part import Part
@@ -25,6 +26,8 @@ from rtrec_ray.postgres.connection import Connection, Cursor, transaction
 from rtrec_ray.stores.progress import Committed, read_committed, write_committed
 
 log = logging.getLogger(__name__)
+
+_RENEWALS_PER_LEASE: Final = 3  # one or two may be late
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +195,7 @@ class Session:
     def _commit_or_renew(self) -> None:
         if self._commit_is_due():
             self.commit()
-        elif self._since(self._last_renewal) * 3_000 >= self._options.lease_ttl_ms:
+        elif (monotonic_s() - self._last_renewal) * 1_000 * _RENEWALS_PER_LEASE >= self._options.lease_ttl_ms:
             self._renew()
 
     def _renew(self) -> None:
@@ -281,10 +284,6 @@ class Session:
             return True
         changed = pending > 0 or any(part.dirty for part in self._parts.values())
         return changed and monotonic_s() >= self._commit_from
-
-    @staticmethod
-    def _since(started_s: float) -> float:
-        return monotonic_s() - started_s
 
     def _write_progress(self, cursor: Cursor, partition: int, part: Part) -> None:
         at = Committed(

@@ -149,7 +149,8 @@ class Samples:
 class Daily:
     """The runs that count the static features, of 1 and 7 days; when they begin, the workflow `features` says.
 
-    Ray Data's `tasks` of one logical CPU run side by side, each with about `rows_per_task` events in memory. So many
+    Ray Data's `tasks` of one logical CPU run side by side, also those of a backfill; each with about `rows_per_task`
+    events in memory, in a backfill with a minute's (half a million at least) and a slice's tiles. So many
     days of event time as `keep_days` are kept, up to the newest one of the values; what comes for earlier ones counts
     nowhere.
     """
@@ -240,7 +241,10 @@ def load_settings(path: Path | None = None) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigInvalid(f"{name}: {key}: {first['msg']}", mend="configs/local.yaml shows every key") from error
+        raise ConfigInvalid(
+            f"{name}: {key}: {first['msg']}",
+            mend="configs/local.yaml, configs/settings.py and serving/options.py show the keys",
+        ) from error
 
 
 def _read(path: Path | None) -> str:

@@ -20,7 +20,9 @@
     ├── BeyondRetention              the tiles, or the daily counts, of that time are gone
     ├── HistoryBehind                the history will have the events of that time in some seconds
     ├── SnapshotEnded                a scan's moment of the table is over
+    ├── AsOfUnknown                  that moment is to come yet, or its days were dropped
     ├── ExportRefused                something else lies where an export would go
+    ├── BackfillImpossible           history or tiles do not reach back that far
     ├── ReplayRefused                the log would arrive behind the system's watermark
     ├── VerifyImpossible             there is nothing to compare
     ├── FeaturesDiffer               features were served that the events do not give

@@ -20,7 +20,7 @@ from rtrec_ray.registry.base import ModelCenter
 from rtrec_ray.registry.changes_postgres import PostgresChangeBook
 from rtrec_ray.registry.mlflow import MlflowModelCenter, RegistryOptions
 from rtrec_ray.stores.features.near import NearFeatures
-from rtrec_ray.stores.features.past import past_of
+from rtrec_ray.stores.features.past import Closes, past_of
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
 from serving.model import fetch
 from serving.options import ServingOptions
@@ -67,6 +67,7 @@ def connect(options: ReplicaOptions) -> Backends:
     metadata = PostgresMetadataStore(postgres)
     book = PostgresChangeBook(postgres, clock=options.clock)
     past = None if options.history_uri is None else past_of(options.history_uri, postgres)
+    owned: list[Closes] = [pool, metadata, book, *([] if past is None else [past])]
     store = PostgresFeatureStore(options.definitions, pool=pool, past=past)
     near = NearFeatures(store, clock=options.clock, most_rows=options.serving.near_rows)
     return Backends(
@@ -81,11 +82,11 @@ def connect(options: ReplicaOptions) -> Backends:
         metadata=metadata,
         deployed=book.deployed,
         pipeline=lambda now_ms: read_pipeline(pool, now_ms=now_ms),
-        close=partial(_close, pool, metadata, book),
+        close=partial(_close, owned),
     )
 
 
-def _close(*connected: Pool | PostgresMetadataStore | PostgresChangeBook) -> None:
+def _close(connected: Iterable[Closes]) -> None:
     for each in connected:
         each.close()
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from rtrec_ray.clock import Clock
 from rtrec_ray.events import ITEM, PROFILE, InferenceRecord, RankedItem
+from rtrec_ray.features.definition import PROFILE_FIELDS
 from rtrec_ray.features.request import (
-    PROFILE_FEATURES,
     VIEW_OF,
     item_features,
     recently_viewed,
@@ -240,7 +240,7 @@ def _points(slate: _Slate) -> dict[str, ReadPoint]:
 def _version_points(slate: _Slate) -> dict[str, VersionPoint]:
     """What is behind the profile, unless the request's context replaced a part of it, and behind the catalogue."""
     found = {ITEM: slate.lists.catalogued}
-    if not slate.ask.context.keys() & PROFILE_FEATURES:
+    if not slate.ask.context.keys() & PROFILE_FIELDS:
         found[PROFILE] = slate.user.profiled
     return {topic: at for topic, at in found.items() if at is not None}
 

@@ -6,30 +6,33 @@ Killed and started again it goes on with the slices that are not committed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
 from typing import Any, Final
 
 import ray.data
+from ray.data import TaskPoolStrategy
 
 from actors.jobs.quiet import keep_quiet
 from actors.jobs.translated import translated
 from rtrec_ray.clock import monotonic_s
 from rtrec_ray.errors import BackfillImpossible
 from rtrec_ray.features.definition import Definitions
-from rtrec_ray.postgres.connection import Pool, PostgresOptions
+from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.stores.features.backfill import BackfillPlan, FeatureBackfill
-from rtrec_ray.stores.features.past import past_of
-from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.open import open_features
 
 _HISTORY_S: Final = 120.0  # the history commits every few seconds; longer, and it does not run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackfillOptions:
-    """Which view ("name" or "name@version"), which stretch of event time (ms UTC, None: all there is), from where."""
+    """Which view ("name" or "name@version"), which stretch of event time (ms UTC, None: all there is), from where.
+
+    `tasks` of one logical CPU each run side by side, each with the tiles of a slice and a minute's events in memory.
+    """
 
     view: str
     from_ms: int | None
@@ -37,6 +40,7 @@ class BackfillOptions:
     definitions: Definitions
     postgres: PostgresOptions
     history_uri: str
+    tasks: int = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +76,8 @@ def backfill(options: BackfillOptions, *, on_slice: Callable[[int, int], None]) 
             slices = ray.data.from_items(
                 [{"from_ms": start} for start in plan.todo], override_num_blocks=len(plan.todo)
             )
-            filled = slices.map(partial(_fill, options, plan), num_cpus=1)
+            tasks = TaskPoolStrategy(size=min(options.tasks, len(plan.todo)))
+            filled = slices.map(partial(_fill, options, plan), num_cpus=1, compute=tasks)
             with translated("fills a slice"):
                 for done, row in enumerate(filled.iter_rows(), start=plan.done + 1):
                     rows += row["rows"]
@@ -96,13 +101,8 @@ def _fill(options: BackfillOptions, plan: BackfillPlan, row: dict[str, Any]) -> 
 
 @contextmanager
 def _job(options: BackfillOptions) -> Iterator[FeatureBackfill]:
-    with (
-        closing(Pool(options.postgres, size=1)) as pool,
-        closing(past_of(options.history_uri, options.postgres)) as past,
-    ):
-        store = PostgresFeatureStore(options.definitions, pool=pool)
-        store.refresh()
-        yield FeatureBackfill(store, pool=pool, past=past)
+    with open_features(options.definitions, postgres=options.postgres, history_uri=options.history_uri) as opened:
+        yield FeatureBackfill(opened.store, pool=opened.pool, past=opened.past)
 
 
 def _wait_for_history(job: FeatureBackfill, plan: BackfillPlan) -> None:

@@ -30,6 +30,7 @@ def backfill_view(
         definitions=system.features,
         postgres=system.postgres,
         history_uri=system.history_uri,
+        tasks=system.settings.daily.tasks,
     )
     run = JobRun(
         run_id=f"backfill-{uuid.uuid4().hex[:12]}",

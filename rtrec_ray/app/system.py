@@ -159,8 +159,3 @@ def with_clock(settings: Settings, *, origin_event_ms: int, speed: float) -> Set
     """The same settings with another clock."""
     clock = ClockSettings(origin_event_ms=origin_event_ms, speed=speed)
     return settings.model_copy(update={"clock": clock})
-
-
-def with_pipeline(settings: Settings, **changes: object) -> Settings:
-    """The same settings with changes to their `pipeline` section."""
-    return settings.model_copy(update={"pipeline": replace(settings.pipeline, **changes)})  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import polars as pl
@@ -19,7 +19,6 @@ from rtrec_ray.events import (
     INFERENCE,
     ITEM,
     PROFILE,
-    PROFILE_SCHEMA,
     CatalogItem,
     InferenceRecord,
     ProfileVersion,
@@ -30,6 +29,7 @@ from rtrec_ray.features.daily import DAY_MS
 from rtrec_ray.features.definition import Definitions
 from rtrec_ray.features.recount import VERSION_SCHEMA, Sample, once, sample_of
 from rtrec_ray.features.request import FEATURE_VIEWS
+from rtrec_ray.features.seen import MINUTE_MS
 from rtrec_ray.features.served import Case, served_asks
 from rtrec_ray.features.verify import (
     Difference,
@@ -44,6 +44,7 @@ from rtrec_ray.features.verify import (
 from rtrec_ray.features.versions import ITEM_VERSIONS, PROFILE_VERSIONS, Known, Versions
 from rtrec_ray.postgres.connection import Pool
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
+from rtrec_ray.stores.features.store import ProfileSource
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
 from rtrec_ray.stores.history.manifest import PostgresHistoryManifest
 from rtrec_ray.stores.history.store import BEGINNING_MS, FOREVER_MS, History
@@ -75,20 +76,7 @@ class VerifyOptions:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share <= 1.0:
-            raise ConfigInvalid(f"the sample is a share above 0 and up to 1, not {self.share}")
-
-
-class Profiles(Protocol):
-    """Where profiles are read, with what is live."""
-
-    @property
-    def definitions(self) -> Definitions:
-        """The views that are live."""
-        ...
-
-    def profile_versions(self, user_ids: list[int]) -> pl.DataFrame:
-        """All versions of these users' profiles: PROFILE_SCHEMA."""
-        ...
+            raise ConfigInvalid(f"the sample is a share above 0 and up to 1, not {self.share}", mend="as 0.05")
 
 
 def verify_system(system: System, options: VerifyOptions, *, progress: Progress) -> Report:
@@ -109,7 +97,7 @@ def verify_system(system: System, options: VerifyOptions, *, progress: Progress)
 
 
 def verify_history(
-    store: Profiles,
+    store: ProfileSource,
     history: History,
     options: VerifyOptions,
     *,
@@ -170,15 +158,23 @@ class EventSlots:
         return pl.concat([EVENT_SCHEMA.to_frame(), *self._slots.values()])
 
     def _read(self, slot: int) -> pl.DataFrame:
-        from_ms = slot * SLOT_MS
-        found = self._history.scan(BEHAVIOR, from_ms=from_ms, to_ms=from_ms + SLOT_MS, columns=EVENT_SCHEMA.names())
-        return once(pl.concat([EVENT_SCHEMA.to_frame(), *found]), self._views, sample=self._sample)
+        of_time = self._history.portions(
+            BEHAVIOR,
+            from_ms=slot * SLOT_MS,
+            to_ms=(slot + 1) * SLOT_MS,
+            step_ms=MINUTE_MS,
+            columns=EVENT_SCHEMA.names(),
+        )
+        kept = [once(events, self._views, sample=self._sample) for _, _, events in of_time]
+        return pl.concat([EVENT_SCHEMA.to_frame(), *kept])
 
 
-def _compare(cases: Sequence[Case], store: Profiles, history: History, report: Report, *, events: pl.DataFrame) -> None:
+def _compare(
+    cases: Sequence[Case], store: ProfileSource, history: History, report: Report, *, events: pl.DataFrame
+) -> None:
     of_profiles = concerns_some(view for view in store.definitions.views if view.needs_profile)
     users = events.filter(of_profiles)["user_id"].unique().to_list()
-    profiles = store.profile_versions(users) if users else PROFILE_SCHEMA.to_frame()
+    profiles = store.profile_versions(users)
     values = values_of(cases, events, profiles, tile_ms=store.definitions.tile_ms)
     equal, differences = compare(cases, values, _known(history, cases, items_behind(cases, values)))
     report.add(equal, differences, late=_explained(differences, history, events, users))

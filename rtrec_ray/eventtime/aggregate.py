@@ -143,13 +143,13 @@ class Counts:
 
 
 class Top(Counts):
-    """The `limit` most frequent values; equal counts by ascending value, text by code point.
+    """The `limit` most frequent values, None: all; equal counts by ascending value, text by code point.
 
     >>> top = Top(limit=2); top.add([[7, 1, 5, 1, 9, 3]], [0]); top.value()
     [[9, 3], [5, 1]]
     """
 
-    def __init__(self, *, limit: int) -> None:
+    def __init__(self, *, limit: int | None) -> None:
         super().__init__()
         self._limit = limit
 

@@ -1,9 +1,9 @@
 """How far event time has come (Akidau et al., "The Dataflow Model", VLDB 2015, section 2.3).
 
 A source's watermark is the largest event time it brought, less the bound on disorder; an operator's is the minimum
-over its sources. A source at its log's end for a while is idle and left out; one that lags, or whose broker is away,
-is stalled and makes the others wait. When all are idle the watermark goes on with the clock from where it stands, so
-that the last windows of a quiet system close.
+over its sources. A source at its log's end for a while is idle and left out; one that lags is stalled and makes the
+others wait. When all are idle the watermark goes on with the clock from where it stands, so that the last windows of a
+quiet system close. While a broker is away nobody looks: the session ends, and the next one begins where it left.
 """
 
 from __future__ import annotations
@@ -76,11 +76,6 @@ class Watermark:
         old = self._sources[source]
         since = (old.at_end_since_ms if old.at_end_since_ms is not None else wall_ms) if at_end else None
         self._sources[source] = replace(old, at_end_since_ms=since)
-
-    def lost(self) -> None:
-        """The brokers are away: nothing is known of any log's end."""
-        self._sources = {name: replace(source, at_end_since_ms=None) for name, source in self._sources.items()}
-        self._goes_on = None
 
     def active_ms(self, *, wall_ms: int) -> dict[str, int | None]:
         """The largest event time of each source that is not idle, ms; None for an unknown one."""

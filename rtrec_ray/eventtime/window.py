@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from rtrec_ray.eventtime.tile import tile_start
+
+LONG_AGO_MS: Final = -(1 << 62)
+"""Before all that is known; sums with a window's length stay within 64 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Final, Literal
 import msgspec
 
 from rtrec_ray.errors import UnknownView
-from rtrec_ray.eventtime.window import Window
+from rtrec_ray.eventtime.window import LONG_AGO_MS, Window
 
 Kind = Literal["count", "sum", "mean", "count_by", "top_k", "last_n", "distinct"]
 
@@ -18,7 +18,6 @@ ALL: Final = "all"
 PROFILE_FIELDS: Final = ("country", "gender", "city", "age_band")
 NOT_BEGUN_MS: Final = 1 << 61
 """Since when a view is complete that has not begun in every partition: never."""
-_LONG_AGO_MS: Final = -(1 << 62)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +135,8 @@ class Definitions:
         return max((view.window_ms for view in self.views), default=0)
 
     def _complete_at_ms(self, view: FeatureView) -> int:
-        """From when on a window that ends then has all events."""
+        """From when on a window that ends then has all events: of the tile that it begins with, too."""
         since_ms = self.complete_from_ms.get(view.id)
-        return _LONG_AGO_MS if since_ms is None else since_ms + view.window_ms
+        if since_ms is None:
+            return LONG_AGO_MS
+        return -(-since_ms // self.tile_ms) * self.tile_ms + view.window_ms

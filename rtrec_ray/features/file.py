@@ -62,7 +62,7 @@ def parse_definitions(text: str, *, source: str = "features.yaml") -> Definition
     """
     node = compose(text, source=source)
     if node is None:
-        raise DefinitionInvalid(f"{source}: the file is empty")
+        raise DefinitionInvalid(f"{source}: the file is empty", mend="configs/features.yaml shows what it may have")
     return _Reader(source).definitions(node)
 
 

@@ -12,7 +12,6 @@ USER_BROWSE_5M: Final = "user_browse_5m"
 USER_BROWSE_1M: Final = "user_browse_1m"
 CATEGORY_TOP_ITEMS_10M: Final = "category_top_items_10m"
 TOP_VIEWED_30M: Final = "top_viewed_30m"
-TOP_QUERIES_30M: Final = "top_queries_30m"
 SEGMENT_PAGE_TOP_ADS: Final = "segment_page_top_ads"
 
 

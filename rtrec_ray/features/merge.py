@@ -125,6 +125,6 @@ def aggregate(each: Aggregation) -> Aggregate:
         case "count_by":
             return Counts()
         case "top_k":
-            return Top(limit=each.limit or 0)
+            return Top(limit=each.limit)
         case "last_n" | "distinct":
             return Newest(limit=each.limit, repeats=each.repeats)

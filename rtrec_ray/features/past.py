@@ -28,26 +28,28 @@ def minutes_around(span: Span) -> tuple[int, int]:
 
 def recompute(
     definitions: Definitions,
-    asks: tuple[str, Iterable[str]],
-    events: pl.DataFrame,
-    profiles: pl.DataFrame,
+    name: str,
+    keys: Iterable[str],
+    portions: Iterable[tuple[pl.DataFrame, pl.DataFrame]],
     *,
     span: Span,
 ) -> Mapping[str, Value | None]:
-    """The values over the span of a view under some keys (`asks`: the view's name, the keys); None without data.
+    """The values over the span of a view (its name, or "name@version") under some keys; None without data.
 
-    `events`: EVENT_SCHEMA, all of `minutes_around(span)` and the retractions of these, in any order, duplicates
-    included. `profiles`: PROFILE_SCHEMA, the versions of these events' users.
+    `portions`: (events, profiles) of some whole minutes after another, which together are `minutes_around(span)`.
+    Events: EVENT_SCHEMA with the retractions of these, in any order, duplicates included; profiles: PROFILE_SCHEMA,
+    the versions of these events' users.
     """
-    view, wanted = definitions.view(asks[0]), set(asks[1])
-    counted = counted_events(events, definitions).filter(concerns(view))
-    tiles = compute(view, profiled(view, counted, profiles), tile_ms=definitions.tile_ms)
-    inside = tiles.filter(
-        pl.col("key").is_in(wanted), pl.col("tile_start_ms") >= span.from_ms, pl.col("tile_start_ms") < span.to_ms
-    )
+    view, wanted = definitions.view(name), set(keys)
     rows: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for key, start, state in inside.iter_rows():
-        rows[key].append((start, state))
+    for events, profiles in portions:
+        chosen = counted_events(events, definitions).filter(concerns(view))
+        tiles = compute(view, profiled(view, chosen, profiles), tile_ms=definitions.tile_ms)
+        inside = tiles.filter(
+            pl.col("key").is_in(wanted), pl.col("tile_start_ms") >= span.from_ms, pl.col("tile_start_ms") < span.to_ms
+        )
+        for key, start, state in inside.iter_rows():
+            rows[key].append((start, state))
     return {key: merge(view, rows[key]) for key in wanted}
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from rtrec_ray.errors import DefinitionInvalid
 from rtrec_ray.events import CatalogItem, ProfileVersion
-from rtrec_ray.features.definition import FeatureView, Kind
+from rtrec_ray.features.definition import PROFILE_FIELDS, FeatureView, Kind
 from rtrec_ray.features.keys import (
     CATEGORY_TOP_ITEMS_10M,
     SEGMENT_PAGE_TOP_ADS,
@@ -24,7 +24,6 @@ from rtrec_ray.features.keys import (
     city_segment_key,
     segment_key,
 )
-from rtrec_ray.features.vector import ModelInput
 
 Value = Mapping[str, Any]
 Values = Mapping[ViewKey, Value | None]
@@ -34,26 +33,6 @@ LAST_PAGES: Final = 5
 LAST_PRODUCTS: Final = 5
 _COUNTS: Final = ("view", "click", "favorite", "cart", "consult", "comment", "search", "dwell_ms")
 _MOST: Final = 2**63 - 1  # a record of the log has no greater number
-PROFILE_FEATURES: Final = ("country", "gender", "city", "age_band")
-
-REQUEST_INPUTS: Final = (
-    *(ModelInput(name=f"user_5m_{name}", kind="number") for name in _COUNTS),
-    ModelInput(name="user_last_items", kind="ids", length=LAST_ITEMS),
-    ModelInput(name="user_1m_pages", kind="ids", length=LAST_PAGES),
-    ModelInput(name="user_1m_items", kind="ids", length=LAST_PRODUCTS),
-    *(ModelInput(name=name, kind="category") for name in PROFILE_FEATURES),
-    ModelInput(name="realtime", kind="category"),
-)
-ITEM_INPUTS: Final = (
-    ModelInput(name="item_category", kind="category"),
-    ModelInput(name="item_type", kind="category"),
-    ModelInput(name="item_category_clicks_10m", kind="number"),
-    ModelInput(name="item_type_views_30m", kind="number"),
-    ModelInput(name="item_segment_clicks_10m", kind="number"),
-    ModelInput(name="item_city_segment_clicks_10m", kind="number"),
-    ModelInput(name="item_recently_viewed", kind="number"),
-    ModelInput(name="item_category_recently_viewed", kind="number"),
-)
 
 VIEW_OF: Final = {
     **{f"user_5m_{name}": USER_BROWSE_5M for name in _COUNTS},
@@ -169,7 +148,7 @@ def request_features(values: Values, profile: ProfileVersion | None, *, user_id:
         "user_last_items": list(recent.get("last_items", ()))[:LAST_ITEMS],
         "user_1m_pages": list(minute.get("pages", ()))[:LAST_PAGES],
         "user_1m_items": list(minute.get("items", ()))[:LAST_PRODUCTS],
-        **{name: (getattr(profile, name) or "") if profile is not None else "" for name in PROFILE_FEATURES},
+        **{name: (getattr(profile, name) or "") if profile is not None else "" for name in PROFILE_FIELDS},
         "realtime": "on" if realtime else "off",
     }
 

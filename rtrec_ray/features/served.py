@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from rtrec_ray.events import BEHAVIOR, ITEM, PROFILE, CatalogItem, InferenceRecord, ProfileVersion, RankedItem
-from rtrec_ray.features.definition import Definitions
+from rtrec_ray.features.definition import PROFILE_FIELDS, Definitions
 from rtrec_ray.features.keys import (
     CATEGORY_TOP_ITEMS_10M,
     SEGMENT_PAGE_TOP_ADS,
@@ -26,7 +26,6 @@ from rtrec_ray.features.merge import Value
 from rtrec_ray.features.recount import Question
 from rtrec_ray.features.request import (
     FEATURE_VIEWS,
-    PROFILE_FEATURES,
     VIEW_OF,
     Recent,
     Trends,
@@ -51,7 +50,7 @@ _OF_ITEM: Final = (
     "item_recently_viewed",
 )
 _OF_BOTH: Final = "item_category_recently_viewed"  # the user's last items, in the categories that the catalogue says
-FEATURES: Final = (*_OF_USER, *PROFILE_FEATURES, *_OF_CATALOGUE, *_OF_ITEM, _OF_BOTH)
+FEATURES: Final = (*_OF_USER, *PROFILE_FIELDS, *_OF_CATALOGUE, *_OF_ITEM, _OF_BOTH)
 """The features that are compared."""
 
 _NO_TRENDS: Final = Trends(by_category={}, by_type={}, segment={}, city_segment={})
@@ -176,7 +175,7 @@ def _profile_pairs(case: Case, known: Known) -> Iterator[Pair]:
         return
     profile = known.profiles.known(record.user_id, upto)
     again = request_features({}, profile, user_id=record.user_id, realtime=True)
-    for name in PROFILE_FEATURES:
+    for name in PROFILE_FIELDS:
         yield Pair(feature=name, item_id=None, ask=ask, served=record.features.get(name), recomputed=again[name])
 
 

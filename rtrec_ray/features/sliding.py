@@ -58,7 +58,8 @@ class SlidingView:
     def move(self, span: Span) -> Changes:
         """Let the window be `span`; answers what changed since the last move."""
         entered_ms = span.from_ms if self._to_ms is None else self._to_ms
-        from_ms, to_ms = max(span.from_ms, self._from_ms or span.from_ms), max(span.to_ms, entered_ms)
+        left_ms = span.from_ms if self._from_ms is None else self._from_ms
+        from_ms, to_ms = max(span.from_ms, left_ms), max(span.to_ms, entered_ms)
         for start in [start for start in self._tiles if start < from_ms]:
             rows = self._tiles.pop(start)
             if self._to_ms is not None and start < self._to_ms:

@@ -8,7 +8,7 @@ on while the partition was idle can be ahead of that.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ import polars as pl
 from rtrec_ray.events import BEHAVIOR_SCHEMA, RETRACT
 from rtrec_ray.eventtime.identity import hash_events
 from rtrec_ray.eventtime.retract import originals
+from rtrec_ray.eventtime.window import LONG_AGO_MS
 from rtrec_ray.features.compute import TILE_SCHEMA, Sign, compute_all, concerns_some
 from rtrec_ray.features.counted import NAME_SCHEMA, named
 from rtrec_ray.features.definition import PROFILE_FIELDS, Definitions, FeatureView
@@ -25,12 +26,13 @@ from rtrec_ray.features.profiles import ProfileVersions, attribute
 from rtrec_ray.features.seen import MINUTE_MS, Seen
 
 Counts = Counter[str]
+Places = npt.NDArray[np.intp]
 Marks = TypeVar("Marks", int, npt.NDArray[np.int64])
 
 # Asked of every event, whatever the views are: did it come before, when was it, whose, and what does it take back?
 _OF_EVERY_EVENT: Final = frozenset({"event_id", "event_type", "ts", "user_id", "retracts"})
-_LONG_AGO_MS: Final = -(1 << 62)
 _SIGNS: Final[tuple[Sign, ...]] = (1, -1)
+_ODD: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads minutes over all bits (Knuth, TAOCP 3, 6.4)
 
 
 class FeatureStream:
@@ -48,7 +50,7 @@ class FeatureStream:
     ) -> None:
         self.seen = seen
         self.watermark_ms = watermark_ms
-        self._oldest_ms = _LONG_AGO_MS if seen_from_ms is None else seen_from_ms
+        self._oldest_ms = LONG_AGO_MS if seen_from_ms is None else seen_from_ms
         self._disorder_ms = disorder_ms
         self._profiles = ProfileVersions(profiles, asked_from_ms=self._oldest_ms)
         self._pending: list[pl.DataFrame] = []
@@ -64,12 +66,22 @@ class FeatureStream:
         remembered all the same: a view that is added later must know it.
         """
         counts: Counts = Counter()
-        for run in _runs(events.select(self.columns)):
-            in_time, marks_ms = self._judge(run, counts)
-            if run["event_type"][0] == RETRACT:
-                self._take_back(in_time, marks_ms, counts)
-            else:
-                self._take_in(in_time, counts)
+        if events.is_empty():
+            return counts
+        in_time, marks_ms = self._judge(events.select(self.columns), counts)
+        retraction = in_time["event_type"] == RETRACT
+        if not retraction.any():
+            self._take_in(in_time, counts)
+            return +counts
+        plain, retractions = in_time.filter(~retraction), in_time.filter(retraction)
+        at = retraction.to_numpy()
+        carried, places = self._carried(retractions, marks_ms[at], np.flatnonzero(at), counts)
+        # The outcome must not depend on where a batch ends, so what was taken back before it came is not counted; the
+        # order of all others is the same to them.
+        early = pl.Series(_precede(carried, places, plain, np.flatnonzero(~at)))
+        self._take_back(carried.filter(early), counts)
+        self._take_in(plain, counts)
+        self._take_back(carried.filter(~early), counts)
         return +counts
 
     def take_profiles(self, profiles: pl.DataFrame) -> Counts:
@@ -126,7 +138,7 @@ class FeatureStream:
 
     def seen_from_ms(self) -> int:
         """Of older events it is not known any more whether they came: they are beyond the horizon."""
-        return int(self._oldest_of(_LONG_AGO_MS if self.watermark_ms is None else self.watermark_ms))
+        return int(self._oldest_of(LONG_AGO_MS if self.watermark_ms is None else self.watermark_ms))
 
     def forgettable_to_ms(self) -> int | None:
         """The last minute whose events would all be beyond the horizon now."""
@@ -155,6 +167,8 @@ class FeatureStream:
 
     def _take_in(self, events: pl.DataFrame, counts: Counts) -> None:
         """Count events, none of them a retraction, each once."""
+        if events.is_empty():
+            return
         ts_ms, ids = events["ts"].to_numpy(), hash_events(events["user_id"], events["event_id"])
         first = self.seen.first_time(ts_ms, ids)
         # Whose retraction came first is not counted at all.
@@ -167,12 +181,19 @@ class FeatureStream:
         if retracted.any():  # without a profile or not, as if it had come before its retraction
             self._with_profiles(events.filter(pl.Series(retracted)), counts)
 
-    def _take_back(self, retractions: pl.DataFrame, marks_ms: npt.NDArray[np.int64], counts: Counts) -> None:
-        """Take back what the retractions name, each once; what has not come yet will not count."""
+    def _carried(
+        self, retractions: pl.DataFrame, marks_ms: npt.NDArray[np.int64], places: Places, counts: Counts
+    ) -> tuple[pl.DataFrame, Places]:
+        """What retractions at these places of a batch carry, if it is not too old, and its places."""
         carried = originals(retractions).select(self.columns)
         beyond = carried["ts"].to_numpy() < self._oldest_of(marks_ms)
         counts["retract_beyond_horizon"] += int(np.count_nonzero(beyond))
-        chosen = carried.filter(pl.Series(~beyond))
+        return carried.filter(pl.Series(~beyond)), places[~beyond]
+
+    def _take_back(self, chosen: pl.DataFrame, counts: Counts) -> None:
+        """Take back what retractions carry, each event once; what has not come yet will not count."""
+        if chosen.is_empty():
+            return
         ts_ms, ids = chosen["ts"].to_numpy(), hash_events(chosen["user_id"], chosen["event_id"])
         anew = self.seen.take_back(ts_ms, ids)
         retracted = anew & self.seen.came(ts_ms, ids)
@@ -185,7 +206,7 @@ class FeatureStream:
     def _judge(self, events: pl.DataFrame, counts: Counts) -> tuple[pl.DataFrame, npt.NDArray[np.int64]]:
         """Count the late events, moving the times on; answer those that count, and the watermark before each."""
         ts = events["ts"].to_numpy()
-        start = _LONG_AGO_MS if self.watermark_ms is None else self.watermark_ms
+        start = LONG_AGO_MS if self.watermark_ms is None else self.watermark_ms
         after = np.maximum.accumulate(np.concatenate([[start], ts - self._disorder_ms]))
         marks = after[:-1]  # of each event, the watermark that those before it made
         late = ts < marks
@@ -243,9 +264,22 @@ def tiles_of(streams: Sequence[FeatureStream]) -> list[dict[str, pl.DataFrame]]:
     return found
 
 
-def _runs(events: pl.DataFrame) -> Iterable[pl.DataFrame]:
-    """Retractions apart from the others, in the log's order: the outcome must not depend on where a batch ends."""
-    retractions = events["event_type"] == RETRACT
-    if not retractions.any():
-        return [events] if events.height else []
-    return events.with_columns(run=retractions.rle_id()).partition_by("run", include_key=False)
+def _precede(
+    carried: pl.DataFrame, places: Places, events: pl.DataFrame, event_places: Places
+) -> npt.NDArray[np.bool_]:
+    """Which of what retractions carry is among the events of the same batch only after the retraction. Both have their
+    places in the batch, ascending.
+    """
+    if carried.is_empty() or events.is_empty():
+        return np.zeros(carried.height, dtype=np.bool_)
+    names, first = np.unique(_names(events), return_index=True)
+    asked = _names(carried)
+    at = np.minimum(np.searchsorted(names, asked), len(names) - 1)
+    early: npt.NDArray[np.bool_] = (names[at] == asked) & (places < event_places[first[at]])
+    return early
+
+
+def _names(events: pl.DataFrame) -> npt.NDArray[np.uint64]:
+    """A number for each event's name: of its user, its minute and its id."""
+    minutes = (events["ts"] // MINUTE_MS).to_numpy().astype(np.uint64)
+    return hash_events(events["user_id"], events["event_id"]) ^ (minutes * _ODD)

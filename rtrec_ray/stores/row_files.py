@@ -62,13 +62,14 @@ def write_rows(path: Path, rows: pl.DataFrame, view: FeatureView) -> None:
         aside.replace(path)
     except (OSError, TypeError, pl.exceptions.PolarsError) as error:
         aside.unlink(missing_ok=True)
-        raise ConfigInvalid(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise ConfigInvalid(f"{path} cannot be written: {why}", mend="name another --out") from error
 
 
 def known_format(path: Path) -> str:
     """The end of the name, if it tells a format. Raises ConfigInvalid."""
     if path.suffix not in _READ:
-        raise ConfigInvalid(f"{path} ends with none of {', '.join(_READ)}")
+        raise ConfigInvalid(f"{path} ends with none of {', '.join(_READ)}", mend="name a file of one of these kinds")
     return path.suffix
 
 

@@ -73,7 +73,7 @@ def parse_workflow(text: str, *, source: str = "workflow.yaml", beside: Iterable
     """
     node = compose(text, source=source)
     if node is None:
-        raise DefinitionInvalid(f"{source}: the file is empty")
+        raise DefinitionInvalid(f"{source}: the file is empty", mend="configs/workflow.yaml shows what it may have")
     return _Reader(source).workflow(node, beside=beside)
 
 

@@ -163,7 +163,7 @@ def test_the_newest_version_is_read_as_soon_as_its_window_is_full(place):
     place.append(newer, watermark_ms=BASE, tiles={"top_queries_30m@2": tiles(("all", BASE, '[1,["b",1]]'))})
     versions = [
         read_view(newer, QUERIES.view, ["all"], as_of_ms=None, now_ms=now_ms)["version"]
-        for now_ms in (BASE, BASE + 10 * MINUTE, BASE + 10 * MINUTE + 1)
+        for now_ms in (BASE, BASE + 10 * MINUTE + 10 * SECOND - 1, BASE + 10 * MINUTE + 10 * SECOND)
     ]
     assert versions == [1, 1, 2]
 

@@ -22,6 +22,7 @@ from rtrec_ray.features.counted import counted, taken_back
 from rtrec_ray.features.daily import DAY_MS
 from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.file import load_definitions
+from rtrec_ray.features.seen import MINUTE_MS
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.stores.features.as_of import AsOfReader, unknown_yet
 from rtrec_ray.stores.features.past import HistoryPast
@@ -92,8 +93,8 @@ def test_what_is_noted_of_retractions_is_as_good_as_looking_through_all_later_hi
     gone = 0
     for from_ms in range(DAY_START_MS, DAY_START_MS + DAYS * DAY_MS, 4 * HOUR_MS):
         span = {"from_ms": from_ms, "to_ms": from_ms + 4 * HOUR_MS}
-        whole = plain.behavior(**span)
-        assert standing(bounded.behavior(**span)) == standing(whole), from_ms
+        whole = pl.concat(plain.behavior(**span))
+        assert standing(pl.concat(bounded.behavior(**span))) == standing(whole), from_ms
         if from_ms >= DAY_START_MS + (DAYS - 1 - keep_days) * DAY_MS:  # the newest counted day is the last but one
             assert all(file.max_offset >= noted.noted_upto()[file.partition] for file in history.looked)
         gone += len(standing(whole.filter(pl.col("event_type") != RETRACT))) - len(standing(whole))
@@ -107,9 +108,23 @@ def test_a_retraction_below_an_offset_is_there_as_it_came_and_files_behind_it_ar
     manifest.add(None, write(tmp_path, [first, second]))
     manifest.add(None, write(tmp_path, [retraction(first, after_ms=HOUR_MS)], first=2))
     manifest.add(None, write(tmp_path, [retraction(second, after_ms=2 * HOUR_MS)], first=3))
-    found = HistoryPast(history).below({0: 3}, from_ms=DAY_START_MS, to_ms=DAY_START_MS + 60_000)
+    (found,) = HistoryPast(history).below({0: 3}, from_ms=DAY_START_MS, to_ms=DAY_START_MS + 60_000)
     assert sorted(found["offset"]) == [0, 1, 2]
-    assert [file.min_offset for file in history.looked] == [2]
+    assert [file.min_offset for file in history.looked] == [0, 2]
+
+
+def test_a_stretch_of_the_past_comes_some_minutes_after_another_each_with_the_retractions_of_its_events(
+    tmp_path: Path, manifest: MemoryHistoryManifest
+) -> None:
+    history = History(ArrowHistoryFiles(HistoryFilesOptions(uri=str(tmp_path))), manifest, portion_rows=8)
+    sent = [event(number, "click", at_ms=number * 20_000, user=2) for number in range(30)]
+    manifest.add(None, write(tmp_path, sent))
+    manifest.add(None, write(tmp_path, [retraction(each, after_ms=HOUR_MS) for each in sent[::4]], first=30))
+    frames = list(HistoryPast(history).behavior(from_ms=DAY_START_MS, to_ms=DAY_START_MS + 10 * MINUTE_MS))
+    numbers = [frame.filter(pl.col("event_type") != RETRACT)["offset"].sort().to_list() for frame in frames]
+    assert numbers == [[*range(start, start + 6)] for start in range(0, 30, 6)], "two minutes have 6 events, three 9"
+    gone = [sorted(taken_back(frame.filter(pl.col("event_type") == RETRACT))["event_id"]) for frame in frames]
+    assert gone == [["e0", "e4"], ["e8"], ["e12", "e16"], ["e20"], ["e24", "e28"]]
 
 
 # --- point-in-time values ---------------------------------------------------------------------------------------------

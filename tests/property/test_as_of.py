@@ -37,6 +37,7 @@ VIEW = FeatureView(
         Aggregation(name="mean_dwell", kind="mean", field="dwell_ms", where=VIEWED),
         Aggregation(name="by_type", kind="count_by", field="item_type"),
         Aggregation(name="top", kind="top_k", field="query", limit=2),
+        Aggregation(name="ranked", kind="top_k", field="item_id"),
         Aggregation(name="last", kind="last_n", field="item_id", limit=2),
         Aggregation(name="lasts", kind="last_n", field="item_id", limit=3, repeats=True),
         Aggregation(name="pages", kind="distinct", field="page_id", where=VIEWED),
@@ -149,6 +150,7 @@ def value(mine: list[dict[str, Any]]) -> dict[str, Any]:
     views = [event for event in mine if event["event_type"] == "view"]
     dwells = [event["dwell_ms"] for event in views if event["dwell_ms"] is not None]
     queries = Counter(event["query"] for event in mine if event["query"] not in (None, TOO_LONG))
+    items = Counter(event["item_id"] for event in mine if event["item_id"] is not None)
     kinds = Counter(event["item_type"] for event in mine if event["item_type"] is not None)
     return {
         "events": len(mine),
@@ -156,11 +158,16 @@ def value(mine: list[dict[str, Any]]) -> dict[str, Any]:
         "dwell": sum(dwells),
         "mean_dwell": sum(dwells) / len(dwells) if dwells else None,
         "by_type": dict(sorted(kinds.items())),
-        "top": [[text, n] for text, n in sorted(queries.items(), key=lambda pair: (-pair[1], pair[0]))[:2]],
+        "top": ranked(queries)[:2],
+        "ranked": ranked(items),
         "last": list(dict.fromkeys(newest(mine, "item_id")))[:2],
         "lasts": newest(mine, "item_id")[:3],
         "pages": list(dict.fromkeys(newest(views, "page_id"))),
     }
+
+
+def ranked(counts: Counter[Any]) -> list[list[Any]]:
+    return [[value, n] for value, n in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))]
 
 
 def newest(events: list[dict[str, Any]], name: str) -> list[Any]:

@@ -52,7 +52,6 @@ SOURCES = ["a", "b", "c"]
 brought = st.tuples(st.just("brought"), st.sampled_from(SOURCES), st.sampled_from([None, *range(0, 30, 3)]))
 looks = st.tuples(st.just("looked"), st.sampled_from(["abc", "abc", "ab", "c", ""]), st.none())
 waits = st.tuples(st.just("wait"), st.sampled_from([1, 5, 9, 10]), st.none())
-away = st.tuples(st.just("lost"), st.none(), st.none())
 
 
 class Sources:
@@ -75,9 +74,6 @@ class Sources:
                 self.mark.looked(source, at_end=source in what, wall_ms=self.now)
                 since = self.now if self.at_end_since[source] is None else self.at_end_since[source]
                 self.at_end_since[source] = since if source in what else None
-        elif kind == "lost":
-            self.mark.lost()
-            self.at_end_since, self.goes_on = dict.fromkeys(SOURCES), None
         else:
             self.now += what
 
@@ -100,7 +96,7 @@ class Sources:
         return min(start + self.now - since, max(newest, self.now) - 5)
 
 
-@given(st.lists(st.one_of(brought, brought, looks, looks, waits, waits, away), min_size=15, max_size=50))
+@given(st.lists(st.one_of(brought, brought, looks, looks, waits, waits), min_size=15, max_size=50))
 def test_a_watermark_never_moves_back_waits_for_the_stalled_and_not_for_the_idle(steps):
     sources, before = Sources(), None
     for step in steps:

@@ -95,21 +95,27 @@ def broker():
     return found
 
 
-class Dying(FeatureOperator):
-    """Fails before or after the writing of some commits; each commit writes two partitions."""
+@pytest.fixture
+def dying():
+    """Operators that fail before or after the writing of some commits, which they count together; each commit writes
+    two partitions.
+    """
+    before, after = (1, 6, 15), (4, 9, 11)
 
-    commits = 0
-    before = (1, 6, 15)
-    after = (4, 9, 11)
+    class Dying(FeatureOperator):
+        commits = 0
 
-    def write(self, cursor):
-        Dying.commits += 1
-        if Dying.commits in self.before:
-            raise StoreUnavailable("killed before the write")
-        counts = super().write(cursor)
-        if Dying.commits in self.after:
-            raise StoreUnavailable("killed after the write, before the commit")
-        return counts
+        def write(self, cursor):
+            Dying.commits += 1
+            if Dying.commits in before:
+                raise StoreUnavailable("killed before the write")
+            counts = super().write(cursor)
+            if Dying.commits in after:
+                raise StoreUnavailable("killed after the write, before the commit")
+            return counts
+
+    yield Dying
+    assert Dying.commits > max(before + after), "each of the failures came"
 
 
 def run_pipeline(dsn, broker, store, make, eventually):
@@ -153,11 +159,10 @@ def applied(dsn):
 
 
 def test_a_run_that_fails_in_its_commits_gives_the_values_and_counts_of_one_that_does_not(
-    dsn, broker, store, eventually
+    dsn, broker, store, dying, eventually
 ):
-    run_pipeline(dsn, broker, store, Dying, eventually)
+    run_pipeline(dsn, broker, store, dying, eventually)
     values = store.get(KEYS, as_of_ms=BASE + 5 * MINUTE, now_ms=0)
-    assert Dying.commits > max(Dying.before)
     of_user = [values[ViewKey(view="user_browse_5m", key=str(user))] for user in range(20)]
     within = [number for number in range(EVENTS) if 1_000 + number * 100 < 5 * MINUTE]
     assert [value["view"] + value["click"] for value in of_user] == [
@@ -185,9 +190,9 @@ def counted(store):
 
 
 def test_what_a_view_keeps_is_counted_though_commits_fail_hours_expire_and_views_are_dropped(
-    dsn, broker, store, pool, eventually
+    dsn, broker, store, dying, pool, eventually
 ):
-    run_pipeline(dsn, broker, store, Dying, eventually)
+    run_pipeline(dsn, broker, store, dying, eventually)
     assert counted(store) == kept(pool)
     assert kept(pool)["user_browse_5m@1"][0] > 0
     assert (
@@ -210,6 +215,60 @@ def test_what_a_view_keeps_is_counted_though_commits_fail_hours_expire_and_views
     assert counted(store)["top_queries_30m@1"] == (1, len("all") + len('{"q":1}'))
     store.drop_view("top_queries_30m@1")
     assert counted(store) == kept(pool)
+
+
+class Interrupted:
+    """A cursor of whose session something else becomes live after some statements, if it can within half a second."""
+
+    def __init__(self, cursor, *, after, happens):
+        self._cursor, self._left = cursor, after
+        self.thread = threading.Thread(target=happens)
+
+    def __getattr__(self, name):
+        return getattr(self._cursor, name)
+
+    def execute(self, *statement):
+        self._cursor.execute(*statement)
+        self._left -= 1
+        if self._left == 0:
+            self.thread.start()
+            self.thread.join(0.5)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_a_view_that_becomes_live_while_a_partition_begins_counts_with_a_start_or_not_yet(store, pool, after):
+    newer = PostgresFeatureStore(replace(DEFINITIONS, views=(replace(DEFINITIONS.views[0], version=9),)), pool=pool)
+
+    def apply():
+        with pool.transaction() as cursor:
+            newer.apply(cursor)
+
+    with pool.transaction() as cursor:
+        interrupted = Interrupted(cursor, after=after, happens=apply)
+        live = store.begin(interrupted, partition=0, next_offset=7, complete_from_ms=BASE)
+    interrupted.thread.join()
+    with pool.transaction() as cursor:
+        cursor.execute(
+            "SELECT name || '@' || version FROM features.views JOIN features.view_starts USING (view_id)"
+            " WHERE partition = 0"
+        )
+        begun = {view for (view,) in cursor.fetchall()}
+        assert {view.id for view in live.definitions.views} == begun
+        assert store.changed(cursor, since=live.change), "what became live meanwhile is seen by the next commit"
+
+
+def test_a_view_is_dropped_whatever_its_tiles_are_locked_by(dsn, store, pool):
+    frames = {"top_queries_30m@1": pl.DataFrame([("all", BASE, '[1,["a",1]]')], schema=TILE_SCHEMA, orient="row")}
+    with pool.transaction() as cursor:
+        store.append(cursor, TaskOutput(partition=0, watermark_ms=BASE, tiles=frames))
+    busy = connect(PostgresOptions(dsn=dsn))
+    with transaction(busy) as cursor:
+        cursor.execute("SELECT FROM features.tiles FOR UPDATE")
+        cursor.execute("SELECT FROM features.sizes FOR UPDATE")
+        assert cursor.rowcount == 1
+        store.drop_view("top_queries_30m@1")
+        assert "top_queries_30m@1" not in store.sizes()
+    busy.close()
 
 
 def test_a_reader_that_holds_a_lock_delays_the_dropping_of_tiles_but_is_not_waited_for(dsn, store, pool):

@@ -434,3 +434,12 @@ def test_views_as_files_are_the_same_views():
         assert times == {(definitions.tile_ms, definitions.horizon_ms, definitions.retention_ms)}
         versions = [view.version for view in views if view.name == odd.views[0].name]
         assert versions == sorted(versions), "applied one after another, the newest is the last"
+
+
+def test_a_newer_version_is_read_when_its_first_tile_is_whole_too():
+    view = DEFINITIONS.view("user_browse_5m")
+    newer = replace(view, version=2)
+    began = {"user_browse_5m@2": 100_003}
+    both = replace(DEFINITIONS, views=(view, newer), complete_from_ms=began)
+    found = [both.view("user_browse_5m", at_ms=at_ms).version for at_ms in (400_003, 409_999, 410_000)]
+    assert found == [1, 1, 2]

@@ -40,7 +40,9 @@ def test_a_top_level_name_resolves_inside_this_tree(package):
 def test_every_error_survives_the_trip_through_ray():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RtrecError)]
     assert len(kinds) > 10
+    named = errors.__doc__.replace("├──", "").replace("└──", "").split()
     for kind in kinds:
+        assert kind.__name__ in named, "the tree names every error"
         back = pickle.loads(pickle.dumps(kind("what", mend="how")))
         assert (type(back), back.line()) == (kind, "what (how)")
 

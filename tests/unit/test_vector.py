@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,6 @@ import pytest
 from rtrec_ray.events import CatalogItem, ProfileVersion
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.request import (
-    ITEM_INPUTS,
-    REQUEST_INPUTS,
     Recent,
     item_asks,
     item_features,
@@ -21,10 +20,13 @@ from rtrec_ray.features.request import (
     trends,
 )
 from rtrec_ray.features.vector import ModelInput, assemble
+from training.definition import load_definition
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 CATEGORY = ModelInput(name="x", kind="category")
 NUMBER = ModelInput(name="x", kind="number")
 IDS = ModelInput(name="x", kind="ids", length=2)
+INPUTS = {each.name: each for each in load_definition(CONFIGS / "model.yaml").model_inputs}
 PROFILE = ProfileVersion(user_id=1, ts=0, country="CN", gender="f", city="Shanghai", age_band="20")
 ITEM = CatalogItem(item_id=5, ts=0, item_type="ad", category_id=3)
 
@@ -65,18 +67,22 @@ def test_columns_have_the_promised_types_and_shapes_also_without_rows():
         assert [column.shape for column in columns] == [(len(rows),), (len(rows),), (len(rows), 2)]
 
 
-def test_the_features_of_a_request_have_the_names_the_inputs_ask_for():
-    request = request_features({}, None, user_id=1, realtime=True)
+def test_the_shipped_model_asks_for_every_feature_of_a_request_in_its_length():
+    browsed = {"last_items": list(range(100)), "pages": list(range(100)), "items": list(range(100))}
+    values = {ViewKey(view=view, key="1"): browsed for view in ("user_browse_5m", "user_browse_1m")}
+    request = request_features(values, None, user_id=1, realtime=True)
     item = item_features(ITEM, trends({}, None, page_id=None), recent=Recent())
-    assert list(request) == [each.name for each in REQUEST_INPUTS]
-    assert list(item) == [each.name for each in ITEM_INPUTS]
+    assert {*request, *item} <= {*INPUTS}
+    lists = {name: len(value) for name, value in request.items() if isinstance(value, list)}
+    assert lists == {name: each.length for name, each in INPUTS.items() if each.kind == "ids"}
 
 
 def test_what_was_logged_as_json_gives_the_same_columns_as_what_was_served():
     values = {ViewKey(view="user_browse_5m", key="1"): {"view": 2, "dwell_ms": 7, "last_items": list(range(50))}}
     served = request_features(values, PROFILE, user_id=1, realtime=True)
     logged = json.loads(json.dumps(served))
-    a, b = (assemble(REQUEST_INPUTS, [row]) for row in (served, logged))
+    a, b = (assemble(INPUTS.values(), [row]) for row in (served, logged))
+    assert a.keys() == INPUTS.keys()
     assert all(np.array_equal(a[name], b[name]) for name in a)
     assert served["user_last_items"] == list(range(10))
     assert (served["user_5m_view"], served["user_5m_click"], served["city"]) == (2, 0, "Shanghai")

@@ -107,7 +107,7 @@ def served(number, events, *, user, offsets, as_of_ms, page_id=1, profiles=PROFI
     values = {}
     for ask in asks:
         span = DEFINITIONS.window(DEFINITIONS.view(ask.view)).now(as_of_ms)
-        found = recompute(DEFINITIONS, (ask.view, [ask.key]), behind, profiles, span=span)
+        found = recompute(DEFINITIONS, ask.view, [ask.key], [(behind, profiles)], span=span)
         values[ask] = found[ask.key]
     recent = recently_viewed([ITEMS[item] for item in (values[asks[0]] or {}).get("last_items", ())])
     trend = trends(values, profile, page_id=page_id)

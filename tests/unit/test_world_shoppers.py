@@ -370,7 +370,7 @@ def recomputed(day, asks, *, now_ms):
         keys = [ask.key for ask in asks if ask.view == view]
         span = DEFINITIONS.window(DEFINITIONS.view(view)).now(now_ms)
         profiles = world.people.records(ts_ms=START_MS)
-        values = recompute(DEFINITIONS, (view, keys), events, profiles, span=span)
+        values = recompute(DEFINITIONS, view, keys, [(events, profiles)], span=span)
         found |= {ViewKey(view=view, key=key): value for key, value in values.items()}
     return found
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import polars as pl
 
-from rtrec_ray.events import PROFILE, PROFILE_SCHEMA
+from rtrec_ray.events import PROFILE
 from rtrec_ray.eventtime.tile import tile_start
 from rtrec_ray.features.as_of import as_of, fields_of, schema_of
-from rtrec_ray.features.definition import Definitions, FeatureView
+from rtrec_ray.features.definition import FeatureView
 from rtrec_ray.features.seen import MINUTE_MS
 from rtrec_ray.postgres.connection import Cursor
 from rtrec_ray.stores.features.past import HistoryPast
+from rtrec_ray.stores.features.store import ProfileSource, profiles_of
 from rtrec_ray.stores.history.store import HOUR_MS, HistoryFile
 from rtrec_ray.stores.progress import read_positions, read_stages
 
@@ -26,24 +27,11 @@ EVENTS: Final = 2_000_000
 """Events of the history that are held at once, about; a slot with its windows may have more."""
 
 
-class Versions(Protocol):
-    """Where profiles are read, with what is live."""
-
-    @property
-    def definitions(self) -> Definitions:
-        """The views that are live."""
-        ...
-
-    def profile_versions(self, user_ids: list[int]) -> pl.DataFrame:
-        """All versions of these users' profiles: PROFILE_SCHEMA. Raises StoreUnavailable."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsOfReader:
     """Answers many questions about the past at once. `events`: of the history, in memory at once, about."""
 
-    store: Versions
+    store: ProfileSource
     past: HistoryPast
     events: int = EVENTS
 
@@ -72,8 +60,7 @@ class AsOfReader:
     def _answer(self, view: FeatureView, rows: pl.DataFrame) -> pl.DataFrame:
         from_ms, to_ms = self._span(view, _range(rows["time_ms"]))
         events = self.past.until(from_ms=from_ms, to_ms=to_ms, columns=fields_of(view))
-        users = events["user_id"].unique().to_list() if view.needs_profile else []
-        profiles = self.store.profile_versions(users) if users else PROFILE_SCHEMA.to_frame()
+        profiles = profiles_of(self.store, view, events)
         return as_of(view, rows, events, profiles, tile_ms=self.store.definitions.tile_ms)
 
     def _portions(self, view: FeatureView, slots: dict[int, pl.DataFrame]) -> Iterator[pl.DataFrame]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import polars as pl
+
 from rtrec_ray.errors import BackfillImpossible
-from rtrec_ray.events import BEHAVIOR, PROFILE_SCHEMA
+from rtrec_ray.events import BEHAVIOR
 from rtrec_ray.features.backfill import SLICE_MS, slices, tiles_before
 from rtrec_ray.features.definition import NOT_BEGUN_MS, FeatureView
 from rtrec_ray.postgres.connection import Cursor, Pool
@@ -14,7 +17,7 @@ from rtrec_ray.postgres.statements import load
 from rtrec_ray.stores.features.live import LiveViews, read_live
 from rtrec_ray.stores.features.past import HistoryPast
 from rtrec_ray.stores.features.postgres import PostgresFeatureStore
-from rtrec_ray.stores.features.store import TaskOutput
+from rtrec_ray.stores.features.store import TaskOutput, profiles_of
 from rtrec_ray.stores.progress import read_positions
 
 
@@ -102,12 +105,18 @@ class FeatureBackfill:
 
     def fill(self, plan: BackfillPlan, *, from_ms: int) -> int:
         """Write the tiles of one slice, unless somebody did; answers how many rows. Raises StoreUnavailable."""
-        events = self._past.below(plan.starts, from_ms=from_ms, to_ms=from_ms + SLICE_MS)
-        users = events["user_id"].unique().to_list() if plan.view.needs_profile else []
-        profiles = self._store.profile_versions(users) if users else PROFILE_SCHEMA.to_frame()
-        found = tiles_before(
-            plan.view, events, profiles, definitions=self._store.definitions, starts=plan.starts, from_ms=from_ms
-        )
+        found: defaultdict[int, list[pl.DataFrame]] = defaultdict(list)
+        for events in self._past.below(plan.starts, from_ms=from_ms, to_ms=from_ms + SLICE_MS):
+            tiles = tiles_before(
+                plan.view,
+                events,
+                profiles_of(self._store, plan.view, events),
+                definitions=self._store.definitions,
+                starts=plan.starts,
+                from_ms=from_ms,
+            )
+            for partition, rows in tiles.items():
+                found[partition].append(rows)
         with self._pool.transaction() as cursor:
             if not _still_live(cursor, plan):
                 return 0
@@ -118,10 +127,10 @@ class FeatureBackfill:
                 TaskOutput(
                     partition=partition,
                     watermark_ms=None,
-                    tiles={plan.view.id: rows},
+                    tiles={plan.view.id: pl.concat(frames)},
                     numbers={plan.view.id: plan.view_id},
                 )
-                for partition, rows in found.items()
+                for partition, frames in found.items()
             ]
             return sum(self._store.append_tiles(cursor, output) for output in outputs)
 

@@ -85,8 +85,12 @@ def begin_views(cursor: Cursor, *, partition: int, next_offset: int, complete_fr
     """
     sql = _sql()
     start = {"partition": partition, "next_offset": next_offset, "complete_from_ms": complete_from_ms}
-    cursor.execute(sql["lock_to_begin"], start)
-    if cursor.rowcount:
+    # Also if there is nothing to begin: a view that becomes live before it is read below would count without a start.
+    # And who begins last must see all the others.
+    cursor.execute(sql["lock_settings"])
+    cursor.execute(sql["is_to_begin"], start)
+    (to_begin,) = cursor.fetchone() or (False,)
+    if to_begin:
         before = read_live(cursor)
         cursor.execute(sql["begin_views"], start)
         if read_live(cursor) != before:
@@ -98,7 +102,9 @@ def begin_views(cursor: Cursor, *, partition: int, next_offset: int, complete_fr
 
 
 def drop_live(cursor: Cursor, view_id: str) -> None:
-    """Let a version ("name@version") be live no longer, and forget its values. Raises UnknownView."""
+    """Let a version ("name@version") be live no longer, and forget its lists. Its tiles, which nobody reads any more,
+    go with their hours: to delete millions of rows here would hold up who begins and who commits. Raises UnknownView.
+    """
     sql = _sql()
     name, _, version = view_id.partition("@")
     cursor.execute(sql["lock_settings"])
@@ -108,7 +114,7 @@ def drop_live(cursor: Cursor, view_id: str) -> None:
         live = read_live(cursor)
         known = ", ".join(sorted(live.view_ids)) if live is not None else "nothing"
         raise UnknownView(f'no view "{view_id}" is live; live are {known}', mend="name one of these, as NAME@VERSION")
-    for statement in ("drop_tiles", "drop_sizes", "drop_lists", "drop_round"):
+    for statement in ("drop_lists", "drop_round"):
         cursor.execute(sql[statement], {"view_id": row[0]})
     cursor.execute(sql["note_change"])
 

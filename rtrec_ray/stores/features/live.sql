@@ -34,13 +34,11 @@ WHERE v.live
 GROUP BY v.view_id
 ORDER BY v.view_id;
 
--- name: lock_to_begin (if there is anything to begin; who begins last must see all the others)
-SELECT FROM features.settings
-WHERE EXISTS (
+-- name: is_to_begin
+SELECT EXISTS (
     SELECT FROM features.views v
     WHERE live AND NOT EXISTS (SELECT FROM features.view_starts s WHERE s.view_id = v.view_id AND s.partition = %(partition)s)
-)
-FOR UPDATE;
+);
 
 -- name: begin_views
 INSERT INTO features.view_starts (view_id, partition, next_offset, complete_from_ms)
@@ -55,12 +53,6 @@ WITH dropped AS (
     ON CONFLICT DO NOTHING
 )
 SELECT view_id FROM dropped;
-
--- name: drop_tiles
-DELETE FROM features.tiles WHERE view_id = %(view_id)s;
-
--- name: drop_sizes
-DELETE FROM features.sizes WHERE view_id = %(view_id)s;
 
 -- name: drop_lists
 DELETE FROM features.top_lists WHERE view_id = %(view_id)s;

@@ -11,6 +11,7 @@ import polars as pl
 
 from rtrec_ray.errors import UnknownView
 from rtrec_ray.events import PROFILE_SCHEMA, CatalogItem, ProfileVersion
+from rtrec_ray.eventtime.window import LONG_AGO_MS
 from rtrec_ray.features.definition import NOT_BEGUN_MS, Definitions, FeatureView
 from rtrec_ray.features.evolve import evolve
 from rtrec_ray.features.keys import ViewKey
@@ -83,7 +84,8 @@ class MemoryFeatureStore:
         live, mark_ms = self.tables.live, self.tables.kept_upto_ms
         both = evolve(live, self._given, defined=self.tables.dropped)
         if live is not None and mark_ms is not None and both.retention_ms > live.retention_ms:
-            both = replace(both, tiles_from_ms=max(both.tiles_from_ms or 0, mark_ms - live.retention_ms))
+            known_ms = LONG_AGO_MS if both.tiles_from_ms is None else both.tiles_from_ms
+            both = replace(both, tiles_from_ms=max(known_ms, mark_ms - live.retention_ms))
         if both != live:
             self.tables.live = both
             self.tables.change += 1

@@ -19,7 +19,7 @@ from typing import Final
 from rtrec_ray.clock import Clock, monotonic_s
 from rtrec_ray.errors import ServerUnavailable, UnknownView
 from rtrec_ray.events import CatalogItem
-from rtrec_ray.eventtime.window import Span
+from rtrec_ray.eventtime.window import LONG_AGO_MS, Span
 from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.features.merge import Once, Value, timed_state
@@ -233,7 +233,7 @@ class _Tiles:
     def __init__(self, view: FeatureView) -> None:
         self.view = view
         self.height = 0
-        self.from_ms = -(1 << 62)
+        self.from_ms = LONG_AGO_MS
         self.once = Once(view)
         # All rows of a key are one text, with their times: a reader finds them in one place of memory and not in as
         # many as there are rows, and the collector of garbage has nothing to go through. Busy keys have more texts

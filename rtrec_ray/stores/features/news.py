@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -14,6 +14,23 @@ from rtrec_ray.stores.features.followed import Known, News, RoundNews
 from rtrec_ray.stores.features.store import ListRows, ReadPoint
 from rtrec_ray.stores.features.tile_log import logged_rows, window_rows
 from rtrec_ray.stores.features.values import FRESH_MS, offsets_of
+
+
+class _Round(msgspec.Struct, frozen=True):
+    """A row of features.top_list_rounds, in the statement's words."""
+
+    view_id: int
+    as_of_ms: int
+    offsets: dict[int, int]
+    round: int
+    fresh: bool
+
+    def news(self, view: FeatureView, values: Mapping[str, Any] | None) -> RoundNews:
+        point = ReadPoint(as_of_ms=self.as_of_ms, offsets=self.offsets, version=view.version)
+        return RoundNews(number=self.round, point=point, fresh=self.fresh, values=values)
+
+
+_ROUNDS: Final = msgspec.json.Decoder(list[_Round])
 
 
 def read_news(cursor: Cursor, known: Known, *, views: Mapping[int, FeatureView], from_ms: int, most_rows: int) -> News:
@@ -30,11 +47,11 @@ def read_news(cursor: Cursor, known: Known, *, views: Mapping[int, FeatureView],
         tiles = ListRows(offsets=offsets, rows={}, whole=False)
     else:
         tiles = logged_rows(cursor, merged, cached=False, after=known.offsets, from_ms=from_ms, most_rows=most_rows)
-    last = {row["view_id"]: row for row in msgspec.json.decode(rounds or "[]") if row["view_id"] in views}
+    last = {each.view_id: each for each in _ROUNDS.decode(rounds or "[]") if each.view_id in views}
     risen = {
         number: known.rounds.get(views[number].id, -1)
-        for number, row in last.items()
-        if row["round"] != known.rounds.get(views[number].id)
+        for number, each in last.items()
+        if each.round != known.rounds.get(views[number].id)
     }
     lists: dict[int, dict[str, Any]] = {number: {} for number in risen}
     if risen:
@@ -46,11 +63,5 @@ def read_news(cursor: Cursor, known: Known, *, views: Mapping[int, FeatureView],
         offsets=offsets,
         rows={} if tiles is None else tiles.rows,
         lost=tiles is None,
-        rounds={views[number].id: _round(views[number], row, lists.get(number)) for number, row in last.items()},
+        rounds={views[number].id: each.news(views[number], lists.get(number)) for number, each in last.items()},
     )
-
-
-def _round(view: FeatureView, row: Mapping[str, Any], values: Mapping[str, Any] | None) -> RoundNews:
-    offsets = {int(partition): offset for partition, offset in row["offsets"].items()}
-    point = ReadPoint(as_of_ms=row["as_of_ms"], offsets=offsets, version=view.version)
-    return RoundNews(number=row["round"], point=point, fresh=row["fresh"], values=values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import polars as pl
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from rtrec_ray.errors import BeyondRetention
 from rtrec_ray.events import BEHAVIOR, RETRACT
-from rtrec_ray.features.counted import EVENT_SCHEMA, NAME_SCHEMA, PLACE
+from rtrec_ray.features.counted import EVENT_SCHEMA, NAME_SCHEMA, PLACE, taken_back
 from rtrec_ray.features.seen import MINUTE_MS
 from rtrec_ray.postgres.connection import PostgresOptions
 from rtrec_ray.stores.history.files import ArrowHistoryFiles, HistoryFilesOptions
@@ -67,24 +67,21 @@ class HistoryPast:
         for each in self._owned:
             each.close()
 
-    def behavior(self, *, from_ms: int, to_ms: int) -> pl.DataFrame:
+    def behavior(self, *, from_ms: int, to_ms: int) -> Iterator[pl.DataFrame]:
         """See Past. Of a retraction that the T+1 job has noted only the name of what it takes back is here."""
-        inside = list(self._history.scan(BEHAVIOR, from_ms=from_ms, to_ms=to_ms, columns=EVENT_SCHEMA.names()))
         upto, names = self._known(from_ms=from_ms, to_ms=to_ms)
-        later = self._history.files(BEHAVIOR, from_ms=to_ms)
-        unnoted = [file for file in later if file.max_offset >= upto.get(file.partition, -1)]
-        return pl.concat(
-            [EVENT_SCHEMA.to_frame(), *inside, self._retractions(unnoted, from_ms=to_ms), _stand_ins(names)]
-        )
+        files = self._history.files(BEHAVIOR, from_ms=from_ms)
+        unnoted = [file for file in files if file.max_offset >= upto.get(file.partition, -1)]
+        retractions = pl.concat([self._retractions(unnoted, from_ms=from_ms), _stand_ins(names)])
+        return self._portions(retractions, from_ms=from_ms, to_ms=to_ms)
 
-    def below(self, offsets: Mapping[int, int], *, from_ms: int, to_ms: int) -> pl.DataFrame:
-        """Events with ts in [from_ms, to_ms), and of all later retractions at least those below these offsets
-        (partition → offset), as they came: EVENT_SCHEMA, in any order.
+    def below(self, offsets: Mapping[int, int], *, from_ms: int, to_ms: int) -> Iterator[pl.DataFrame]:
+        """Events with ts in [from_ms, to_ms), and of all retractions of them at least those below these offsets
+        (partition → offset), as they came: EVENT_SCHEMA, in any order, some whole minutes after another.
         """
-        later = self._history.files(BEHAVIOR, from_ms=to_ms)
-        before = [file for file in later if file.min_offset < offsets.get(file.partition, 0)]
-        inside = self._history.scan(BEHAVIOR, from_ms=from_ms, to_ms=to_ms, columns=EVENT_SCHEMA.names())
-        return pl.concat([EVENT_SCHEMA.to_frame(), *inside, self._retractions(before, from_ms=to_ms)])
+        files = self._history.files(BEHAVIOR, from_ms=from_ms)
+        before = [file for file in files if file.min_offset < offsets.get(file.partition, 0)]
+        return self._portions(self._retractions(before, from_ms=from_ms), from_ms=from_ms, to_ms=to_ms)
 
     def until(self, *, from_ms: int, to_ms: int, columns: Sequence[str]) -> pl.DataFrame:
         """Events and retractions with ts in [from_ms, to_ms), and nothing later. `columns`: of BEHAVIOR_SCHEMA;
@@ -97,6 +94,15 @@ class HistoryPast:
     def files(self, *, from_ms: int, to_ms: int) -> tuple[HistoryFile, ...]:
         """The files that may hold events of that time."""
         return self._history.files(BEHAVIOR, from_ms=from_ms, to_ms=to_ms)
+
+    def _portions(self, retractions: pl.DataFrame, *, from_ms: int, to_ms: int) -> Iterator[pl.DataFrame]:
+        minute_ms = taken_back(retractions)["minute"] * MINUTE_MS
+        of_time = self._history.portions(
+            BEHAVIOR, from_ms=from_ms, to_ms=to_ms, step_ms=MINUTE_MS, columns=EVENT_SCHEMA.names()
+        )
+        for start_ms, end_ms, found in of_time:
+            events = found.filter(pl.col("event_type") != RETRACT)
+            yield pl.concat([events, retractions.filter(minute_ms.is_between(start_ms, end_ms, closed="left"))])
 
     def _known(self, *, from_ms: int, to_ms: int) -> tuple[Mapping[int, int], pl.DataFrame]:
         """Partition → offset below which the retractions of these times are known by name, and the names."""

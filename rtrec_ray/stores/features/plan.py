@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Final
 
 import polars as pl
 
 from rtrec_ray.errors import BeyondRetention
-from rtrec_ray.eventtime.window import Span
+from rtrec_ray.eventtime.window import LONG_AGO_MS, Span
 from rtrec_ray.features.definition import Definitions, FeatureView
 from rtrec_ray.features.keys import ViewKey
 from rtrec_ray.stores.features.store import Ask
-
-_LONG_AGO_MS: Final = -(1 << 62)
 
 
 def plan(definitions: Definitions, keys: Iterable[ViewKey], *, as_of_ms: int | None, now_ms: int) -> list[Ask]:
@@ -32,9 +29,10 @@ def plan(definitions: Definitions, keys: Iterable[ViewKey], *, as_of_ms: int | N
 
 def beyond_retention(asks: Iterable[Ask], definitions: Definitions, *, watermark_ms: int | None) -> list[Ask]:
     """Those whose windows begin before the tiles do, or before the tiles of their view have all events."""
-    kept_from_ms = max(_kept_from_ms(definitions, watermark_ms), definitions.tiles_from_ms or _LONG_AGO_MS)
+    tiles_from_ms = LONG_AGO_MS if definitions.tiles_from_ms is None else definitions.tiles_from_ms
+    kept_from_ms = max(_kept_from_ms(definitions, watermark_ms), tiles_from_ms)
     complete = definitions.complete_from_ms
-    return [ask for ask in asks if ask.span.from_ms < max(kept_from_ms, complete.get(ask.view.id, _LONG_AGO_MS))]
+    return [ask for ask in asks if ask.span.from_ms < max(kept_from_ms, complete.get(ask.view.id, LONG_AGO_MS))]
 
 
 def kept_rows(
@@ -50,7 +48,7 @@ def kept_rows(
 
 
 def _kept_from_ms(definitions: Definitions, watermark_ms: int | None) -> int:
-    return _LONG_AGO_MS if watermark_ms is None else watermark_ms - definitions.retention_ms
+    return LONG_AGO_MS if watermark_ms is None else watermark_ms - definitions.retention_ms
 
 
 def refuse(asks: Sequence[Ask]) -> None:

@@ -43,6 +43,7 @@ from rtrec_ray.stores.features.store import (
     TaskOutput,
     TaskState,
     VersionPoint,
+    profiles_of,
 )
 from rtrec_ray.stores.features.tile_log import log_tiles, logged_rows, window_rows
 from rtrec_ray.stores.features.values import Found, KeptLists, ViewAsks, offsets_of, read_values, stored_text
@@ -319,10 +320,8 @@ class PostgresFeatureStore:
         view, span = asks[0].view, asks[0].span
         self._check_history(view, asks, span=span)
         from_ms, to_ms = minutes_around(span)
-        events = past.behavior(from_ms=from_ms, to_ms=to_ms)
-        profiles = self.profile_versions(events["user_id"].unique().to_list()) if view.needs_profile else _NO_PROFILES
-        keys = [ask.key.key for ask in asks]
-        values = recompute(self.definitions, (view.id, keys), events, profiles, span=span)
+        portions = ((events, profiles_of(self, view, events)) for events in past.behavior(from_ms=from_ms, to_ms=to_ms))
+        values = recompute(self.definitions, view.id, [ask.key.key for ask in asks], portions, span=span)
         return {ask.key: values[ask.key.key] for ask in asks}
 
     def _check_history(self, view: FeatureView, asks: Sequence[Ask], *, span: Span) -> None:
@@ -343,10 +342,12 @@ class PostgresFeatureStore:
         with self._pool.transaction() as cursor:
             return read_sizes(cursor)
 
-    def profile_versions(self, user_ids: list[int]) -> pl.DataFrame:
-        """All versions of these users' profiles, (n, PROFILE_SCHEMA). Raises StoreUnavailable."""
+    def profile_versions(self, user_ids: Sequence[int]) -> pl.DataFrame:
+        """See ProfileSource."""
+        if not user_ids:
+            return _NO_PROFILES
         with self._pool.transaction() as cursor:
-            cursor.execute(self._sql["get_profile_versions"], {"user_ids": user_ids})
+            cursor.execute(self._sql["get_profile_versions"], {"user_ids": list(user_ids)})
             return pl.DataFrame(cursor.fetchall(), schema=PROFILE_SCHEMA, orient="row")
 
     def _put_rounds(self, cursor: Cursor, rounds: Sequence[ListRound]) -> None:

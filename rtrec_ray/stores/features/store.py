@@ -5,7 +5,7 @@ A task writes in its own transaction and passes the cursor; everybody else only 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -21,7 +21,6 @@ from rtrec_ray.features.sliding import Changes, Row
 from rtrec_ray.postgres.connection import Cursor
 
 HOUR_MS: Final = 3_600_000
-_LONG_AGO_MS: Final = -(1 << 62)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,12 +163,30 @@ class Reading:
 class Past(Protocol):
     """Events older than the tiles, out of the history."""
 
-    def behavior(self, *, from_ms: int, to_ms: int) -> pl.DataFrame:
-        """Accepted events with ts in [from_ms, to_ms), whole minutes, and all retractions of them: EVENT_SCHEMA, in
-        any order. Later retractions of others may be among them; of a later one there may be no more than the name
-        (NAME_SCHEMA) of what it takes back.
+    def behavior(self, *, from_ms: int, to_ms: int) -> Iterator[pl.DataFrame]:
+        """Accepted events with ts in [from_ms, to_ms), whole minutes, some of these after another, so that memory is
+        bounded: EVENT_SCHEMA, in any order, with all retractions of them, however late. Of a late one there may be no
+        more than the name (NAME_SCHEMA) of what it takes back.
         """
         ...
+
+
+class ProfileSource(Protocol):
+    """Where profiles are read, with what is live."""
+
+    @property
+    def definitions(self) -> Definitions:
+        """The views that are live."""
+        ...
+
+    def profile_versions(self, user_ids: Sequence[int]) -> pl.DataFrame:
+        """All versions of these users' profiles, (n, PROFILE_SCHEMA). Raises StoreUnavailable."""
+        ...
+
+
+def profiles_of(source: ProfileSource, view: FeatureView, events: pl.DataFrame) -> pl.DataFrame:
+    """The versions (PROFILE_SCHEMA) of these events' users; none of a view that does not ask for them."""
+    return source.profile_versions(events["user_id"].unique().to_list() if view.needs_profile else ())
 
 
 class FeatureReader(Protocol):
@@ -277,7 +294,7 @@ class FeatureKeeping(Protocol):
         ...
 
     def drop_view(self, view_id: str) -> None:
-        """Let a version ("name@version") be live no longer and forget its values. Raises UnknownView."""
+        """Let a version ("name@version") be live no longer; nobody reads its values again. Raises UnknownView."""
         ...
 
     def drop_expired(self) -> int:

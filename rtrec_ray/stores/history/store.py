@@ -7,7 +7,8 @@ the positions they cover. What a crash leaves between the two is a file without 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -129,10 +130,14 @@ class HistoryFiles(Protocol):
 
 
 class History:
-    """The read side: the records of a topic by event time, from the files that the manifest names."""
+    """The read side: the records of a topic by event time, from the files that the manifest names.
 
-    def __init__(self, files: HistoryFiles, manifest: HistoryManifest) -> None:
+    `portion_rows`: records that `portions` holds at once, about; to work on them takes up to a kilobyte each.
+    """
+
+    def __init__(self, files: HistoryFiles, manifest: HistoryManifest, *, portion_rows: int = 500_000) -> None:
         self._files = files
+        self._portion_rows = portion_rows
         self._manifest = manifest
 
     def dataset(self, topic: str, *, from_ms: int = BEGINNING_MS, to_ms: int = FOREVER_MS) -> ds.Dataset:
@@ -162,6 +167,20 @@ class History:
             dataset = dataset.filter(where)
         return self._files.frames(dataset, columns=columns, batch_rows=batch_rows)
 
+    def portions(
+        self, topic: str, *, from_ms: int, to_ms: int, step_ms: int, columns: Sequence[str]
+    ) -> Iterator[tuple[int, int, pl.DataFrame]]:
+        """The records of one stretch of time after the other, as (from_ms, to_ms, frame). A stretch is as many whole
+        steps as have about `portion_rows` records, but one at least. Raises StoreUnavailable, also while it is read.
+        """
+        rows_of = rows_by_step(self._manifest.files(topic, from_ms=from_ms, to_ms=to_ms), step_ms=step_ms)
+        empty = schema(topic).to_frame().select(columns)
+        for start_ms, end_ms in stretches(
+            rows_of, from_ms=from_ms, to_ms=to_ms, step_ms=step_ms, rows=self._portion_rows
+        ):
+            found = self.scan(topic, from_ms=start_ms, to_ms=end_ms, columns=columns)
+            yield start_ms, end_ms, pl.concat([empty, *found])
+
     def files(self, topic: str, *, from_ms: int = BEGINNING_MS, to_ms: int = FOREVER_MS) -> tuple[HistoryFile, ...]:
         """The visible files that may hold event times of [from_ms, to_ms), for parallel readers."""
         return self._manifest.files(topic, from_ms=from_ms, to_ms=to_ms)
@@ -181,6 +200,36 @@ class History:
     def summary(self) -> tuple[TopicSummary, ...]:
         """What there is, by topic."""
         return self._manifest.summary()
+
+
+def rows_by_step(files: Iterable[HistoryFile], *, step_ms: int) -> Mapping[int, float]:
+    """Step of time since 1970 → about how many records the files have of it, as if spread evenly over a file's time."""
+    rows_of: Counter[int] = Counter()
+    for file in files:
+        steps = range(file.min_ts_ms // step_ms, file.max_ts_ms // step_ms + 1)
+        for step in steps:
+            rows_of[step] += file.row_count / len(steps)  # type: ignore[assignment]  # a Counter of shares
+    return rows_of
+
+
+def stretches(
+    rows_of: Mapping[int, float], *, from_ms: int, to_ms: int, step_ms: int, rows: int
+) -> Iterator[tuple[int, int]]:
+    """[from_ms, to_ms) cut into stretches of whole steps with at most `rows` records each, or of one step. Both are
+    multiples of `step_ms`.
+
+    >>> list(stretches({0: 5, 1: 5, 2: 5, 3: 20}, from_ms=0, to_ms=50, step_ms=10, rows=10))
+    [(0, 20), (20, 30), (30, 40), (40, 50)]
+    """
+    start_ms, held = from_ms, 0.0
+    for step_from_ms in range(from_ms, to_ms, step_ms):
+        more = rows_of.get(step_from_ms // step_ms, 0)
+        if step_from_ms > start_ms and held + more > rows:
+            yield start_ms, step_from_ms
+            start_ms, held = step_from_ms, 0.0
+        held += more
+    if start_ms < to_ms:
+        yield start_ms, to_ms
 
 
 def schema(topic: str) -> pl.Schema:
