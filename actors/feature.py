@@ -76,9 +76,9 @@ class FeatureOperator:
         """Load what is live, what was counted and the profiles; read on where the last commit ended."""
         self._read_upto = dict(committed)
         state = self._store.load(cursor, partition=self._partition)
-        self._live = self._begin(cursor, watermark_ms=state.watermark_ms)
         seen = Seen()
         seen.load(state.seen)
+        self._live = self._begin(cursor, watermark_ms=state.watermark_ms)  # last, for it may lock what all others need
         self._stream = FeatureStream(
             self._live.definitions,
             disorder_ms=self._disorder_ms,

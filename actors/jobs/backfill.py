@@ -31,7 +31,8 @@ _HISTORY_S: Final = 120.0  # the history commits every few seconds; longer, and 
 class BackfillOptions:
     """Which view ("name" or "name@version"), which stretch of event time (ms UTC, None: all there is), from where.
 
-    `tasks` of one logical CPU each run side by side, each with the tiles of a slice and a minute's events in memory.
+    `tasks` of one logical CPU each run side by side, each with the tiles of a slice in memory, and half a million
+    events or a minute's.
     """
 
     view: str

@@ -75,9 +75,9 @@ def apply(where: Where, file: Path, *, dry_run: bool) -> None:
     A view of a higher version is read instead of the older one as soon as a whole window of it is there. The workflow
     `features` fills new views from the history.
     """
-    new = load_definitions(file)
+    system, new = open_system(where.config, where.data_dir), load_definitions(file)
     try:
-        done = _apply(open_system(where.config, where.data_dir), new, dry_run=dry_run)
+        done = _apply(system, new, dry_run=dry_run)
     except DefinitionInvalid as error:
         raise DefinitionInvalid(f"{file}: {error.message}", mend=error.mend) from error
     answer = {
@@ -91,7 +91,7 @@ def apply(where: Where, file: Path, *, dry_run: bool) -> None:
 
     def show() -> None:
         _print_applied(done.added, begun=done.begun, dry_run=dry_run)
-        _print_times(done.held, file=new, before=done.before)
+        _print_times(done.held, file=new, before=done.before, dry_run=dry_run)
 
     where.answer(answer, show)
 
@@ -100,7 +100,7 @@ def apply(where: Where, file: Path, *, dry_run: bool) -> None:
 @click.argument("view")
 @command
 def drop(where: Where, view: str) -> None:
-    """Let VIEW (as NAME@VERSION) be live no longer, and forget its values."""
+    """Let VIEW (as NAME@VERSION) be live no longer. Nobody reads its values again."""
     system = open_system(where.config, where.data_dir)
     with _store(system) as store:
         store.drop_view(view)
@@ -245,7 +245,7 @@ def _print_applied(added: list[str], *, begun: bool | None, dry_run: bool) -> No
         )
 
 
-def _print_times(held: Definitions, *, file: Definitions, before: Definitions | None) -> None:
+def _print_times(held: Definitions, *, file: Definitions, before: Definitions | None, dry_run: bool) -> None:
     def of(found: Definitions) -> tuple[int, int]:
         return found.horizon_ms, found.retention_ms
 
@@ -253,7 +253,8 @@ def _print_times(held: Definitions, *, file: Definitions, before: Definitions | 
     if of(held) != of(file):
         click.echo(f"horizon {horizon}, retention {retention}: live views that the file does not have rely on them")
     elif before is not None and of(held) != of(before):
-        click.echo(f"horizon {horizon}, retention {retention} hold for all views from now on")
+        verb = "would hold" if dry_run else "hold"
+        click.echo(f"horizon {horizon}, retention {retention} {verb} for all views from now on")
 
 
 @contextmanager

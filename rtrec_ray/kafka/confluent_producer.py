@@ -15,6 +15,7 @@ from rtrec_ray.kafka.base import MAX_DEAD_LETTER_BYTES, KafkaOptions, TopicSpec,
 from rtrec_ray.kafka.librdkafka import ERROR, MEND, common_settings, make_client, raise_refused, raise_unavailable
 from rtrec_ray.kafka.stamps import STAMPS, ensure
 
+_LEARNS_S: Final = 0.05
 # What a cluster answers that lets topics be used, and not be looked into.
 _NOT_TOLD: Final = (
     ERROR.TOPIC_AUTHORIZATION_FAILED,
@@ -173,15 +174,23 @@ class ConfluentAdmin:
         )
 
     def _stamps(self, topic: str) -> str | None:
+        deadline, pause = monotonic_s() + self._options.timeout_s, threading.Event()
+        while True:
+            try:
+                entry = self._settings(topic).get(STAMPS)
+                return None if entry is None else str(entry.value)
+            except rdkafka.KafkaException as error:
+                if error.args[0].code() in _NOT_TOLD:
+                    return None
+                # A broker may learn a little later of a topic that the controller has.
+                if error.args[0].code() != ERROR.UNKNOWN_TOPIC_OR_PART or monotonic_s() > deadline:
+                    raise_unavailable("asking for the topics' settings failed", error)
+            pause.wait(_LEARNS_S)
+
+    def _settings(self, topic: str) -> Any:
         resource = ConfigResource(ConfigResource.Type.TOPIC, self._options.physical(topic))
-        try:
-            (told,) = self._client.describe_configs([resource], request_timeout=self._options.timeout_s).values()
-            entry = told.result(self._options.timeout_s + 1.0).get(STAMPS)
-        except rdkafka.KafkaException as error:
-            if error.args[0].code() in _NOT_TOLD:
-                return None
-            raise_unavailable("asking for the topics' settings failed", error)
-        return None if entry is None else str(entry.value)
+        (told,) = self._client.describe_configs([resource], request_timeout=self._options.timeout_s).values()
+        return told.result(self._options.timeout_s + 1.0)
 
     def _made(self, future: Any) -> bool:
         try:

@@ -235,8 +235,14 @@ class Interrupted:
             self.thread.join(0.5)
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 4])
-def test_a_view_that_becomes_live_while_a_partition_begins_counts_with_a_start_or_not_yet(store, pool, after):
+@pytest.mark.parametrize(
+    ("partition", "after"),
+    [(0, after) for after in range(1, 3)] + [(PARTITIONS, after) for after in range(1, 7)],
+)
+def test_a_view_that_becomes_live_while_a_partition_begins_counts_with_a_start_or_not_yet(
+    store, pool, partition, after
+):
+    """Of the partitions one has begun before, and looks whether that is all; the other one has not."""
     newer = PostgresFeatureStore(replace(DEFINITIONS, views=(replace(DEFINITIONS.views[0], version=9),)), pool=pool)
 
     def apply():
@@ -245,16 +251,18 @@ def test_a_view_that_becomes_live_while_a_partition_begins_counts_with_a_start_o
 
     with pool.transaction() as cursor:
         interrupted = Interrupted(cursor, after=after, happens=apply)
-        live = store.begin(interrupted, partition=0, next_offset=7, complete_from_ms=BASE)
+        live = store.begin(interrupted, partition=partition, next_offset=7, complete_from_ms=BASE)
     interrupted.thread.join()
     with pool.transaction() as cursor:
         cursor.execute(
             "SELECT name || '@' || version FROM features.views JOIN features.view_starts USING (view_id)"
-            " WHERE partition = 0"
+            " WHERE partition = %s",
+            (partition,),
         )
         begun = {view for (view,) in cursor.fetchall()}
         assert {view.id for view in live.definitions.views} == begun
-        assert store.changed(cursor, since=live.change), "what became live meanwhile is seen by the next commit"
+        known = f"{DEFINITIONS.views[0].name}@9" in begun
+        assert known != store.changed(cursor, since=live.change), "what is not known yet is seen by the next commit"
 
 
 def test_a_view_is_dropped_whatever_its_tiles_are_locked_by(dsn, store, pool):

@@ -103,11 +103,14 @@ def test_the_times_that_hold_are_told_when_they_are_not_those_of_the_file_or_of_
     config = tmp_path / "config.yaml"
     config.write_text(f'servers: {{postgres: {{dsn: "{dsn}"}}}}\n')
 
-    def told(file: str) -> str:
-        words = ("features", "apply", file, "--config", str(config), "--data-dir", str(tmp_path))
+    def told(file: str, *flags: str) -> str:
+        words = ("features", "apply", file, *flags, "--config", str(config), "--data-dir", str(tmp_path))
         return CliRunner().invoke(root, words, standalone_mode=False).stdout.splitlines()[-1]
 
     told(write())
+    assert told(write("retention: 70m", "retention: 80m"), "--dry-run").startswith(
+        "horizon 40m, retention 80m would hold"
+    )
     assert told(write()) == "every view in the file is live already"
     assert (
         told(write("retention: 70m", "retention: 80m")) == "horizon 40m, retention 80m hold for all views from now on"

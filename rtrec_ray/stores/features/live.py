@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
@@ -29,14 +29,12 @@ class LiveViews:
 
 def read_live(cursor: Cursor) -> LiveViews | None:
     """What is live now; None before anything was applied."""
-    sql = _sql()
-    cursor.execute(sql["read_settings"])
-    row = cursor.fetchone()
-    if row is None:
+    cursor.execute(_sql()["read_live"], {"not_begun_ms": NOT_BEGUN_MS})
+    found = cursor.fetchall()
+    if not found:
         return None
-    tile_ms, horizon_ms, retention_ms, tiles_from_ms, change = row
-    cursor.execute(sql["read_live"], {"not_begun_ms": NOT_BEGUN_MS})
-    rows = [(view_id, _view(definition), since_ms) for view_id, definition, since_ms in cursor.fetchall()]
+    tile_ms, horizon_ms, retention_ms, tiles_from_ms, change = found[0][:5]
+    rows = [(view_id, _view(text), since_ms) for *_, view_id, text, since_ms in found if view_id is not None]
     definitions = Definitions(
         tile_ms=tile_ms,
         horizon_ms=horizon_ms,
@@ -84,21 +82,23 @@ def begin_views(cursor: Cursor, *, partition: int, next_offset: int, complete_fr
     Raises DefinitionInvalid before anything was applied.
     """
     sql = _sql()
-    start = {"partition": partition, "next_offset": next_offset, "complete_from_ms": complete_from_ms}
-    # Also if there is nothing to begin: a view that becomes live before it is read below would count without a start.
-    # And who begins last must see all the others.
-    cursor.execute(sql["lock_settings"])
-    cursor.execute(sql["is_to_begin"], start)
-    (to_begin,) = cursor.fetchone() or (False,)
-    if to_begin:
-        before = read_live(cursor)
-        cursor.execute(sql["begin_views"], start)
-        if read_live(cursor) != before:
-            cursor.execute(sql["note_change"])
     live = read_live(cursor)
     if live is None:
         raise DefinitionInvalid("no feature views were applied", mend="`rtrec up` or `rtrec features apply` does it")
-    return live
+    # In this order: a view that becomes live after it was read is none that lacks a start, and counts from later on.
+    cursor.execute(sql["list_begun"], {"partition": partition})
+    if set(live.view_ids.values()) <= {view_id for (view_id,) in cursor.fetchall()}:
+        return live
+    cursor.execute(sql["lock_settings"])  # who begins last must see all the others
+    before = read_live(cursor)
+    start = {"partition": partition, "next_offset": next_offset, "complete_from_ms": complete_from_ms}
+    cursor.execute(sql["begin_views"], start)
+    begun = read_live(cursor)
+    assert begun is not None
+    if begun == before:
+        return begun
+    cursor.execute(sql["note_change"])
+    return replace(begun, change=begun.change + 1)
 
 
 def drop_live(cursor: Cursor, view_id: str) -> None:
@@ -114,7 +114,7 @@ def drop_live(cursor: Cursor, view_id: str) -> None:
         live = read_live(cursor)
         known = ", ".join(sorted(live.view_ids)) if live is not None else "nothing"
         raise UnknownView(f'no view "{view_id}" is live; live are {known}', mend="name one of these, as NAME@VERSION")
-    for statement in ("drop_lists", "drop_round"):
+    for statement in ("drop_round", "drop_lists"):  # in the order in which the keeper writes them
         cursor.execute(sql[statement], {"view_id": row[0]})
     cursor.execute(sql["note_change"])
 

@@ -21,24 +21,23 @@ ON CONFLICT (name, version) DO UPDATE SET live = true WHERE NOT v.live;
 -- name: list_defined (also those that were dropped)
 SELECT name, version, definition FROM features.views UNION ALL SELECT name, version, definition FROM features.dropped_views;
 
--- name: read_settings
-SELECT tile_ms, horizon_ms, retention_ms, tiles_from_ms, change FROM features.settings;
+-- name: read_live (one statement, so all of one moment. A view that has not begun everywhere is complete nowhere)
+SELECT s.tile_ms, s.horizon_ms, s.retention_ms, s.tiles_from_ms, s.change, l.view_id, l.definition, l.complete_from_ms
+FROM features.settings s
+LEFT JOIN (
+    SELECT v.view_id, v.definition,
+           CASE WHEN count(p.partition) > count(b.partition) THEN %(not_begun_ms)s ELSE max(b.complete_from_ms) END
+             AS complete_from_ms
+    FROM features.views v
+    LEFT JOIN features.partitions p ON true
+    LEFT JOIN features.view_starts b ON b.view_id = v.view_id AND b.partition = p.partition
+    WHERE v.live
+    GROUP BY v.view_id
+) l ON true
+ORDER BY l.view_id;
 
--- name: read_live (a view that has not begun everywhere is complete nowhere)
-SELECT v.view_id, v.definition,
-       CASE WHEN count(p.partition) > count(s.partition) THEN %(not_begun_ms)s ELSE max(s.complete_from_ms) END
-FROM features.views v
-LEFT JOIN features.partitions p ON true
-LEFT JOIN features.view_starts s ON s.view_id = v.view_id AND s.partition = p.partition
-WHERE v.live
-GROUP BY v.view_id
-ORDER BY v.view_id;
-
--- name: is_to_begin
-SELECT EXISTS (
-    SELECT FROM features.views v
-    WHERE live AND NOT EXISTS (SELECT FROM features.view_starts s WHERE s.view_id = v.view_id AND s.partition = %(partition)s)
-);
+-- name: list_begun
+SELECT view_id FROM features.view_starts WHERE partition = %(partition)s;
 
 -- name: begin_views
 INSERT INTO features.view_starts (view_id, partition, next_offset, complete_from_ms)
