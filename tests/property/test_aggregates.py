@@ -40,6 +40,11 @@ def rows_of(partials):
     return st.lists(st.tuples(starts, partials), max_size=6)
 
 
+def in_turn(partials):
+    """One row a tile, the oldest first, as most users' come."""
+    return st.dictionaries(starts, partials, min_size=2).map(lambda found: sorted(found.items()))
+
+
 def plain(rows, limit, repeats):
     """Every entry that was not taken back, sorted at once; of the values those that count."""
     gone, standing = Counter(), []
@@ -55,9 +60,15 @@ def plain(rows, limit, repeats):
 
 
 single = st.tuples(st.integers(0, 2), st.sampled_from(["e1", "e2"]), st.sampled_from([1, 2, 3])).map(list)
+# Without what takes another back.
+single_pair = st.tuples(single, single).map(lambda found: [*found[0], *found[1]])
 
 
-@given(rows_of(entries) | rows_of(single | st.just([])), limits, st.booleans())
+@given(
+    rows_of(entries) | rows_of(single | st.just([])) | in_turn(entries) | in_turn(single | single_pair),
+    limits,
+    st.booleans(),
+)
 def test_the_newest_of_rows_alone_are_those_of_rows_that_came_one_by_one(rows, limit, repeats):
     newest = Newest(limit=limit, repeats=repeats)
     expected = plain(rows, limit, repeats)
