@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, compress, islice
-from operator import add, lt
+from itertools import islice
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -215,18 +214,20 @@ class Newest:
 
 def _newest_first(partials: Sequence[Sequence[Any]], starts_ms: Sequence[int]) -> list[Any] | None:
     """The values of all entries; None if one takes another back. Few rows, as a user's, are not worth going by tile."""
-    parts = list(chain.from_iterable(partials))
-    values = parts[2::3]
-    if None in values:
-        return None
-    starts = list(compress(starts_ms, partials))
-    if len(starts) != len(values):  # most have an entry each, if any
-        of_rows = zip(starts_ms, partials, strict=True)
-        starts = [start for start, partial in of_rows for _ in range(len(partial) // 3)]
-    times = list(map(add, starts, parts[::3]))
-    if all(map(lt, times, times[1:])):  # as rows come
-        return values[::-1]
-    return [value for _, _, value in sorted(zip(times, parts[1::3], values, strict=True), reverse=True)]
+    entries: list[tuple[int, str, Any]] = []
+    for start, partial in zip(starts_ms, partials, strict=True):
+        if len(partial) == 3:  # as in most tiles of a user
+            ms, event, value = partial
+            if value is None:
+                return None
+            entries.append((start + ms, event, value))
+        elif None in partial:  # of its parts only a value can be
+            return None
+        elif partial:
+            times = [start + ms for ms in partial[::3]]
+            entries += zip(times, partial[1::3], partial[2::3], strict=True)
+    entries.sort(reverse=True)
+    return [value for _, _, value in entries]
 
 
 def _count(counts: dict[Any, int], partials: Sequence[Sequence[Any]]) -> dict[Any, int]:
