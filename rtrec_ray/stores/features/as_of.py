@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +16,7 @@ from rtrec_ray.features.seen import MINUTE_MS
 from rtrec_ray.postgres.connection import Cursor
 from rtrec_ray.stores.features.past import HistoryPast
 from rtrec_ray.stores.features.store import ProfileSource, profiles_of
-from rtrec_ray.stores.history.store import HOUR_MS, HistoryFile
+from rtrec_ray.stores.history.store import HOUR_MS, rows_by_step
 from rtrec_ray.stores.progress import read_positions, read_stages
 
 Progress = Callable[[int, int], None]
@@ -67,9 +66,10 @@ class AsOfReader:
         """Rows of slots that follow one another, as long as there are not too many events behind them."""
         if not slots:
             return
-        rows_of = _rows_by_hour(
-            self.past.files(from_ms=min(slots) * SLOT_MS - view.window_ms - MINUTE_MS, to_ms=(max(slots) + 1) * SLOT_MS)
+        files = self.past.files(
+            from_ms=min(slots) * SLOT_MS - view.window_ms - MINUTE_MS, to_ms=(max(slots) + 1) * SLOT_MS
         )
+        rows_of = rows_by_step(files, step_ms=HOUR_MS)
         portion: list[int] = []
         for slot in sorted(slots):
             first = portion[0] if portion else slot
@@ -79,12 +79,12 @@ class AsOfReader:
             portion.append(slot)
         yield pl.concat([slots[each] for each in portion])
 
-    def _too_much(self, rows_of: Counter[int], from_ms: int, to_ms: int) -> bool:
+    def _too_much(self, rows_of: Mapping[int, float], from_ms: int, to_ms: int) -> bool:
         # From the first question to the last there may be far more hours than the history has.
         first, last = max(from_ms // HOUR_MS, min(rows_of, default=0)), max(rows_of, default=-1)
         hours = range(first, min((to_ms - 1) // HOUR_MS, last) + 1)
         shares = ((min(to_ms, (hour + 1) * HOUR_MS) - max(from_ms, hour * HOUR_MS)) / HOUR_MS for hour in hours)
-        return sum(share * rows_of[hour] for hour, share in zip(hours, shares, strict=True)) > self.events
+        return sum(share * rows_of.get(hour, 0) for hour, share in zip(hours, shares, strict=True)) > self.events
 
     def _span(self, view: FeatureView, times_ms: tuple[int, int]) -> tuple[int, int]:
         """The event times behind the values as of the first to the last of these: whole minutes at the beginning, for
@@ -98,14 +98,6 @@ class AsOfReader:
 def _range(times_ms: pl.Series) -> tuple[int, int]:
     values = times_ms.to_numpy()
     return int(values.min()), int(values.max())
-
-
-def _rows_by_hour(files: Iterable[HistoryFile]) -> Counter[int]:
-    """Hour since 1970 → events in the files; a file has those of one hour."""
-    rows: Counter[int] = Counter()
-    for file in files:
-        rows[file.min_ts_ms // HOUR_MS] += file.row_count
-    return rows
 
 
 def reached_ms(cursor: Cursor, view: FeatureView) -> int | None:

@@ -7,7 +7,7 @@ the positions they cover. What a crash leaves between the two is a file without 
 from __future__ import annotations
 
 import datetime as dt
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -204,11 +204,11 @@ class History:
 
 def rows_by_step(files: Iterable[HistoryFile], *, step_ms: int) -> Mapping[int, float]:
     """Step of time since 1970 → about how many records the files have of it, as if spread evenly over a file's time."""
-    rows_of: Counter[int] = Counter()
+    rows_of: defaultdict[int, float] = defaultdict(float)
     for file in files:
         steps = range(file.min_ts_ms // step_ms, file.max_ts_ms // step_ms + 1)
         for step in steps:
-            rows_of[step] += file.row_count / len(steps)  # type: ignore[assignment]  # a Counter of shares
+            rows_of[step] += file.row_count / len(steps)
     return rows_of
 
 
